@@ -1,0 +1,107 @@
+"""The exact oracle: every mask of a layer, with its probability.
+
+Where noise is a 0/1 mask, the law of any output is a finite sum.  Nothing here knows a formula: it calls the layer once
+for each mask, in float64, so what it returns can judge a closed form, a test rule or a fast path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Distribution", "distribution", "masks"]
+
+_MOST_ELEMENTS = 20
+
+
+def masks(*shape: int) -> Tensor:
+    """All 0/1 masks of a shape, in counting order.
+
+    Args:
+        shape: shape of one mask, with n elements in all.
+
+    Returns:
+        Tensor of shape ``(2**n, *shape)``, float64.
+
+    Raises:
+        ValueError: if a mask has more than 20 elements.
+
+    Example:
+        >>> from dropoutlib.enumeration import masks
+        >>> masks(2).tolist()
+        [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
+    """
+    elements = math.prod(shape)
+    if elements > _MOST_ELEMENTS:
+        raise ValueError(f"a mask of shape {tuple(shape)} has {elements} elements, and 2**{elements} masks are too "
+                         f"many to enumerate: at most {_MOST_ELEMENTS} elements are allowed")
+    bits = torch.arange(elements - 1, -1, -1)
+    return (torch.arange(2**elements)[:, None] >> bits & 1).to(torch.float64).reshape(-1, *shape)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The exact law of a layer's output: its values and their probabilities.
+
+    Attributes:
+        outputs: shape ``(number of masks, *output)``.
+        probabilities: shape ``(number of masks,)``; they sum to one.
+    """
+
+    outputs: Tensor
+    probabilities: Tensor
+
+    def expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """The mean of ``function(output)``, applied to one output at a time."""
+        values = torch.stack([function(output) for output in self.outputs])
+        return torch.tensordot(self.probabilities, values, dims=1)
+
+    def mean(self) -> Tensor:
+        """The mean of each element of the output; the shape of one output."""
+        return torch.tensordot(self.probabilities, self.outputs, dims=1)
+
+    def variance(self) -> Tensor:
+        """The variance of each element of the output; the shape of one output."""
+        return torch.tensordot(self.probabilities, (self.outputs - self.mean()) ** 2, dims=1)
+
+    def covariance(self) -> Tensor:
+        """The covariance matrix of the flattened output, of shape ``(elements, elements)``."""
+        centred = (self.outputs - self.mean()).flatten(1)
+        return centred.T @ (self.probabilities[:, None] * centred)
+
+
+def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p: float | Tensor) -> Distribution:
+    """The exact law of a function of a Bernoulli keep mask.
+
+    Args:
+        function: takes one keep mask of the given shape (float64, zeros and ones) and returns the output.
+        shape: shape of the mask, at most 20 elements.
+        p: probability of dropping; a float, or a tensor that broadcasts to ``shape``.
+
+    Returns:
+        Distribution: the output under every mask, with its probability.
+
+    Raises:
+        ValueError: if the mask has too many elements.
+
+    Example:
+        Both values of one dropped unit, its mean and its variance p/(1 - p):
+
+        >>> import torch
+        >>> from dropoutlib import Dropout
+        >>> from dropoutlib.enumeration import distribution
+        >>> layer, x = Dropout(0.5), torch.ones(1, dtype=torch.float64)
+        >>> law = distribution(lambda keep: layer(x, noise=keep), x.shape, p=0.5)
+        >>> law.outputs.tolist(), law.mean().item(), law.variance().item()
+        ([[0.0], [2.0]], 1.0, 1.0)
+    """
+    keep = masks(*shape)
+    p = torch.as_tensor(p, dtype=torch.float64)
+    factors = torch.where(keep == 1, 1 - p, p)
+    with torch.no_grad():
+        outputs = torch.stack([function(mask) for mask in keep])
+    return Distribution(outputs.to("cpu"), factors.flatten(1).prod(dim=1))

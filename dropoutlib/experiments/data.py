@@ -1,0 +1,76 @@
+"""Real data that ships with scikit-learn, split as an experiment needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Split", "digits", "iris"]
+
+
+class Split(NamedTuple):
+    """Inputs and labels to train on and to test on.
+
+    Inputs are float32 of shape ``(examples, features)``, labels int64 of shape ``(examples,)``.
+    """
+
+    train_inputs: Tensor
+    train_labels: Tensor
+    test_inputs: Tensor
+    test_labels: Tensor
+
+
+def digits(num_train: int = 1000, *, seed: int = 0, label_noise: float = 0.0) -> Split:
+    """The 1797 handwritten digits of scikit-learn, 8 x 8 pixels between 0 and 1.
+
+    Args:
+        num_train: number of labelled examples to train on, drawn with equal shares of the ten classes; the rest is
+            for testing.
+        seed: seed of the split and of the label noise.
+        label_noise: fraction of the training labels that is replaced by a random class.
+
+    Returns:
+        Split: inputs of 64 features.
+
+    Example:
+        >>> from dropoutlib.experiments import digits
+        >>> digits(200).train_inputs.shape
+        torch.Size([200, 64])
+    """
+    from sklearn.datasets import load_digits
+
+    return _split(load_digits, 16.0, num_train, seed, label_noise)
+
+
+def iris(num_train: int = 75, *, seed: int = 0, label_noise: float = 0.0) -> Split:
+    """The 150 flowers of Fisher's iris data: four lengths in decimetres, three species.
+
+    Args:
+        num_train: number of labelled examples to train on; the rest is for testing.
+        seed: seed of the split and of the label noise.
+        label_noise: fraction of the training labels that is replaced by a random class.
+
+    Returns:
+        Split: inputs of 4 features.
+    """
+    from sklearn.datasets import load_iris
+
+    return _split(load_iris, 10.0, num_train, seed, label_noise)
+
+
+def _split(load: Callable[..., Any], unit: float, num_train: int, seed: int, label_noise: float) -> Split:
+    from sklearn.model_selection import train_test_split
+
+    inputs, labels = load(return_X_y=True)
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"label_noise has to be a fraction between 0 and 1, but got {label_noise}")
+    parts = train_test_split(inputs / unit, labels, train_size=num_train, stratify=labels, random_state=seed)
+    train_inputs, test_inputs = (torch.as_tensor(part, dtype=torch.float32) for part in parts[:2])
+    train_labels, test_labels = (torch.as_tensor(part, dtype=torch.int64) for part in parts[2:])
+    generator = torch.Generator().manual_seed(seed)
+    wrong = torch.rand(len(train_labels), generator=generator) < label_noise
+    random_labels = torch.randint(int(labels.max()) + 1, train_labels.shape, generator=generator)
+    return Split(train_inputs, torch.where(wrong, random_labels, train_labels), test_inputs, test_labels)

@@ -1,0 +1,180 @@
+"""The table of methods: one row a method, and nothing else repeats it.
+
+A method is an answer to four questions: what is multiplied (site), by which noise (law), over which axes one draw is
+shared (sharing), and what replaces the noise at test time (test rule).  The intro page, the box that opens a method's
+chapter and the docstrings of its layers are all rendered from the row here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+__all__ = ["Catalogue", "Method", "catalogue", "describe"]
+
+QUESTIONS = {
+    "site": "what is multiplied?",
+    "law": "what is the noise?",
+    "sharing": "over which axes is one draw shared?",
+    "test_rule": "what replaces the noise at test time?",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: name of the chapter, of the module and of the test file.
+        title: the name that the field uses.
+        part: folder of the chapter, the module and the tests.
+        summary: what the method does, in one sentence.
+        site: what is multiplied.
+        law: the law of the noise.
+        sharing: the axes over which one draw is shared.
+        test_rule: what replaces the noise at test time.
+        references: bibliography keys of the papers that introduced it, each with the place in the paper.
+        layers: public names of the library that implement it.
+        used_by: who uses it.
+    """
+
+    name: str
+    title: str
+    part: str
+    summary: str
+    site: str
+    law: str
+    sharing: str
+    test_rule: str
+    references: dict[str, str]
+    layers: tuple[str, ...]
+    used_by: str
+
+    @property
+    def chapter(self) -> str:
+        """Path of the chapter, from the root of the project."""
+        return f"book/{self.part}/{self.name}.ipynb"
+
+    @property
+    def api(self) -> str:
+        """Path of the page that documents the layers, from the root of the project."""
+        return f"book/reference/api/{self.part}.md"
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The four questions, each with this method's answer."""
+        return {question: getattr(self, question) for question in QUESTIONS}
+
+    def __repr__(self) -> str:
+        answers = [f"  {question.replace('_', ' ')}: {answer}" for question, answer in self.answers.items()]
+        return "\n".join([f"{self.title} ({', '.join(self.layers)})", *answers])
+
+    def _repr_markdown_(self) -> str:
+        rows = [(f"**{question.replace('_', ' ').capitalize()}** - {QUESTIONS[question]}", answer)
+                for question, answer in self.answers.items()]
+        papers = [f"{{cite:t}}`{key}`" + (f", {place}" if place else "") for key, place in self.references.items()]
+        rows.append(("**Papers**", "; ".join(papers)))
+        rows.append(("**Used by**", self.used_by))
+        rows.append(("**In the library**", ", ".join(f"[`{name}`](/{self.api})" for name in self.layers)))
+        return _markdown_table(("The four questions", self.title), rows)
+
+
+class Catalogue(dict[str, Method]):
+    """The rows of the table by name; a notebook shows it as a table with links to the chapters."""
+
+    def _repr_markdown_(self) -> str:
+        heads = ("Method", *(question.replace("_", " ").capitalize() for question in QUESTIONS), "Layers")
+        rows = [(f"[{row.title}](/{row.chapter})", *row.answers.values(), ", ".join(f"`{name}`" for name in row.layers))
+                for row in self.values()]
+        return _markdown_table(heads, rows)
+
+
+def _markdown_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+_ROWS = (
+    Method(
+        name="standard_dropout",
+        title="Standard dropout",
+        part="foundations",
+        summary="Every activation is set to zero with probability p, independently, afresh at every forward pass.",
+        site="activations of a layer, or the input",
+        law="Bernoulli keep mask, 1 with probability 1 - p; inverted dropout divides it by 1 - p",
+        sharing="none: one draw for every element of every example",
+        test_rule="identity (inverted, `Dropout`); scaling by 1 - p (raw, `WeightScalingDropout`)",
+        references={"hinton2012improving": "section 1", "srivastava2014dropout": "section 4"},
+        layers=("Dropout", "WeightScalingDropout"),
+        used_by="almost every deep-learning framework and most published networks; transformers with p = 0.1",
+    ),
+    Method(
+        name="max_norm",
+        title="Max-norm constraint",
+        part="foundations",
+        summary="After each update, the incoming weight vector of every unit is projected onto a ball of radius c.",
+        site="incoming weights of every unit, after the optimiser's step",
+        law="none: a deterministic projection",
+        sharing="one norm for all incoming weights of a unit",
+        test_rule="identity: the weights are used as they are",
+        references={"srebro2005rank": "", "srivastava2014dropout": "section 5.1"},
+        layers=("max_norm_", "MaxNorm"),
+        used_by="the networks of the original dropout papers, together with dropout and large learning rates",
+    ),
+    Method(
+        name="gaussian_dropout",
+        title="Gaussian dropout",
+        part="dense",
+        summary="Every activation is multiplied by a Gaussian factor with mean one and variance p/(1 - p).",
+        site="activations of a layer, or the input",
+        law="Gaussian, mean 1 and variance p/(1 - p)",
+        sharing="none: one draw for every element of every example",
+        test_rule="identity",
+        references={"srivastava2014dropout": "section 10", "wang2013fast": ""},
+        layers=("GaussianDropout",),
+        used_by="Keras (`GaussianDropout`); the starting point of variational dropout",
+    ),
+)
+
+
+def catalogue() -> Catalogue:
+    """The table of methods, by name.
+
+    Returns:
+        Catalogue: a dictionary from the name of a method to its row.
+
+    Example:
+        >>> from dropoutlib import catalogue
+        >>> catalogue()["gaussian_dropout"].law
+        'Gaussian, mean 1 and variance p/(1 - p)'
+    """
+    return Catalogue({row.name: row for row in _ROWS})
+
+
+_Documented = TypeVar("_Documented", bound=Callable[..., object])
+
+
+def describe(name: str) -> Callable[[_Documented], _Documented]:
+    """Writes a method's four answers and its chapter into a docstring, where it says ``{four_answers}``.
+
+    Args:
+        name: name of the method's row.
+
+    Returns:
+        A decorator for a class or a function.
+    """
+    row = catalogue()[name]
+
+    def decorate(documented: _Documented) -> _Documented:
+        if documented.__doc__ is not None:  # python -OO removes docstrings
+            answers = "\n".join([
+                *(f"* {question.replace('_', ' ').capitalize()}: {answer.replace('`', '``')}."
+                  for question, answer in row.answers.items()),
+                f"* Chapter: :doc:`/{row.chapter.removesuffix('.ipynb')}`.",
+            ])
+            documented.__doc__ = inspect.cleandoc(documented.__doc__).replace("{four_answers}", answers)
+        return documented
+
+    return decorate

@@ -1,0 +1,50 @@
+"""The exact oracle is judged by sums small enough to write out."""
+
+import math
+
+import pytest
+import torch
+
+from dropoutlib.enumeration import distribution, masks
+
+
+def test_masks_are_all_masks_in_counting_order():
+    assert masks(2).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    every = masks(2, 3)
+    assert every.shape == (64, 2, 3)
+    assert every.dtype == torch.float64
+    assert len({tuple(mask.flatten().tolist()) for mask in every}) == 64
+
+
+def test_too_many_masks_are_refused_with_their_number():
+    with pytest.raises(ValueError, match=r"\(3, 7\) has 21 elements.*at most 20"):
+        masks(3, 7)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_probabilities_count_the_dropped_elements(p):
+    law = distribution(lambda keep: keep.sum(), (5,), p)
+    binomial = [math.comb(5, kept) * (1 - p) ** kept * p ** (5 - kept) for kept in range(6)]
+    for kept, probability in enumerate(binomial):
+        assert law.probabilities[law.outputs == kept].sum().item() == pytest.approx(probability, abs=1e-15)
+
+
+def test_each_element_may_have_its_own_probability():
+    law = distribution(lambda keep: keep, (3,), torch.tensor([0.1, 0.5, 0.9]))
+    torch.testing.assert_close(law.mean(), torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64), atol=1e-7, rtol=0)
+
+
+def test_moments_agree_with_the_sums_written_out():
+    weight = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
+    law = distribution(lambda keep: weight @ keep, (2,), 0.25)
+    torch.testing.assert_close(law.mean(), 0.75 * weight.sum(dim=1))
+    covariance = 0.75 * 0.25 * weight @ weight.T
+    torch.testing.assert_close(law.covariance(), covariance)
+    torch.testing.assert_close(law.variance(), covariance.diagonal())
+    torch.testing.assert_close(law.expectation(torch.square), covariance.diagonal() + law.mean() ** 2)
+
+
+def test_outputs_may_be_of_any_shape():
+    law = distribution(lambda keep: keep.mT @ keep, (2, 2), 0.5)
+    assert law.mean().shape == law.variance().shape == (2, 2)
+    assert law.covariance().shape == (4, 4)

@@ -1,0 +1,48 @@
+"""The table of methods, and what is rendered from it."""
+
+import dropoutlib
+from dropoutlib import catalogue
+from dropoutlib.methods import QUESTIONS, describe
+
+
+def test_rows_are_found_by_their_name():
+    table = catalogue()
+    assert set(table) >= {"standard_dropout", "max_norm", "gaussian_dropout"}
+    for name, row in table.items():
+        assert row.name == name
+        assert all(row.answers[question] for question in QUESTIONS)
+
+
+def test_every_layer_is_exported_and_its_docstring_gives_the_four_answers():
+    for row in catalogue().values():
+        for name in row.layers:
+            documentation = getattr(dropoutlib, name).__doc__
+            for answer in row.answers.values():
+                assert answer.replace("`", "``") in documentation, (name, answer)
+            assert "{four_answers}" not in documentation
+            assert row.chapter.removesuffix(".ipynb") in documentation, f"{name} does not name its chapter"
+
+
+def test_the_box_and_the_table_show_every_answer():
+    table = catalogue()
+    whole = table._repr_markdown_()
+    for row in table.values():
+        box = row._repr_markdown_()
+        for answer in row.answers.values():
+            assert answer in box
+            assert answer in whole
+        for key in row.references:
+            assert key in box
+        assert f"/{row.chapter}" in whole
+        assert f"/{row.api}" in box
+
+
+def test_changing_the_table_does_not_change_the_library():
+    catalogue().clear()
+    assert catalogue()
+
+
+def test_describe_leaves_an_object_without_docstring_alone():
+    def undocumented(): ...
+
+    assert describe("max_norm")(undocumented).__doc__ is None
