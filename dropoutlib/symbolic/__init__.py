@@ -1,0 +1,22 @@
+"""Executable derivations: exact moments of indexed sums of noise, each line checked twice.
+
+The law of a noise is a random variable of ``sympy.stats``; :class:`Noise` makes a family of independent
+copies of it. Three rules work out E, Var and Cov for sums of symbolic size; :func:`derive` checks every line
+by the rules and by brute force over all masks before a page may show it.
+"""
+
+from sympy.stats import Bernoulli, Covariance, Expectation, Normal, Uniform, Variance
+
+from .brute_force import enumerate_masks, number
+from .families import Noise
+from .gaussian import Phi, gaussian_mean, phi
+from .notation import textbook
+from .proofs import Counterexample, Derivation, Identity, Unproved, derive, disprove, prove
+from .rules import by_law, cumulant, exact, linear, same
+from .terms import collapse
+
+__all__ = [
+    "Bernoulli", "Counterexample", "Covariance", "Derivation", "Expectation", "Identity", "Noise", "Normal",
+    "Phi", "Uniform", "Unproved", "Variance", "by_law", "collapse", "cumulant", "derive", "disprove",
+    "enumerate_masks", "exact", "gaussian_mean", "linear", "number", "phi", "prove", "same", "textbook",
+]

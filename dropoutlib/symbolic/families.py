@@ -1,0 +1,160 @@
+"""Families of independent copies of a random variable, and what their law says."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from sympy import (
+    Add,
+    Indexed,
+    IndexedBase,
+    KroneckerDelta,
+    Mul,
+    Poly,
+    Rational,
+    Symbol,
+    binomial,
+    sqrt,
+    stats,
+    sympify,
+)
+from sympy.core.sorting import default_sort_key
+from sympy.stats.crv_types import NormalDistribution, UniformDistribution
+from sympy.stats.rv import is_random
+from sympy.utilities.iterables import multiset_partitions
+
+from .notation import MOMENTS, textbook
+
+__all__ = ["MOMENTS", "Noise", "check_degree", "copies", "delta", "free_scalars", "is_finite", "joint_cumulant",
+           "law_cumulant", "mean_of_function", "mean_of_product", "support"]
+
+
+class Noise(IndexedBase):  # type: ignore[misc]
+    """Independent copies m[j] or M[i, j] of one SymPy random variable.
+
+    Copies with different indices are independent, and so are different families. The law takes part
+    in substitutions: ``m[j].subs(p, 0)`` is a copy of a mask that is never zero.
+
+    Args:
+        law: A random variable of ``sympy.stats``, such as ``Bernoulli("m", 1 - p)``.
+
+    Raises:
+        TypeError: If ``law`` is not a random variable of ``sympy.stats``.
+
+    >>> from sympy import symbols
+    >>> from dropoutlib.symbolic import Bernoulli, Expectation, exact
+    >>> p, j = symbols("p j")
+    >>> m = Noise(Bernoulli("m", 1 - p))
+    >>> exact(Expectation(m[j]))
+    1 - p
+    """
+
+    def __new__(cls, law: Any) -> Noise:
+        if not hasattr(law, "pspace"):
+            raise TypeError(f"law must be a random variable of sympy.stats, got {law!r}")
+        family = super().__new__(cls, law.symbol)
+        family._args = (law,)   # the law takes part in subs, == and hash
+        family.law = law
+        return family
+
+    @property
+    def free_symbols(self) -> set[Any]:
+        """With the parameters of the law; Sum.subs passes over what is not free in it."""
+        return set(super().free_symbols) | set(self.law.pspace.distribution.free_symbols)
+
+
+@is_random.register(Noise)  # type: ignore[untyped-decorator]
+def _(family: Any) -> bool:
+    return True
+
+
+def free_scalars(expression: Any) -> list[Any]:
+    """The free symbols, without the names of indexed bases (an index b and an array b may meet)."""
+    labels = {entry.base.label for entry in expression.atoms(Indexed)}
+    return sorted((s for s in expression.free_symbols - labels if isinstance(s, Symbol)), key=str)
+
+
+def copies(expression: Any) -> list[Any]:
+    """The copies m[j] in an expression, in a fixed order."""
+    found = (a for a in expression.atoms(Indexed) if isinstance(a.base, Noise))
+    return sorted(found, key=default_sort_key)
+
+
+# -- one law ------------------------------------------------------------------
+def is_finite(law: Any) -> bool:
+    """True for a law with finitely many values."""
+    return hasattr(stats.density(law), "dict")
+
+
+def support(law: Any) -> list[tuple[Any, Any]]:
+    """Values and weights of a law.
+
+    A normal or uniform law is replaced by its three Gauss nodes, which give the exact mean of every
+    polynomial of degree 5 or less.
+    """
+    density = stats.density(law)
+    if hasattr(density, "dict"):
+        return sorted(density.dict.items(), key=default_sort_key)
+    distribution = law.pspace.distribution
+    if isinstance(distribution, NormalDistribution):
+        centre, distance, outer = distribution.mean, sqrt(3) * distribution.std, Rational(1, 6)
+    elif isinstance(distribution, UniformDistribution):
+        left, right = distribution.left, distribution.right
+        centre, distance, outer = (left + right) / 2, (right - left) / 2 * sqrt(Rational(3, 5)), Rational(5, 18)
+    else:
+        raise ValueError(f"only finite, normal and uniform laws can be enumerated, not {distribution}")
+    return [(centre - distance, outer), (centre, 1 - 2 * outer), (centre + distance, outer)]
+
+
+def check_degree(expression: Any, copy: Any) -> None:
+    """Refuse what three Gauss nodes do not integrate exactly."""
+    if is_finite(copy.base.law):
+        return
+    polynomial = expression.as_poly(copy)
+    if not isinstance(polynomial, Poly) or polynomial.degree() > 5:
+        raise ValueError(f"{copy} has a continuous law: enumeration is exact for polynomials of degree at most 5 "
+                         f"in it only, got {expression}")
+
+
+def mean_of_function(expression: Any, copy: Any) -> Any:
+    """E g(m_j) for a function of one copy."""
+    law = copy.base.law
+    if is_finite(law):
+        return Add(*[weight * expression.xreplace({copy: sympify(value)}) for value, weight in support(law)])
+    return _mean_of_law(expression.xreplace({copy: law}))
+
+
+@cache
+def _mean_of_law(expression: Any) -> Any:
+    return stats.E(expression)
+
+
+@cache
+def law_cumulant(law: Any, order: int) -> Any:
+    def moment(k: int) -> Any:
+        return _mean_of_law(law**k)
+
+    lower = (binomial(order - 1, i - 1) * law_cumulant(law, i) * moment(order - i) for i in range(1, order))
+    return textbook(moment(order) - sum(lower))
+
+
+# -- products of copies -------------------------------------------------------
+def delta(left: Any, right: Any) -> Any:
+    """1 if the indices agree; a common shift is dropped, so that T - h and T - k give h and k."""
+    difference = left - right
+    positive = Add(*[term for term in Add.make_args(difference) if not term.could_extract_minus_sign()])
+    return KroneckerDelta(positive, positive - difference)
+
+
+def joint_cumulant(factors: list[Any]) -> Any:
+    """kappa_r where all copies agree, 0 where two of them are independent."""
+    first, *others = factors
+    agree = [delta(a, b) for other in others for a, b in zip(first.indices, other.indices, strict=True)]
+    return law_cumulant(first.base.law, len(factors)) * Mul(*agree)
+
+
+def mean_of_product(factors: list[Any]) -> Any:
+    """E m_i m_j ...: the sum over set partitions of products of joint cumulants."""
+    return Add(*[Mul(*[joint_cumulant([factors[i] for i in block]) for block in blocks])
+                 for blocks in multiset_partitions(list(range(len(factors))))])

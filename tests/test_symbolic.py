@@ -1,0 +1,528 @@
+"""The derivation engine: what it proves is true, what is false it refuses, and it prints the same everywhere."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import sympy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sympy import (
+    Derivative,
+    IndexedBase,
+    Integral,
+    KroneckerDelta,
+    Limit,
+    Max,
+    Product,
+    Rational,
+    Sum,
+    Symbol,
+    exp,
+    expand,
+    log,
+    oo,
+    simplify,
+    sqrt,
+    symbols,
+)
+
+from dropoutlib.symbolic import (
+    Bernoulli,
+    Covariance,
+    Expectation,
+    Noise,
+    Normal,
+    Phi,
+    Uniform,
+    Unproved,
+    Variance,
+    by_law,
+    collapse,
+    cumulant,
+    derive,
+    disprove,
+    enumerate_masks,
+    exact,
+    gaussian_mean,
+    linear,
+    number,
+    phi,
+    prove,
+    same,
+    textbook,
+)
+from dropoutlib.symbolic import rules as the_rules
+
+p, t = symbols("p t", positive=True)
+mu, s = symbols("mu s", real=True)
+n, N, d, K = symbols("n N d K", integer=True, positive=True)
+i, j, k, l, a, b, T = symbols("i j k l a b T", integer=True, positive=True)  # noqa: E741
+h = Symbol("h", integer=True, nonnegative=True)
+w, x, y, u, c, A, W, X, bias = (IndexedBase(name) for name in ["w", "x", "y", "u", "c", "A", "W", "X", "b"])
+m = Noise(Bernoulli("m", 1 - p))
+M = Noise(Bernoulli("M", 1 - p))
+z = Sum(w[j] * m[j] * x[j], (j, 1, n))
+squares = Sum(w[j] ** 2 * x[j] ** 2, (j, 1, n))
+
+
+# -- rules against enumeration, at random --------------------------------------
+g = Noise(Normal("g", Symbol("mu_g"), Symbol("s_g", positive=True)))
+BLOCKS = [
+    Sum(c[j] * m[j], (j, 1, n)),
+    Sum(A[j, k] * M[j, k], (j, 1, n), (k, 1, n)),
+    Sum(A[k, j] * m[j] * Sum(c[j] * m[j], (j, 1, n)), (j, 1, n)),       # a dummy that hides another
+    Sum(M[k, j] * c[j], (j, 1, n)),
+    Sum(g[j] * m[j], (j, 1, n)),
+    Sum(g[j] * Expectation(m[j] * M[j, k]), (j, 1, n)),
+    m[k], M[k, l], g[l], c[k], Rational(-2), p, exp(t * m[k]),
+]
+
+
+def products() -> st.SearchStrategy:
+    return st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=2).map(lambda factors: sympy.Mul(*factors))
+
+
+def sums() -> st.SearchStrategy:
+    return st.lists(products(), min_size=1, max_size=2).map(lambda parts: sympy.Add(*parts))
+
+
+MOMENTS = st.one_of(
+    st.builds(lambda e, f: Expectation(e * f), products(), st.sampled_from(BLOCKS)),
+    st.builds(Variance, products()),
+    st.builds(Covariance, sums(), products()),
+    st.builds(lambda e, f: Sum(Expectation(e) * f * c[k], (k, 1, n)), sums(), st.sampled_from(BLOCKS[8:10])),
+    st.builds(lambda e: Expectation((e - Expectation(e)) ** 2), products()),
+)
+
+
+def with_numbers(expression):
+    """Entries become numbers, different ones for different indices; with symbols the enumeration is slow."""
+    def entry(e):
+        first, last = e.indices[0], e.indices[-1]
+        return 7 * first**2 + 3 * last + len(str(e.base))
+
+    plain = expression.replace(lambda e: isinstance(e, sympy.Indexed) and not isinstance(e.base, Noise), entry)
+    return plain.subs({p: Rational(1, 3), t: log(2), Symbol("mu_g"): 2, Symbol("s_g", positive=True): sqrt(3)})
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None,
+          suppress_health_check=list(HealthCheck))
+@given(MOMENTS, st.sampled_from([(1, 1), (1, 2)]))
+def test_the_rules_agree_with_the_sum_over_all_masks(expression, at):
+    sizes = {"n": 2, "k": at[0], "l": at[1]}
+    truth = enumerate_masks(with_numbers(expression), **sizes)
+    worked_out = exact(expression)
+    assert not worked_out.has(Expectation, Variance, Covariance) or expression.has(exp)
+    assert simplify(enumerate_masks(with_numbers(worked_out), **sizes) - truth) == 0
+
+
+# -- moments of linear units ----------------------------------------------------
+za, zb = (Sum(W[unit, j] * m[j] * x[j], (j, 1, n)) for unit in (a, b))
+ca, cb = (Sum(W[unit, j] * M[unit, j] * x[j], (j, 1, n)) for unit in (a, b))
+loss = Sum((y[i] - Sum(M[i, j] * X[i, j] * w[j], (j, 1, d))) ** 2, (i, 1, N))
+ridge = Sum((y[i] - (1 - p) * Sum(X[i, j] * w[j], (j, 1, d))) ** 2, (i, 1, N)) \
+    + p * (1 - p) * Sum(w[j] ** 2 * Sum(X[i, j] ** 2, (i, 1, N)), (j, 1, d))
+normal_input = Noise(Normal("h", mu, s))
+
+RESULTS = {
+    "mean": (Expectation(z), (1 - p) * Sum(w[j] * x[j], (j, 1, n))),
+    "variance": (Variance(z), p * (1 - p) * squares),
+    "inverted mean": (Expectation(z / (1 - p)), Sum(w[k] * x[k], (k, 1, n))),
+    "inverted variance": (Variance(z / (1 - p)), p / (1 - p) * squares),
+    "variance from its definition": (Expectation((z - Expectation(z)) ** 2), p * (1 - p) * squares),
+    "two units share masks": (Covariance(za, zb), p * (1 - p) * Sum(W[a, j] * W[b, j] * x[j] ** 2, (j, 1, n))),
+    "DropConnect units do not": (
+        Covariance(ca, cb), KroneckerDelta(a, b) * p * (1 - p) * Sum(W[a, j] * W[b, j] * x[j] ** 2, (j, 1, n))),
+    "third central moment": (Expectation((m[j] / (1 - p) - 1) ** 3), p * (2 * p - 1) / (1 - p) ** 2),
+    "absolute third moment": (
+        Expectation(sympy.Abs(m[j] - 1 + p) ** 3).subs(p, Rational(1, 3)), Rational(2, 9) * Rational(5, 9)),
+    "linear regression": (Expectation(loss), ridge),
+    "one mask for the batch": (
+        Expectation(Sum((y[i] - Sum(m[j] * X[i, j] * w[j], (j, 1, d))) ** 2, (i, 1, N))), ridge),
+    "gradient of the ridge": (
+        Derivative(ridge, w[k]),
+        2 * p * (1 - p) * w[k] * Sum(X[i, k] ** 2, (i, 1, N))
+        - 2 * (1 - p) * Sum(X[i, k] * (y[i] - (1 - p) * Sum(X[i, j] * w[j], (j, 1, d))), (i, 1, N))),
+    "variance shift": (Variance(m[j] * normal_input[j] / (1 - p)), s**2 + p / (1 - p) * (mu**2 + s**2)),
+    "variance shift of a sum": (
+        Variance(Sum(w[j] * m[j] * normal_input[j], (j, 1, n)) / (1 - p)),
+        (s**2 + p / (1 - p) * (mu**2 + s**2)) * Sum(w[j] ** 2, (j, 1, n))),
+    "one mask for a channel": (Variance(Sum(m[1] * x[j], (j, 1, n))), p * (1 - p) * Sum(x[j], (j, 1, n)) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_result(name):
+    start, claim = RESULTS[name]
+    assert derive(start, exact, (claim, "closed form")).result == claim
+
+
+WRONG = {
+    "missing square": (Variance(z), p * (1 - p) * Sum(w[j] * x[j], (j, 1, n))),
+    "p for 1 - p": (Expectation(z), p * Sum(w[j] * x[j], (j, 1, n))),
+    "n - 1": (Variance(z), p * (1 - p) * Sum(w[j] ** 2 * x[j] ** 2, (j, 1, n - 1))),
+    "square of the sum": (Variance(z), p * (1 - p) * Sum(w[j] * x[j], (j, 1, n)) ** 2),
+    "raw for inverted": (Variance(z / (1 - p)), p * (1 - p) * squares),
+    "delta forgotten": (Covariance(ca, cb), RESULTS["two units share masks"][1]),
+}
+
+
+@pytest.mark.parametrize(("name", "by"), [
+    *((name, None) for name in WRONG), ("missing square", "enumeration"), ("missing square", "rules")])
+def test_wrong_claim_is_refused(name, by):
+    start, claim = WRONG[name]
+    with pytest.raises(Unproved, match=r"differ"):
+        derive(start, (claim, "wrong"), by=by)
+
+
+def test_the_error_names_the_line_and_shows_the_difference():
+    with pytest.raises(AssertionError) as caught:
+        derive(Variance(z), linear, (p * squares, "wrong"))
+    message = str(caught.value)
+    assert message.startswith("line 2 is false at n = 2: p*Sum(")
+    shown = sympy.sympify(message.split("  by ")[1].replace("[", "_").replace("]", ""))
+    missing = p**2 * sum(sympy.prod(symbols(f"w_{q} x_{q}")) ** 2 for q in (1, 2))
+    assert expand(shown.subs(Symbol("p"), p) - missing) == 0
+
+
+@pytest.mark.parametrize(("rule", "wrong"), [
+    ("linear", lambda e: the_rules.collapse(e.replace(Variance, lambda inside: Expectation(inside**2)))),
+    ("by_law", lambda e: the_rules.collapse(
+        e.replace(lambda f: isinstance(f, Covariance | Variance), lambda f: p * KroneckerDelta(
+            *(next(iter(f.args[q].indices)) for q in (0, -1))) if len(f.args) > 1 else p))),
+    ("collapse", lambda e: collapse(e.replace(KroneckerDelta, lambda *indices: sympy.Integer(1)))),
+])
+def test_a_wrong_rule_cannot_reach_the_page(monkeypatch, rule, wrong):
+    """The rules would confirm their own mistake; the enumeration does not share it."""
+    assert derive(Variance(z), linear, by_law, collapse).result == p * (1 - p) * squares
+    monkeypatch.setattr(the_rules, rule, wrong)
+    with pytest.raises(Unproved, match="is false at n = 2"):
+        derive(Variance(z), the_rules.linear, the_rules.by_law, the_rules.collapse)
+
+
+# -- sizes of the enumeration ----------------------------------------------------
+def test_small_sizes_can_deceive_and_the_chosen_size_does_not():
+    """e_3 vanishes for one and two units, not for three."""
+    total, second, third = (Sum(c[j] ** r, (j, 1, n)) for r in (1, 2, 3))
+    e3 = total**3 - 3 * total * second + 2 * third
+    prove(e3, 0, n=(1, 2))
+    with pytest.raises(Unproved, match=r"6\*c\[1\]\*c\[2\]\*c\[3\]"):
+        prove(e3, 0, n=3)
+    with pytest.raises(Unproved, match="false at n = 3"):
+        derive(e3, (0, "wrong"))
+    prove(Expectation(z**2), (1 - p) * squares, n=1)
+    with pytest.raises(Unproved):
+        derive(Expectation(z**2), ((1 - p) * squares, "wrong"))
+
+
+@pytest.mark.parametrize(("start", "sizes"), [
+    (Expectation(z), [{"n": 1}]),
+    (Variance(z), [{"n": 2}]),
+    (Expectation(loss), [{"N": 1, "d": 2}]),
+    (Covariance(ca, cb), [{"n": 2, "a": q, "b": r} for q in (1, 2) for r in (1, 2)]),
+    (Sum(p, (j, 1, n)) * n, [{"n": 1}, {"n": 2}]),
+])
+def test_sizes_are_the_number_of_sums(start, sizes):
+    assert derive(start, exact).sizes == sizes
+
+
+def test_sizes_can_be_given_and_must_exist():
+    assert derive(Variance(z), exact, n=(1, 3)).sizes == [{"n": 1}, {"n": 3}]
+    with pytest.raises(ValueError, match="no size is called q"):
+        derive(Variance(z), exact, q=2)
+
+
+def test_free_indices_take_equal_and_different_values():
+    """a = b is where a forgotten delta shows; a and b apart is where a spurious one does."""
+    with pytest.raises(Unproved, match="a = 1, b = 1"):
+        derive(Covariance(M[a, 1], M[b, 1]), (0, "wrong"))
+    with pytest.raises(Unproved, match="a = 1, b = 2"):
+        derive(Covariance(M[a, 1], M[b, 1]), (p * (1 - p), "wrong"))
+
+
+def test_substitution_reaches_the_law_inside_a_sum():
+    assert exact(Expectation(z).subs(p, Rational(1, 4))) == Rational(3, 4) * Sum(w[j] * x[j], (j, 1, n))
+    assert p in Variance(z).free_symbols
+
+
+# -- other laws and rules -----------------------------------------------------------
+def test_random_rate_correlates_the_masks():
+    """p ~ U(0, b): Cov(m_j, m_k) = Var(p) between different units (tower rule)."""
+    top = Symbol("top", positive=True)
+    rate = Noise(Uniform("P", 0, top))
+    given_rate = exact(Expectation(m[1] * m[2]))
+    between = exact(Expectation(given_rate.subs(p, rate[0]))) - exact(Expectation((1 - p).subs(p, rate[0]))) ** 2
+    assert simplify(between - top**2 / 12) == 0
+    assert simplify(enumerate_masks(Variance(rate[0])) - top**2 / 12) == 0
+    conditional = Expectation(m[1].subs(p, rate[0]))
+    assert exact(conditional) == conditional            # a law that is itself random is not guessed
+    with pytest.raises(ValueError, match="itself random"):
+        enumerate_masks(conditional)
+
+
+def test_gauss_nodes_are_exact_to_degree_five_and_refuse_more():
+    for noise in (normal_input, Noise(Uniform("U", 0, 1))):
+        for degree in range(6):
+            mean = Expectation(noise[1] ** degree)
+            assert expand(enumerate_masks(mean) - exact(mean)) == 0
+        with pytest.raises(ValueError, match="degree at most 5"):
+            enumerate_masks(Expectation(noise[1] ** 6))
+        with pytest.raises(ValueError, match="degree at most 5"):
+            enumerate_masks(Expectation(exp(noise[1])))
+
+
+def test_winner_of_a_max_pool():
+    wins = m[i] * Product(1 - m[l], (l, i + 1, n))
+    assert derive(Expectation(wins), by_law).result == (1 - p) * p ** (n - i)
+    mean = derive(Expectation(Sum(c[i] * wins, (i, 1, n))), linear, by_law, collapse, n=3).result
+    truth = enumerate_masks(Expectation(Max(*[q * m[r] for r, q in enumerate((1, 3, 7), start=1)])))
+    assert expand(truth - enumerate_masks(mean, n=3).subs({c[1]: 1, c[2]: 3, c[3]: 7})) == 0
+
+
+def test_masks_per_step_forget_and_one_mask_does_not():
+    """c_T is the sum over the age h: one mask gives one factor 1 - p, a mask a step gives (1 - p)^(h + 1)."""
+    f = Symbol("f")
+    once = Sum(m[1] ** (h + 1) * f**h * u[T - h], (h, 0, T - 1))
+    each = Sum(Product(m[l], (l, T - h, T)) * f**h * u[T - h], (h, 0, T - 1))
+    derive(Expectation(once), exact, ((1 - p) * Sum(f**h * u[T - h], (h, 0, T - 1)), ""), T=(1, 3))
+    derive(Expectation(each), exact, (Sum((1 - p) ** (h + 1) * f**h * u[T - h], (h, 0, T - 1)), ""), T=(1, 3))
+
+
+def test_what_the_rules_cannot_decide_stays():
+    for inside in (log(Sum(exp(m[j]), (j, 1, n))), m[1] / Sum(m[j], (j, 1, n)), exp(m[j] * m[k])):
+        assert exact(Expectation(inside)) == Expectation(inside)
+    for shared in (m[k] * Product(1 - m[l], (l, 1, n)), M[a, k] * Product(M[b, l], (l, 1, n))):
+        assert exact(Expectation(shared)) == Expectation(shared)    # m_k may be one of the factors
+    one = m[1] / (m[1] + m[2] + 1) + m[2] / (m[1] + m[2] + 1)
+    claim = 1 - Expectation(1 / (m[1] + m[2] + 1))
+    with pytest.raises(Unproved, match="the enumeration agrees"):
+        derive(Expectation(one), claim)
+    shown = derive(Expectation(Sum(m[j] / (1 + Sum(m[k], (k, 1, n))), (j, 1, n))),
+                   1 - Expectation(1 / (1 + Sum(m[k], (k, 1, n)))), by="enumeration", n=(1, 2, 3))
+    assert shown.lines[-1][1] == "checked for n = 1; n = 2; n = 3"
+    assert "checked for n = 1" in repr(shown) and "checked for n = 1" in shown._repr_latex_()
+
+
+def test_normalised_geometric_mean_of_softmax_networks():
+    net = bias[k] + Sum(W[k, j] * m[j] * x[j], (j, 1, n))
+    geometric = exp(Expectation(net - log(Sum(exp(net.subs(k, l)), (l, 1, K)))))
+    for keep, true in ((1 - p, True), (p, False)):
+        one_net = exp(bias[k] + keep * Sum(W[k, j] * x[j], (j, 1, n)))
+        claim = one_net / Sum(one_net.subs(k, l), (l, 1, K))
+        assert same(geometric / Sum(geometric.subs(k, l), (l, 1, K)), claim) is true
+
+
+# -- cumulants and the normal law -------------------------------------------------
+def test_cumulants_of_a_mask_follow_the_recursion():
+    law = m.law
+    for r in range(1, 6):
+        assert expand(cumulant(law, r + 1) + p * (1 - p) * cumulant(law, r).diff(p)) == 0
+    assert str(cumulant(law, 3)) == "p*(1 - p)*(2*p - 1)"
+    excess = cumulant(law, 4) / cumulant(law, 2) ** 2
+    assert simplify(excess - (1 - 6 * p * (1 - p)) / (p * (1 - p))) == 0
+    assert cumulant(normal_input.law, 3) == 0
+
+
+def test_cumulants_of_a_unit_are_the_derivatives_of_its_log_mgf():
+    generating = exact(Expectation(Product(exp(t * w[j] * x[j] * m[j]), (j, 1, n))))
+    log_mgf = sympy.expand_log(log(generating), force=True)
+    for r in (1, 2, 3, 4):
+        assert same(log_mgf.diff(t, r).subs(t, 0).simplify(), cumulant(z, r))
+    assert same(cumulant(z + Sum(c[j] * M[j, 1], (j, 1, n)) + 7, 3),
+                cumulant(m.law, 3) * (Sum((w[j] * x[j]) ** 3, (j, 1, n)) + Sum(c[j] ** 3, (j, 1, n))))
+    assert same(cumulant(z, 3), Expectation((z - Expectation(z)) ** 3))
+    with pytest.raises(ValueError, match="linear"):
+        cumulant(z**2, 2)
+    with pytest.raises(ValueError, match="order"):
+        cumulant(z, 0)
+
+
+def test_equal_weights_become_normal():
+    equal = [cumulant(Sum(m[j], (j, 1, n)), r) for r in (2, 3, 4)]
+    skewness, excess = equal[1] / equal[0] ** Rational(3, 2), equal[2] / equal[0] ** 2
+    prove(excess, (1 - 6 * p * (1 - p)) / (n * p * (1 - p)))
+    at = {p: Rational(1, 5)}
+    assert sympy.limit(skewness.subs(at), n, oo) == sympy.limit(excess.subs(at), n, oo) == 0
+
+
+RELU = mu * Phi(mu / s) + s * phi(mu / s)
+MEANS = [
+    (lambda v: Max(0, v), RELU),
+    (lambda v: Max(0, v) ** 2, (mu**2 + s**2) * Phi(mu / s) + mu * s * phi(mu / s)),
+    (Phi, Phi(mu / sqrt(1 + s**2))),
+    (exp, exp(mu + s**2 / 2)),
+]
+
+
+@pytest.mark.parametrize(("function", "mean"), MEANS)
+def test_mean_of_a_function_of_a_normal_variable(function, mean):
+    shown = gaussian_mean(mean, function, mu, s)
+    assert "heat equation" in repr(shown)
+    v = Symbol("v", real=True)
+    prove(Integral(function(mu + s * v) * phi(v), (v, -oo, oo)), mean,
+          at=[{mu: Rational(3, 10), s: 1.2}, {mu: -1, s: 0.5}])
+
+
+@pytest.mark.parametrize(("function", "mean", "defect"), [
+    (lambda v: Max(0, v), Max(0, mu), None),
+    (lambda v: Max(0, v), mu * Phi(mu / s), r"phi\(mu/s\)"),
+    (lambda v: Max(0, v), RELU + mu, "is not 0 but mu "),
+    (Phi, Phi(mu / sqrt(1 + sympy.pi * s**2 / 8)), "phi"),
+])
+def test_wrong_mean_is_refused(function, mean, defect):
+    with pytest.raises(Unproved, match=defect):
+        gaussian_mean(mean, function, mu, s)
+
+
+def test_quadrature_refuses():
+    v = Symbol("v")
+    with pytest.raises(Unproved, match="false at mu = 1, s = 2"):
+        prove(Integral(Max(0, mu + s * v) * phi(v), (v, -oo, oo)), Max(0, mu), at=[{mu: 1, s: 2}])
+
+
+def test_phi():
+    v = Symbol("v", real=True)
+    assert Phi(v).diff(v) == phi(v) and phi(v).diff(v) == -v * phi(v)
+    assert [sympy.limit(Phi(v), v, end) for end in (-oo, oo)] == [0, 1]
+    assert [sympy.limit(v**3 * phi(v), v, end) for end in (-oo, oo)] == [0, 0]
+    assert abs(float(Phi(1)) - 0.841344746068543) < 1e-14 and abs(float(phi(0)) - 0.398942280401433) < 1e-14
+    assert sympy.latex(Phi(v) * phi(v) ** 2) == r"\Phi\left(v\right) \varphi^{2}\left(v\right)"
+
+
+# -- limits --------------------------------------------------------------------------
+def test_limits():
+    prove(Limit(exact(Variance(z / (1 - p))).subs(n, 2).doit(), p, 0), 0)
+    assert sympy.limit(p / (1 - p), p, 1, "-") == oo
+    assert exact(Variance(z)).subs(p, 1) == 0 and exact(Variance(z)).subs(p, 0) == 0
+
+
+# -- printing ------------------------------------------------------------------------
+def test_textbook_signs():
+    for expression, shown in [
+        (-p / (p - 1), "p/(1 - p)"), (p - p**2, "p*(1 - p)"), ((p - 1) ** 2, "(1 - p)**2"),
+        (-p * (p - 1) * (2 * p - 1), "p*(1 - p)*(2*p - 1)"), (2 * p - 2, "-2*(1 - p)"), ((1 - p) ** T, "(1 - p)**T"),
+    ]:
+        assert str(textbook(expression)) == shown
+        assert simplify(textbook(expression) - expression) == 0
+
+
+PLAIN = """\
+Variance(Sum(m[j]*x[j], (j, 1, n))/(1 - p))
+  = Sum(Covariance(m[j], m[k])*x[j]*x[k]/(1 - p)**2, (j, 1, n), (k, 1, n))    [linearity]
+  = Sum(p*KroneckerDelta(j, k)*x[j]*x[k]/(1 - p), (j, 1, n), (k, 1, n))    [independence]
+  = p*Sum(x[j]**2, (j, 1, n))/(1 - p)    [only equal indices remain]"""
+LATEX = r"""$\displaystyle \begin{aligned}
+\operatorname{Var}\left(\frac{\sum_{j=1}^{n} {m}_{j} {x}_{j}}{1 - p}\right) &= \
+\sum_{\substack{1 \leq j \leq n\\1 \leq k \leq n}} \
+\frac{\operatorname{Cov}\left({m}_{j}, {m}_{k}\right) {x}_{j} {x}_{k}}{\left(1 - p\right)^{2}}\\[4pt]
+&\qquad \small\text{(linearity)}\\[4pt]
+&= \sum_{\substack{1 \leq j \leq n\\1 \leq k \leq n}} \frac{p}{1 - p} \delta_{j k} {x}_{j} {x}_{k}\
+\quad \small\text{(independence)}\\[4pt]
+&= \frac{p}{1 - p} \sum_{j=1}^{n} {x}_{j}^{2}\quad \small\text{(only equal indices remain)}
+\end{aligned}$""".replace("\\\n", "")
+
+
+def test_a_chain_as_text_and_as_latex():
+    chain = derive(Variance(Sum(m[j] * x[j], (j, 1, n)) / (1 - p)), linear, by_law, collapse)
+    assert repr(chain) == PLAIN
+    assert chain._repr_latex_() == LATEX
+
+
+def test_reasons_of_the_author():
+    long = "the masks of different units are independent, 100% of them"
+    chain = derive(Expectation(z), (exact, long))
+    assert chain.lines[1][1] == long
+    assert r"&\qquad \small\text{(the masks" in chain._repr_latex_() and r"100\% of them" in chain._repr_latex_()
+
+
+SHOW = """
+from sympy import *
+from dropoutlib.symbolic import *
+p = symbols("p")
+j, k, n, a, b = symbols("j k n a b", integer=True, positive=True)
+x, W, m = IndexedBase("x"), IndexedBase("W"), Noise(Bernoulli("m", 1 - p))
+unit = Sum(W[a, j]*m[j]*x[j], (j, 1, n))
+for chain in (derive(Variance(Sum(m[j]*x[j], (j, 1, n))/(1 - p)), linear, by_law, collapse),
+              derive(Covariance(unit, unit.subs(a, b)), linear, by_law, collapse)):
+    print(chain); print(chain._repr_latex_())
+print(exact(Expectation(unit**2))); print(cumulant(unit, 3))
+"""
+
+
+def test_output_is_the_same_for_every_hash_seed():
+    outputs = {subprocess.run([sys.executable, "-c", SHOW], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
+                              capture_output=True, text=True).stdout for seed in ("0", "1", "2024")}
+    assert len(outputs) == 1
+
+
+def test_prove_says_how():
+    assert repr(prove(p / (1 - p) + 1, 1 / (1 - p))) == "p/(1 - p) + 1 = 1/(1 - p)"
+    assert "enumerated at n = 2" in repr(prove(Variance(z), exact(Variance(z)), n=2))
+    assert "numerically at 1 point, to 1e-12" in repr(prove(p + 1, 1 + p, at=[{p: 0.3}]))
+    with pytest.raises(Unproved, match="difference"):
+        prove(p, 1 - p)
+    with pytest.raises(Unproved):
+        prove(Variance(z), p * squares, n=2)
+    with pytest.raises(ValueError, match="at least one point"):
+        prove(p, p, at=[])
+
+
+def test_disprove():
+    shown = disprove(p * (1 - p), Variance(m[1] / (1 - p)), {p: Rational(1, 2)})
+    assert repr(shown) == "p*(1 - p) = 0.25 != 1 = Variance(m[1]/(1 - p))    [at p = 1/2]"
+    assert r"\neq" in shown._repr_latex_() and r"p = \frac{1}{2}" in shown._repr_latex_()
+    with pytest.raises(Unproved, match="no counterexample"):
+        disprove(p * (1 - p), Variance(m[1]), {p: 0.3})
+
+
+# -- numbers -----------------------------------------------------------------------------
+def test_number_reads_arrays_from_one():
+    values = {p: 0.3, n: 3, x: [1.0, -2.0, 3.0], w: (0.5, 1.0, 2.0)}
+    direct = 0.3 * 0.7 * (0.5**2 + 2**2 + 6**2)
+    assert number(exact(Variance(z)), values) == pytest.approx(direct, rel=1e-14)
+    assert number(Variance(z), values) == pytest.approx(direct, rel=1e-13)           # enumerated
+    assert number(Sum(W[a, j] * j, (j, 1, n)), {n: 2, a: 2, W: [[9, 9], [3, 4]]}) == 11
+    assert number(z, {**values, m: [1, 0, 1]}) == 6.5
+    assert number(bias[b] + b, {b: 2, bias: [1, 5]}) == 7                            # index b, array b
+    assert number(Expectation(Max(0, z)), values) > max(0, number(exact(Expectation(z)), values))
+    assert number(Product(p + j, (j, 1, n)), {p: 0.5, n: 2}) == 3.75
+    assert number(Phi(0) + phi(p), {p: 0}) == pytest.approx(0.5 + 0.3989422804014327, rel=1e-15)
+
+
+def test_number_takes_tensors():
+    torch = pytest.importorskip("torch")
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert number(Sum(W[a, j], (j, 1, n)), {n: weight.shape[1], a: torch.tensor(2), W: weight}) == 7
+
+
+@pytest.mark.parametrize(("expression", "values", "message"), [
+    (squares, {n: 2, x: [1, 2]}, "no value for w"),
+    (p * n, {n: 2}, "no value for p"),
+    (squares, {n: 3, x: [1, 2], w: [1, 2, 3]}, "x has 2 entries along axis 0"),
+    (x[j], {x: [1, 2]}, "no value for j.*index"),
+    (x[j], {x: [1, 2], j: 0}, r"needed at 0 \(counted from 1\)"),
+    (x[1, 2], {x: [1, 2]}, "x has 1 axes"),
+    (W[1], {W: [[1, 2]]}, "more axes"),
+    (p, {p: [1]}, "scalar"),
+    (m[1], {p: 0.1}, "noise outside"),
+    (Expectation(exp(normal_input[1])), {mu: 0, s: 1}, "continuous law"),
+    (sqrt(p), {p: -1}, "not a real number"),
+])
+def test_number_names_what_is_wrong(expression, values, message):
+    with pytest.raises(ValueError, match=message):
+        number(expression, values)
+
+
+def test_enumeration_refuses():
+    with pytest.raises(ValueError, match="the size n"):
+        enumerate_masks(Variance(z))
+    with pytest.raises(ValueError, match="outcomes"):
+        enumerate_masks(Variance(z), n=20)
+    with pytest.raises(ValueError, match="need numbers"):
+        enumerate_masks(Covariance(m[j], m[k]))
+    with pytest.raises(TypeError, match="random variable"):
+        Noise(p)
+    with pytest.raises(ValueError, match="by must be"):
+        derive(z, by="faith")
