@@ -1,0 +1,158 @@
+"""Times the layers against torch: ``python -m dropoutlib.benchmark`` prints a Markdown table.
+
+Forward and backward of float32 tensors. All variants take turns within a round, and a ratio is the median of the
+ratios of the rounds, so that a disturbance of the machine meets both sides of a ratio. For differences, which a busy
+machine multiplies, the least times of all rounds are compared. The row ``x * 2`` is the floor: what one
+multiplication costs, with nothing drawn. With one thread on the CPU it is processor time that is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropoutlib.functional import dropout, gaussian_dropout
+
+__all__ = ["main", "measure", "table"]
+
+Function = Callable[[Tensor], Tensor]
+_SECONDS = 2e-3  # of repetitions that one timing covers, so that the clock's own resolution does not matter
+_EXPONENTS = range(8, 21)
+_ROWS = ("Dropout, p = 0.5", "Dropout, p = 0.3", "Gaussian dropout, p = 0.5", "x * 2")
+
+
+def _composition(x: Tensor) -> Tensor:
+    """Gaussian dropout as one writes it: p = 0.5, so a standard deviation of 1."""
+    return x * (1 + 1.0 * torch.randn_like(x))
+
+
+def _pairs() -> dict[str, tuple[Function, Function]]:
+    """For each row of the table the function compared against, and the one measured."""
+    half: Function = lambda x: F.dropout(x, 0.5)  # noqa: E731
+    return dict(zip(_ROWS, (
+        (half, lambda x: dropout(x, 0.5)),
+        (lambda x: F.dropout(x, 0.3), lambda x: dropout(x, 0.3)),
+        (_composition, lambda x: gaussian_dropout(x, 0.5)),
+        (half, lambda x: x * 2),
+    ), strict=True))
+
+
+def _timer(function: Function, x: Tensor) -> Callable[[int], float]:
+    """Seconds of one forward and backward, averaged over a number of repetitions."""
+    gradient = torch.randn_like(x)
+    # With one thread the time that the processor works is the time, less what it spends on other programs.
+    clock = time.perf_counter if x.is_cuda or torch.get_num_threads() > 1 else time.process_time
+
+    def seconds(repetitions: int) -> float:
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        start = clock()
+        for _ in range(repetitions):
+            torch.autograd.grad(function(x), x, gradient)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        return (clock() - start) / repetitions
+
+    return seconds
+
+
+def measure(size: int, device: str = "cpu", rounds: int = 25) -> dict[str, tuple[float, float]]:
+    """Compares every pair on ``size`` elements.
+
+    Args:
+        size: number of elements.
+        device: where the tensors lie.
+        rounds: how often each variant is timed; the variants take turns.
+
+    Returns:
+        For each row of the table (median of the ratios of reference time to measured time, microseconds that
+        the measured function takes longer, least time against least time).
+    """
+    x = torch.randn(size, device=device, requires_grad=True)
+    timers = {name: tuple(_timer(function, x) for function in pair) for name, pair in _pairs().items()}
+    repetitions = 1 + int(_SECONDS / max(timer(3) for pair in timers.values() for timer in pair))
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
+    for _ in range(rounds):
+        for name, (reference, measured) in timers.items():
+            seconds[name].append((reference(repetitions), measured(repetitions)))
+    return {name: (statistics.median(a / b for a, b in times),
+                   1e6 * (min(b for _, b in times) - min(a for a, _ in times)))
+            for name, times in seconds.items()}
+
+
+def _processor(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+                platform.machine())
+
+
+def table(sizes: Sequence[int], device: str = "cpu") -> str:
+    """Measures all sizes.
+
+    Args:
+        sizes: numbers of elements, powers of two.
+        device: where the tensors lie.
+
+    Returns:
+        Two Markdown tables (ratios, additional microseconds) under a line that says where they were measured.
+    """
+    results = {}
+    for size in sizes:
+        print(f"{size} elements", file=sys.stderr, flush=True)
+        results[size] = measure(size, device)
+    head = [f"2^{size.bit_length() - 1}" for size in sizes]
+    ratios = [[f"{results[size][row][0]:.2f}" for size in sizes] for row in _ROWS]
+    extra = [[f"{results[size][row][1]:+.1f}" for size in sizes] for row in _ROWS]
+    where = f"torch {torch.__version__}, {_processor(device)}"
+    where += "" if device.startswith("cuda") else f", threads: {torch.get_num_threads()}"
+    return "\n".join([
+        f"{where}; forward and backward, float32.", "",
+        "Times as fast as the reference (`F.dropout`; for Gaussian dropout `x * (1 + s * randn_like(x))`):", "",
+        *_markdown("elements", head, ratios), "",
+        "Additional microseconds, least time against least time (negative: faster):", "",
+        *_markdown("elements", head, extra)])
+
+
+def _markdown(corner: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[corner, *head], ["---", *("---:" for _ in head)],
+             *([name, *row] for name, row in zip(_ROWS, rows, strict=True))]
+    return ["| " + " | ".join(line) + " |" for line in cells]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the benchmark from the command line.
+
+    Args:
+        arguments: those of the command line; by default the ones the program was started with.
+    """
+    parser = argparse.ArgumentParser(prog="python -m dropoutlib.benchmark",
+                                     description="Time dropoutlib against torch.")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1)")
+    parser.add_argument("--output", type=Path, help="write the table to this file, with the command that made it")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    text = table([2**k for k in _EXPONENTS], options.device)
+    print(text)
+    if options.output is not None:
+        words = sys.argv[1:] if arguments is None else arguments
+        command = " ".join(["python -m dropoutlib.benchmark", *words])
+        options.output.write_text(f"`{command}`\n\n{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

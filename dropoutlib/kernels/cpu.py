@@ -1,0 +1,125 @@
+"""Elementwise Bernoulli noise on the CPU, for tensors so large that the time goes into elements and not into calls.
+
+Two facts make it fast. The generator of the CPU gives 64 random bits a call, of which a keep mask needs only 8
+or 16 an element. And multiplying the bits of a number, read as an integer, with 0 or 1 selects (a dropped ``inf``
+or ``nan`` leaves nothing behind) many elements at a time, where ``torch.where`` branches on every single one.
+``python -m dropoutlib.benchmark`` measures both against :func:`torch.nn.functional.dropout`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from dropoutlib.kernels import is_eager
+
+__all__ = ["apply_mask", "can_apply_mask", "can_draw_mask", "draw_mask"]
+
+_CHUNK = 1 << 16  # elements; the random words of a chunk stay in the cache
+_SMALLEST = 3 << 11  # elements; below, the plain expressions cost less than the calls made here
+_WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
+_SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _in_forward_mode() -> bool:
+    """Whether x may carry a tangent; torch does not say, and Function finds out by itself."""
+    return bool(getattr(forward_ad, "_current_level", 0) >= 0)
+
+
+def can_draw_mask(x: Tensor) -> bool:
+    """Whether :func:`draw_mask` may draw a mask for ``x``."""
+    return is_eager(x) and x.numel() >= _SMALLEST and x.is_cpu
+
+
+def draw_mask(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+    """Draws a bool mask in the memory format of ``x``, each element False with probability ``p``.
+
+    An element is dropped when its random word of ``b`` bits is below ``p * 2**b``. Where that is no integer,
+    the threshold is rounded up with the probability of the missing fraction, anew for every chunk: so the
+    probability of a drop is ``p`` to ``2**-32``, not the nearest multiple of ``2**-b``, and the kept values may
+    be scaled by exactly ``1 / (1 - p)``. The price is a covariance of at most ``2**-34`` (``b = 16``) between
+    elements of one chunk. Against the variance ``p * (1 - p)`` that is nothing, except for a ``p`` near 0 or 1:
+    there the words have 32 bits, and the covariance is at most ``2**-66``.
+    """
+    bits = 8 if (p * 256).is_integer() else 16 if 2**-8 < p < 1 - 2**-8 else 32
+    half, threshold = 1 << bits - 1, math.ldexp(p, bits)
+    inexact = not threshold.is_integer()
+    keep = torch.empty_like(x, dtype=torch.int8, requires_grad=False)
+    flat = keep.as_strided((x.numel(),), (1,), 0)  # whatever the memory format, empty_like leaves no gaps
+    count = 0
+    for chunk in (flat,) if x.numel() <= _CHUNK else flat.split(_CHUNK):
+        if chunk.numel() != count:  # the first chunk, and the last
+            count = chunk.numel()
+            words = torch.empty(count * bits // 64 + 1, dtype=torch.int64, device=x.device)
+            signed = words.view(_WORDS[bits])
+            drawn = signed[:count]
+        words.random_(-2**63, None, generator=generator)
+        cut = _round(threshold, bits, int(signed[count]) + half) if inexact else int(threshold)
+        if cut == 2 * half:  # above every word; as an integer of this size it would wrap and keep everything
+            chunk.zero_()
+        else:
+            chunk.copy_(torch.ge(drawn, cut - half, out=drawn))
+    return keep.view(torch.bool)
+
+
+def _round(threshold: float, bits: int, word: int) -> int:
+    """Rounds up for the share of all ``words`` that the fraction of ``threshold`` says, else down."""
+    fraction, whole = math.modf(threshold)
+    return int(whole) + (word < math.ldexp(fraction, bits))
+
+
+def can_apply_mask(x: Tensor, keep: Tensor) -> bool:
+    """Whether :func:`apply_mask` may multiply ``x`` with ``keep``."""
+    return (is_eager(x) and x.numel() >= _SMALLEST and x.is_cpu and keep.is_cpu and type(keep) is Tensor
+            and keep.dtype is torch.bool and x.is_floating_point() and x.element_size() in _SAME_SIZE
+            and not x.is_neg() and (keep.shape == x.shape or _broadcasts(keep, x)))
+
+
+def _broadcasts(keep: Tensor, x: Tensor) -> bool:
+    return keep.dim() == x.dim() and all(k in (1, n) for k, n in zip(keep.shape, x.shape, strict=True))
+
+
+def apply_mask(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    """``x * scale`` where ``keep``, else 0; differentiable in ``x`` any number of times, in both modes."""
+    if not torch.is_grad_enabled() and not _in_forward_mode():
+        return _masked(x, keep, scale)  # a Function costs as much as a thousand elements
+    return _ApplyMask.apply(x, keep, scale)
+
+
+def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    integer = _SAME_SIZE[x.element_size()]
+    bits = torch.empty_like(keep, dtype=integer).copy_(keep)
+    values = x.view(integer)
+    bits = bits.mul_(values) if keep.shape == x.shape else values * bits
+    y = bits.view(x.dtype)
+    return y if scale == 1 else y.mul_(scale)
+
+
+class _ApplyMask(torch.autograd.Function):
+    """Linear in x and its own adjoint: backward and forward-mode derivatives select with the same mask."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.save_for_forward(keep)
+        ctx.scale = scale
+        return _masked(x, keep, scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        keep, = ctx.saved_tensors
+        return _select(gradient, keep, ctx.scale), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        keep, = ctx.saved_tensors
+        return _select(tangent, keep, ctx.scale)
+
+
+def _select(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    """As :func:`dropoutlib.noise.select`: a derivative can be batched, or of a type of its own."""
+    return apply_mask(x, keep, scale) if can_apply_mask(x, keep) else torch.where(keep, x * scale, 0)

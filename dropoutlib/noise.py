@@ -1,0 +1,278 @@
+"""Laws of the noise: the only room of the library that draws randomness.
+
+A law says how the noise is distributed (its ``mean`` and ``variance``) and draws it (``sample``); :func:`select`
+applies a keep mask. A method draws once and applies what it drew, so forward and backward see the same noise by
+construction.
+
+Every draw has a plain torch expression, which is its definition and runs under every transform, and may have a
+fast path in :mod:`dropoutlib.kernels`. Both have the same distribution, but not the same stream of random numbers:
+a seed gives the same noise for the same call on the same device, not across sizes, memory formats or compilation.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import sys
+
+import torch
+from torch import Tensor
+
+from dropoutlib.kernels import cpu, is_eager
+
+__all__ = ["Bernoulli", "Gaussian", "select"]
+
+
+class Bernoulli:
+    """Keep masks: an element is dropped (False) with probability ``p`` and kept (True) with ``1 - p``.
+
+    Args:
+        p: the probability of dropping, between 0 and 1. The two limits are exact: 0 keeps everything, 1 drops
+            everything.
+
+    Raises:
+        ValueError: ``p`` lies outside [0, 1] or is ``nan``.
+        TypeError: ``p`` is not a real number.
+
+    Example:
+        >>> law = Bernoulli(p=0.2)
+        >>> law.mean, round(law.variance, 12)
+        (0.8, 0.16)
+        >>> keep = law.sample(torch.ones(2, 3, 5, 5), shared=(2, 3))
+        >>> keep.shape, keep.dtype
+        (torch.Size([2, 3, 1, 1]), torch.bool)
+    """
+
+    __slots__ = ("p",)
+
+    def __init__(self, p: float) -> None:
+        if type(p) is not float:
+            p = _real("dropout probability", p)
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+        self.p = p
+
+    def __repr__(self) -> str:
+        return f"Bernoulli(p={self.p})"
+
+    @property
+    def mean(self) -> float:
+        """The mean of the mask, ``1 - p``."""
+        return 1.0 - self.p
+
+    @property
+    def variance(self) -> float:
+        """The variance of the mask, ``p * (1 - p)``."""
+        return self.p * (1.0 - self.p)
+
+    def sample(self, x: Tensor, *, shared: tuple[int, ...] = (), noise: Tensor | None = None,
+               generator: torch.Generator | None = None) -> Tensor:
+        """Draws a keep mask for ``x``.
+
+        Args:
+            x: the tensor to be masked, floating point or complex, of any shape.
+            shared: axes along which one draw is shared; the mask has size 1 there (an empty axis stays so).
+            noise: the mask to use instead of a draw, broadcastable to the shape of the draw: bool, or any real
+                type with the values 0 (drop) and 1 (keep). Other values (a mask already scaled, factors of
+                another law) are refused wherever values can be read, that is outside of transforms; a bool mask
+                needs no such check. With ``noise`` nothing is drawn and ``generator`` is not used.
+            generator: draws from here instead of torch's global generator, whose state is left alone.
+
+        Returns:
+            A bool tensor on the device and in the memory format of ``x``, of its shape but for ``shared``.
+
+        Raises:
+            TypeError: an argument is no tensor or no generator.
+            ValueError: ``noise`` has a wrong shape, type, device or value.
+            RuntimeError: ``x`` holds integers or booleans; ``generator`` belongs to another device, or is used
+                where its state cannot be kept: in a compiled or exported function, under activation checkpointing.
+        """
+        like = _draw_shape(x, shared)
+        if noise is not None:
+            return _given_mask(noise, like)
+        if generator is not None:
+            _check_generator(generator, x)
+        if cpu.can_draw_mask(like):
+            return cpu.draw_mask(like, self.p, generator)
+        dtype = torch.float64 if _needs_double(x, self.p) else torch.float32
+        if generator is None:
+            return torch.rand_like(like, dtype=dtype) >= self.p
+        # rand_like(generator=...) disregards the randomness mode of vmap.
+        uniform = torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator)
+        return _in_format_of(like, uniform >= self.p)
+
+
+class Gaussian:
+    """Normally distributed factors.
+
+    Args:
+        mean: the mean of the factors.
+        variance: their variance (not the standard deviation), at least 0.
+
+    Raises:
+        ValueError: ``mean`` or ``variance`` is not finite, or ``variance`` is negative.
+        TypeError: one of the two is not a real number.
+
+    Example:
+        >>> law = Gaussian(mean=1.0, variance=0.25)
+        >>> law.sample(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+    """
+
+    __slots__ = ("mean", "variance")
+
+    def __init__(self, mean: float, variance: float) -> None:
+        self.mean = mean if type(mean) is float else _real("mean", mean)
+        self.variance = variance if type(variance) is float else _real("variance", variance)
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean has to be finite, but got {mean}")
+        if not 0.0 <= self.variance < math.inf:
+            raise ValueError(f"variance has to be finite and at least 0, but got {variance}")
+
+    def __repr__(self) -> str:
+        return f"Gaussian(mean={self.mean}, variance={self.variance})"
+
+    def sample(self, x: Tensor, *, shared: tuple[int, ...] = (), noise: Tensor | None = None,
+               generator: torch.Generator | None = None) -> Tensor:
+        """Draws factors for ``x``.
+
+        Args:
+            x: the tensor to be multiplied, floating point or complex, of any shape.
+            shared: axes along which one draw is shared; the factors have size 1 there (an empty axis stays so).
+            noise: the factors to use instead of a draw, floating point, broadcastable to the shape of the draw.
+                They come back in the type of ``x``, and gradients flow to them. With ``noise`` nothing is drawn
+                and ``generator`` is not used.
+            generator: draws from here instead of torch's global generator, whose state is left alone.
+
+        Returns:
+            Factors of the type of ``x`` (for a complex ``x`` the real type of its parts), on its device.
+            A draw is in the memory format of ``x``, of its shape but for the axes ``shared``.
+
+        Raises:
+            TypeError: an argument is no tensor or no generator.
+            ValueError: ``noise`` has a wrong shape, type or device.
+            RuntimeError: as for :meth:`Bernoulli.sample`.
+        """
+        like = _draw_shape(x, shared)
+        dtype = x.real.dtype if x.is_complex() else x.dtype  # a complex normal would turn the phase
+        if noise is not None:
+            _check_noise(noise, like)
+            if not noise.is_floating_point():
+                raise ValueError(f"noise has to be of a floating point type, but got {noise.dtype}")
+            return noise.to(dtype)
+        if generator is not None:
+            _check_generator(generator, x)
+        deviation = math.sqrt(self.variance)
+        if is_eager(like):
+            factors = torch.empty_like(like, dtype=dtype, requires_grad=False)
+            flat = factors.as_strided((factors.numel(),), (1,), 0)  # normal_ is slow on other memory formats
+            flat.normal_(self.mean, deviation, generator=generator)
+            return factors
+        if generator is None:
+            return self.mean + deviation * torch.randn_like(like, dtype=dtype)
+        normal = torch.randn(like.shape, dtype=dtype, device=like.device, generator=generator)
+        return _in_format_of(like, self.mean + deviation * normal)
+
+
+def select(x: Tensor, keep: Tensor, scale: float = 1.0) -> Tensor:
+    """Scales what a mask keeps and replaces the rest by zero.
+
+    Dropping selects, it does not multiply: a dropped ``inf`` or ``nan`` becomes 0 and its gradient is 0.
+
+    Args:
+        x: floating point or complex, of any shape.
+        keep: bool mask, broadcastable to the shape of ``x``.
+        scale: what the kept elements are multiplied with.
+
+    Returns:
+        ``x * scale`` where ``keep`` is True, else 0; differentiable in ``x``.
+
+    Example:
+        >>> select(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]), scale=2.0)
+        tensor([2., 0.])
+    """
+    if cpu.can_apply_mask(x, keep):
+        return cpu.apply_mask(x, keep, scale)
+    return torch.where(keep, x if scale == 1 else x * scale, 0)
+
+
+def _real(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} has to be a real number, but got {value!r} of type {type(value).__name__}")
+    return float(value)
+
+
+def _draw_shape(x: Tensor, shared: tuple[int, ...]) -> Tensor:
+    """A tensor like ``x`` with size 1 along the axes ``shared``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input has to be a tensor, but got {type(x).__name__}")
+    if not (x.is_floating_point() or x.is_complex()):
+        raise RuntimeError(f"input has to be a floating point or complex tensor, but got {x.dtype}")
+    for axis in shared:
+        x = x.narrow(axis, 0, 1) if x.shape[axis] != 0 else x
+    return x
+
+
+def _needs_double(x: Tensor, p: float) -> bool:
+    """Whether the 24 bits of a float32 draw are too few.
+
+    They move the probability by up to 6e-8: nothing to the values of x, unless p or 1 - p is itself small.
+    """
+    if x.is_mps:  # it has no float64
+        return False
+    return x.dtype in (torch.float64, torch.complex128) or not 2**-8 <= p <= 1 - 2**-8
+
+
+def _in_format_of(like: Tensor, values: Tensor) -> Tensor:
+    """``values``, of the shape of ``like``, in its memory format: that of the first operand decides."""
+    if values.dtype == torch.bool:
+        return torch.ones_like(like, dtype=torch.bool).logical_and(values)
+    return torch.zeros_like(like, dtype=values.dtype) + values
+
+
+def _given_mask(noise: Tensor, like: Tensor) -> Tensor:
+    _check_noise(noise, like)
+    if noise.is_complex():
+        raise ValueError(f"noise has to be a keep mask of a real type, but got {noise.dtype}")
+    if noise.dtype != torch.bool and is_eager(noise) and not bool(((noise == 0) | (noise == 1)).all()):
+        raise ValueError("noise has to be a keep mask: 0 (drop) or 1 (keep), before any scaling, "
+                         "but it has other values")
+    return torch.ones_like(like, dtype=torch.bool).logical_and(noise)
+
+
+def _check_noise(noise: Tensor, like: Tensor) -> None:
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise has to be a tensor, but got {type(noise).__name__}")
+    missing = like.dim() - noise.dim()
+    if missing < 0 or any(n not in (1, s) for n, s in zip(noise.shape, like.shape[missing:], strict=True)):
+        raise ValueError(f"noise has to be broadcastable to the shape {tuple(like.shape)} of the draw, "
+                         f"but got the shape {tuple(noise.shape)}")
+    if noise.device != like.device:
+        raise ValueError(f"noise has to be on the device {like.device} of the input, "
+                         f"but is on {noise.device}")
+
+
+def _check_generator(generator: torch.Generator, x: Tensor) -> None:
+    """Refuses a generator that cannot give this draw, or could not give it a second time."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator has to be a torch.Generator, but got {type(generator).__name__}")
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise RuntimeError("generator= cannot be used in a compiled, exported or traced function: its state does "
+                           "not enter the graph. Leave it out and seed with torch.manual_seed, or pass noise=")
+    if generator.device.type != x.device.type:
+        raise RuntimeError(f"generator has to be on the device {x.device} of the input, "
+                           f"but is on {generator.device}")
+    if _in_checkpoint():
+        raise RuntimeError("generator= cannot be used under activation checkpointing: torch restores only its "
+                           "global generators for the second forward pass, which would draw other noise than the "
+                           "first. Leave it out and seed with torch.manual_seed, or pass noise=")
+
+
+def _in_checkpoint() -> bool:
+    """Whether torch.utils.checkpoint, of either kind, calls; its first forward leaves no other trace."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -1,0 +1,127 @@
+"""The fast path of the CPU: taken where it pays and may be taken, nowhere else; and the benchmark that measures it."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from dropoutlib import benchmark
+from dropoutlib.kernels import cpu, is_eager
+from dropoutlib.noise import Bernoulli, select
+
+LARGE = 2**16
+BOTH = ["draw_mask", "apply_mask"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the kernels that were called."""
+    names = []
+
+    def spy(name, kernel, *arguments):
+        names.append(name)
+        return kernel(*arguments)
+
+    for name in BOTH:
+        monkeypatch.setattr(cpu, name, partial(spy, name, getattr(cpu, name)))
+    return names
+
+
+def drop(x):
+    return select(x, Bernoulli(0.3).sample(x), 2.0)
+
+
+EAGER = {
+    "plain": lambda x: drop(x),
+    "parameter": lambda x: drop(torch.nn.Parameter(x)),
+    "bfloat16": lambda x: drop(x.bfloat16()),
+    "transposed": lambda x: drop(x.view(256, -1).T),
+    "no_grad": torch.no_grad()(drop),
+    "inference_mode": torch.inference_mode()(drop),
+}
+ELSEWHERE = {
+    "small": lambda x: drop(x[:100]),
+    "complex": lambda x: select(x + 0j, x > 0, 2.0),
+    "meta": lambda x: drop(x.to("meta")),
+    "compiled": lambda x: torch.compile(drop, backend="eager", fullgraph=True)(x),
+    "vmap": lambda x: torch.func.vmap(drop, randomness="different")(x[None]),
+    "vmap, closed over": lambda x: torch.func.vmap(lambda y: drop(x), randomness="different")(x[None]),
+    "subclass": lambda x: drop(x.as_subclass(type("Subclass", (torch.Tensor,), {}))),
+    "traced": lambda x: torch.jit.trace(drop, (x,), check_trace=False),
+}
+
+
+@pytest.mark.parametrize("function", EAGER.values(), ids=EAGER)
+def test_taken(function, calls):
+    function(torch.randn(LARGE))
+    assert calls == BOTH
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("function", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_not_taken(function, calls):
+    function(torch.randn(LARGE))
+    assert not calls
+
+
+def test_taken_backward(calls):
+    x = torch.randn(LARGE, requires_grad=True)
+    drop(x).sum().backward()
+    assert calls == [*BOTH, "apply_mask"]
+
+
+def test_tensors_are_eager_only_where_they_have_memory():
+    assert is_eager(torch.zeros(3)) and is_eager(torch.zeros(()))
+    assert not is_eager(torch.zeros(3).to_sparse())
+    assert not is_eager(torch.zeros(3, device="meta"))
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.1, 0.3, 2 / 3, 0.99999])
+def test_rounding_the_threshold_keeps_the_probability(p):
+    """Over all words of 16 bits, each as likely as the other: P(drop) is the mean threshold, and that is p."""
+    bits = 16
+    threshold = math.ldexp(p, bits)
+    cuts = [cpu._round(threshold, bits, word) for word in range(2**bits)]
+    assert set(cuts) <= {math.floor(threshold), math.ceil(threshold)}
+    assert abs(sum(cuts) / 2**bits / 2**bits - p) <= 2**-32
+
+
+@pytest.mark.parametrize("p, bits", [(0.5, 8), (0.3, 16), (1 - 1e-6, 32), (1 - 2**-40, 32), (0.0, 8), (1.0, 8)])
+def test_an_element_is_dropped_where_its_word_is_below_the_threshold(p, bits, monkeypatch):
+    """Also a threshold above the largest word, which no integer of that size can hold."""
+    threshold = math.ldexp(p, bits)
+    near = int(threshold)
+    for word in {min(max(word, 0), 2**bits - 1) for word in (0, near - 1, near, near + 1, 2**bits - 1)}:
+        def draw(self, *_, generator, word=word):
+            self.view(cpu._WORDS[bits]).fill_(word - 2**(bits - 1))
+        monkeypatch.setattr(torch.Tensor, "random_", draw)
+        keep = cpu.draw_mask(torch.empty(cpu._CHUNK + 8), p, None)
+        assert keep.unique().tolist() == [word >= cpu._round(threshold, bits, word)]
+
+
+def test_every_element_has_bits_of_its_own():
+    """Two draws that agree in a whole stretch would share their words."""
+    keep = cpu.draw_mask(torch.empty(3 * cpu._CHUNK), 0.5, None).view(-1, 64)
+    assert keep.unique(dim=0).shape == keep.shape
+
+
+def test_saved_for_backward_is_one_byte_an_element():
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        drop(torch.randn(LARGE, requires_grad=True))
+    assert [(t.numel(), t.element_size()) for t in saved] == [(LARGE, 1)]
+
+
+def test_benchmark(tmp_path, capsys, monkeypatch, device):
+    monkeypatch.setattr(benchmark, "_SECONDS", 0.0)
+    monkeypatch.setattr(benchmark, "_EXPONENTS", [8, 14])
+    file = tmp_path / "times.md"
+    benchmark.main(["--device", device, "--output", str(file)])
+    printed = capsys.readouterr().out
+    command = f"python -m dropoutlib.benchmark --device {device} --output {file}"
+    assert file.read_text() == f"`{command}`\n\n{printed}"
+    lines = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| Dropout, p = 0.3")]
+    assert [len(cells) for cells in lines] == [3, 3]
+    assert all(float(cell) > 0 for cell in lines[0][1:])
+    assert torch.__version__ in printed
