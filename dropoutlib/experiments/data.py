@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Split", "digits", "iris"]
+__all__ = ["Split", "diabetes", "digits", "iris"]
 
 
 class Split(NamedTuple):
@@ -59,6 +59,26 @@ def iris(num_train: int = 75, *, seed: int = 0, label_noise: float = 0.0) -> Spl
     from sklearn.datasets import load_iris
 
     return _split(load_iris, 10.0, num_train, seed, label_noise)
+
+
+def diabetes() -> tuple[Tensor, Tensor]:
+    """The 442 patients of scikit-learn's diabetes data: ten features, and the progress of the disease after a year.
+
+    Returns:
+        tuple[Tensor, Tensor]: inputs of shape ``(442, 10)`` and targets of shape ``(442,)``, float64; each
+        feature and the target have mean zero and variance one.
+
+    Example:
+        >>> from dropoutlib.experiments import diabetes
+        >>> inputs, targets = diabetes()
+        >>> inputs.shape, round(targets.var(correction=0).item(), 6)
+        (torch.Size([442, 10]), 1.0)
+    """
+    from sklearn.datasets import load_diabetes
+
+    inputs, targets = (torch.as_tensor(part, dtype=torch.float64) for part in load_diabetes(return_X_y=True))
+    standardised = [(part - part.mean(0)) / part.std(0, correction=0) for part in (inputs, targets)]
+    return standardised[0], standardised[1]
 
 
 def _split(load: Callable[..., Any], unit: float, num_train: int, seed: int, label_noise: float) -> Split:

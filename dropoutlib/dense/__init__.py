@@ -1,0 +1,1 @@
+"""Methods for fully connected layers: one module a method."""

@@ -1,0 +1,150 @@
+"""Gaussian dropout: every activation is multiplied by a Gaussian factor with mean one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..checks import refuse_noise
+from ..methods import describe
+from ..noise import Bernoulli, Gaussian
+
+__all__ = ["GaussianDropout", "gaussian_dropout"]
+
+
+def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
+                     noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Multiplies by Gaussian factors of mean 1 and variance p/(1 - p).
+
+    See :class:`~dropoutlib.GaussianDropout`.
+
+    Args:
+        input: floating point or complex tensor of any shape.
+        p: the probability of dropping whose inverted mask has the same variance, less than 1.
+        training: whether noise is applied; if not, the input is returned as it is.
+        noise: factors that replace the draw, of a shape that broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1 or is 1, if ``noise`` does not broadcast to ``input``, or
+            if it is given while ``training`` is False.
+        RuntimeError: if the input holds integers or booleans, or if ``generator`` cannot be used here (see
+            :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor or ``p`` not a real number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> functional.gaussian_dropout(torch.ones(3), p=0.5, noise=torch.tensor([0.5, 1.0, -0.25]))
+        tensor([ 0.5000,  1.0000, -0.2500])
+    """
+    variance = _variance(p)
+    if not training:
+        refuse_noise(noise)
+        return input
+    if p == 0 and noise is None:
+        return input
+    return input * Gaussian(1.0, variance).sample(input, noise=noise, generator=generator)
+
+
+def _variance(p: float) -> float:
+    """The variance of the noise: that of an inverted mask, which is kept / (1 - p)."""
+    p = Bernoulli(p).p
+    if p == 1:
+        raise ValueError("dropout probability has to be less than 1 for Gaussian dropout, but got 1: "
+                         "the variance of the noise, p/(1 - p), would be infinite")
+    return p / (1 - p)
+
+
+@describe("gaussian_dropout")
+class GaussianDropout(_DropoutNd):
+    r"""Multiplies every element by an independent Gaussian factor, :math:`\mathcal N(1, \frac{p}{1-p})`.
+
+    The mean of the output is the input x, its variance :math:`\frac{p}{1-p} x^2`: the first two moments of
+    :class:`~dropoutlib.Dropout`. In evaluation the input is returned as it is.
+
+    {four_answers}
+
+    Nothing is set to zero, so an ``inf`` or ``nan`` passes through. With p = 0 the input itself is returned
+    and nothing is drawn. For half precision input torch draws the factors in float32 and rounds them.
+
+    Args:
+        p: the probability of dropping whose inverted mask has the same variance, less than 1. The attribute
+            ``p`` may be changed later.
+
+    Shape:
+        Input of any shape; the output has the same one. ``noise``: the factors themselves, of a shape that
+        broadcasts to the input's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, or is 1: the variance of the noise would be infinite.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Srivastava et al., *Dropout: A Simple Way to Prevent Neural Networks from Overfitting* (2014), section
+        10, whose p is the probability of keeping. Chapter: Gaussian dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import GaussianDropout
+        >>> layer, x = GaussianDropout(p=0.2), torch.ones(3)
+        >>> layer(x, noise=torch.tensor([0.5, 1.0, -0.25]))
+        tensor([ 0.5000,  1.0000, -0.2500])
+        >>> layer.variance(x)
+        tensor([0.2500, 0.2500, 0.2500])
+        >>> layer.eval()(x)
+        tensor([1., 1., 1.])
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        _variance(p)
+        super().__init__(float(p))
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        return f"p={self.p}"
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Multiplies by the noise in training and returns the input in evaluation.
+
+        Args:
+            input: floating point or complex tensor of any shape.
+            noise: factors that replace the draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape, dtype and memory format of ``input``.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
+            RuntimeError: if the input holds integers or booleans.
+        """
+        return gaussian_dropout(input, self.p, self.training, noise=noise, generator=generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: the input itself.
+
+        Args:
+            input: tensor of any shape.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        return input
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input: p/(1 - p) times its square.
+
+        Args:
+            input: tensor of any shape.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        square = (input * input.conj()).real if input.is_complex() else input * input
+        return _variance(self.p) * square if self.p > 0 else torch.zeros_like(square)

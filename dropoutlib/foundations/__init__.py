@@ -1,0 +1,1 @@
+"""Standard dropout and what goes with it: one module a method."""

@@ -1,0 +1,299 @@
+"""Standard dropout: every activation is kept or set to zero, independently, afresh at every forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..checks import refuse_noise
+from ..methods import describe
+from ..noise import Bernoulli, select
+
+__all__ = ["Dropout", "WeightScalingDropout", "dropout", "weight_scaling_dropout"]
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
+            noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Inverted dropout: ``input / (1 - p)`` where an element is kept, zero where it is dropped.
+
+    See :class:`~dropoutlib.Dropout`.
+
+    Args:
+        input: floating point or complex tensor of any shape.
+        p: probability of dropping an element.
+        training: whether noise is applied; if not, the input is returned as it is.
+        inplace: whether the result is written into ``input``.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that
+            broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to ``input``, or if it is
+            given while ``training`` is False.
+        RuntimeError: if the input holds integers or booleans, if it is to be overwritten and is a leaf that
+            requires a gradient, or if ``generator`` cannot be used here (see
+            :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor or ``p`` not a real number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> functional.dropout(torch.ones(4), p=0.5, noise=torch.tensor([1, 0, 0, 1]))
+        tensor([2., 0., 0., 2.])
+    """
+    law = Bernoulli(p)
+    if not training:
+        refuse_noise(noise)
+        return input
+    if p == 0 and noise is None:
+        return input
+    scale = 1 / (1 - p) if p < 1 else 1.0  # where everything is dropped, nothing is scaled
+    output = _drop(input, law, scale, noise, generator)
+    return input.copy_(output) if inplace else output
+
+
+def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
+                           noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Dropout as it was published: the raw mask in training, ``input * (1 - p)`` at test time.
+
+    See :class:`~dropoutlib.WeightScalingDropout`.
+
+    Args:
+        input: floating point or complex tensor of any shape.
+        p: probability of dropping an element.
+        training: whether noise is applied; if not, the input is scaled.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that
+            broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to ``input``, or if it is
+            given while ``training`` is False.
+        RuntimeError: if the input holds integers or booleans, or if ``generator`` cannot be used here (see
+            :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor or ``p`` not a real number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> functional.weight_scaling_dropout(torch.ones(4), p=0.25, noise=torch.tensor([1, 0, 0, 1]))
+        tensor([1., 0., 0., 1.])
+        >>> functional.weight_scaling_dropout(torch.ones(4), p=0.25, training=False)
+        tensor([0.7500, 0.7500, 0.7500, 0.7500])
+    """
+    law = Bernoulli(p)
+    if not training:
+        refuse_noise(noise)
+        return _scale(input, p)
+    if p == 0 and noise is None:
+        return input
+    return _drop(input, law, 1.0, noise, generator)
+
+
+def _drop(input: Tensor, law: Bernoulli, scale: float, noise: Tensor | None,
+          generator: torch.Generator | None) -> Tensor:
+    if law.p == 1 and noise is None:  # nothing to draw
+        return select(input, torch.zeros_like(input, dtype=torch.bool))
+    return select(input, law.sample(input, noise=noise, generator=generator), scale)
+
+
+def _scale(input: Tensor, p: float) -> Tensor:
+    """The mean of ``input`` under the raw mask."""
+    if p == 0:
+        return input
+    if p == 1:  # inf * 0 would be nan
+        return select(input, torch.zeros_like(input, dtype=torch.bool))
+    return input * (1 - p)
+
+
+def _square(input: Tensor) -> Tensor:
+    return (input * input.conj()).real if input.is_complex() else input * input
+
+
+@describe("standard_dropout")
+class Dropout(_DropoutNd):
+    r"""Inverted dropout, a drop-in for :class:`torch.nn.Dropout`.
+
+    In training, an element x becomes x/(1 - p) with probability 1 - p and 0 with probability p, so that its
+    mean stays x and its variance is :math:`\frac{p}{1-p} x^2`. In evaluation the input is returned as it is.
+
+    {four_answers}
+
+    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input
+    itself is returned, with p = 1 everything is zero; neither draws.
+
+    Args:
+        p: probability of dropping an element. The attribute ``p`` may be changed later.
+        inplace: whether the result is written into the input.
+
+    Shape:
+        Input of any shape; the output has the same one. ``noise``: the keep mask, 0 or 1 before any scaling,
+        of a shape that broadcasts to the input's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Hinton et al., *Improving neural networks by preventing co-adaptation of feature detectors* (2012);
+        Srivastava et al., *Dropout: A Simple Way to Prevent Neural Networks from Overfitting* (2014), section
+        4, whose p is the probability of keeping. Chapter: Standard dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import Dropout
+        >>> layer, x = Dropout(p=0.5), torch.ones(4)
+        >>> layer(x, noise=torch.tensor([1, 0, 0, 1]))
+        tensor([2., 0., 0., 2.])
+        >>> first = layer(x, generator=torch.Generator().manual_seed(0))
+        >>> second = layer(x, generator=torch.Generator().manual_seed(0))
+        >>> torch.equal(first, second)
+        True
+        >>> layer.mean(x), layer.variance(x)
+        (tensor([1., 1., 1., 1.]), tensor([1., 1., 1., 1.]))
+        >>> layer.eval()(x)
+        tensor([1., 1., 1., 1.])
+    """
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        super().__init__(Bernoulli(p).p, inplace)
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Drops elements in training and returns the input in evaluation.
+
+        Args:
+            input: floating point or complex tensor of any shape.
+            noise: keep mask that replaces the draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape, dtype and memory format of ``input``.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
+            RuntimeError: if the input holds integers or booleans.
+        """
+        return dropout(input, self.p, self.training, self.inplace, noise=noise, generator=generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: the input itself (zero if p = 1).
+
+        Args:
+            input: tensor of any shape.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        return input if self.p < 1 else _scale(input, self.p)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input: p/(1 - p) times its square.
+
+        It is zero if p = 1.
+
+        Args:
+            input: tensor of any shape.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        if self.p in (0, 1):
+            return torch.zeros_like(_square(input))
+        return self.p / (1 - self.p) * _square(input)
+
+
+@describe("standard_dropout")
+class WeightScalingDropout(_DropoutNd):
+    r"""Dropout as it was published: raw in training, scaled at test time.
+
+    In training, an element x stays x with probability 1 - p and becomes 0 with probability p: its mean is
+    (1 - p)x and its variance :math:`p(1-p)x^2`. In evaluation the input is multiplied by 1 - p, which is the
+    same as scaling the weights of a linear layer that follows, but not its bias.
+
+    {four_answers}
+
+    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input
+    itself is returned, with p = 1 everything is zero; neither draws.
+
+    Args:
+        p: probability of dropping an element. The attribute ``p`` may be changed later.
+
+    Shape:
+        Input of any shape; the output has the same one. ``noise``: the keep mask, 0 or 1, of a shape that
+        broadcasts to the input's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Hinton et al., *Improving neural networks by preventing co-adaptation of feature detectors* (2012);
+        Srivastava et al., *Dropout: A Simple Way to Prevent Neural Networks from Overfitting* (2014), section
+        4, whose p is the probability of keeping. Chapter: Standard dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import WeightScalingDropout
+        >>> layer, x = WeightScalingDropout(p=0.25), torch.ones(4)
+        >>> layer(x, noise=torch.tensor([1, 0, 0, 1]))
+        tensor([1., 0., 0., 1.])
+        >>> layer.eval()(x)
+        tensor([0.7500, 0.7500, 0.7500, 0.7500])
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(Bernoulli(p).p)
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        return f"p={self.p}"
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Drops elements in training and scales the input in evaluation.
+
+        Args:
+            input: floating point or complex tensor of any shape.
+            noise: keep mask that replaces the draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape, dtype and memory format of ``input``.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
+            RuntimeError: if the input holds integers or booleans.
+        """
+        return weight_scaling_dropout(input, self.p, self.training, noise=noise, generator=generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: 1 - p times the input.
+
+        Args:
+            input: tensor of any shape.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        return _scale(input, self.p)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input: p(1 - p) times its square.
+
+        Args:
+            input: tensor of any shape.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        if self.p in (0, 1):
+            return torch.zeros_like(_square(input))
+        return self.p * (1 - self.p) * _square(input)
