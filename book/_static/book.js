@@ -1,0 +1,32 @@
+// What is wider than its box scrolls inside it; make such a box reachable from the keyboard, and only such a box.
+(() => {
+  const boxes = "div.math, pre, .cell_output .output, .pst-scrollable-table-container, .table-wrapper, .bd-content table, mjx-container";
+  const scrolls = (box) => {
+    const style = getComputedStyle(box);
+    const across = ["auto", "scroll"].includes(style.overflowX) && box.scrollWidth > box.clientWidth;
+    const down = ["auto", "scroll"].includes(style.overflowY) && box.scrollHeight > box.clientHeight;
+    return across || down;
+  };
+  const mark = () => {
+    for (const formula of document.querySelectorAll('.bd-content mjx-container:not([display="true"])')) {
+      const block = formula.closest("p, li, td, th, dd, dt, figcaption, h1, h2, h3");
+      formula.classList.remove("too-wide");
+      formula.classList.toggle("too-wide", block !== null && formula.offsetWidth > block.clientWidth);
+    }
+    for (const box of document.querySelectorAll(boxes)) {
+      if (scrolls(box)) {
+        box.tabIndex = 0;
+        box.dataset.scrolls = "";
+      } else if ("scrolls" in box.dataset) {
+        box.removeAttribute("tabindex");
+        delete box.dataset.scrolls;
+      }
+    }
+  };
+  window.addEventListener("load", () => {
+    mark();
+    window.MathJax?.startup?.promise?.then(mark);
+  });
+  window.addEventListener("resize", mark);
+  document.addEventListener("click", () => setTimeout(mark, 300));  // a solution that opens
+})();

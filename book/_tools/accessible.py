@@ -1,0 +1,68 @@
+"""Sphinx extension: what the default HTML keeps from readers who use a keyboard or a screen reader."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from bs4 import BeautifulSoup
+from sphinx.application import Sphinx
+
+TOGGLE = re.compile(r'<summary>(\s*<span class="toctree-toggle")')
+
+
+def make_accessible(body: str) -> str:
+    """Mends the HTML of a page's body.
+
+    The list of citations becomes a list: docutils writes ``<div role="list">`` around children whose role is that of a
+    bibliography entry, so that a screen reader finds a list without items.
+
+    Args:
+        body: the HTML.
+
+    Returns:
+        str: the mended HTML, or the same string where there was nothing to mend.
+    """
+    if "citation-list" not in body:
+        return body
+    soup = BeautifulSoup(body, "html.parser")
+    for division in soup.find_all("div", class_="citation-list"):
+        division.name = "ul"
+        del division["role"]
+        for entry in division.find_all("div", class_="citation", recursive=False):
+            entry.name = "li"
+            del entry["role"]
+    return str(soup)
+
+
+def name_the_toggles(page: str) -> str:
+    """Gives the arrows that open a section of the navigation a name; the theme draws them without one.
+
+    Args:
+        page: the HTML of a whole page.
+
+    Returns:
+        str: the mended HTML.
+    """
+    return TOGGLE.sub(r'<summary aria-label="Pages of this section">\1', page)
+
+
+def _mend_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    if "body" in context:
+        context["body"] = make_accessible(context["body"])
+
+
+def _mend_navigation(app: Sphinx, exception: Exception | None) -> None:
+    if exception is not None or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if (mended := name_the_toggles(page)) != page:
+            path.write_text(mended, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("html-page-context", _mend_page, priority=900)
+    app.connect("build-finished", _mend_navigation)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,350 @@
+"""Opens every page of the built book in a headless Chromium and looks at what a reader would get.
+
+::
+
+    python book/_tools/check_pages.py [SITE] [--only WORD] [--screenshots FOLDER]
+
+Every page is opened on a desktop and on a telephone, light and dark.  Looked for: formulas that are not rendered,
+errors in the console, requests to another host, broken images and links, solutions that are not hidden or do not open,
+content that is wider than a telephone, a search without hits, and serious or critical findings of axe, the
+accessibility checker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import http.server
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Error,
+    Page,
+    Request,
+    Response,
+    TimeoutError,
+    async_playwright,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WORD_TO_SEARCH = "dropout"
+REDIRECT = re.compile(r'http-equiv="refresh"[^>]*url=([^"\'>]+)', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a page is looked at."""
+
+    width: int
+    theme: str
+    axe: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.width} px, {self.theme}"
+
+
+# Colours are the same at both widths, so axe looks at the dark pages once.
+VIEWS = (View(1280, "light"), View(1280, "dark"), View(390, "light"), View(390, "dark", axe=False))
+
+# Each function returns the findings as a list of strings.
+FORMULAS = r"""async () => {
+  const found = [];
+  const formulas = [...document.querySelectorAll(".math")].filter((node) => !node.closest("mjx-container"));
+  if (formulas.length) {
+    if (!window.MathJax?.startup?.promise) return ["MathJax is not loaded"];
+    await MathJax.startup.promise;
+  }
+  for (const node of formulas)
+    if (!node.querySelector("mjx-container"))
+      found.push("formula not rendered: " + node.textContent.trim().slice(0, 80));
+  for (const node of document.querySelectorAll("mjx-merror, [data-mjx-error]"))
+    found.push("formula with an error: " + (node.dataset.mjxError || node.textContent).slice(0, 80));
+  for (const node of document.querySelectorAll("mjx-assistive-mml mtext"))
+    if (node.textContent.startsWith("\\")) found.push("unknown TeX command: " + node.textContent.slice(0, 80));
+  const walker = document.createTreeWalker(document.querySelector("article") || document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode;
+    if (!text.parentElement.closest("pre, code, script, style, mjx-container, .math, textarea")
+        && /\$\$|\\\(|\\\[|\\begin\{|\\(frac|operatorname|mathrm|sum|sqrt)\b/.test(text.textContent))
+      found.push("TeX left as text: " + text.textContent.trim().slice(0, 80));
+  }
+  return found;
+}"""
+
+IMAGES = """async () => {
+  const found = [];
+  for (const image of document.images) {
+    image.loading = "eager";
+    try { await image.decode(); } catch { found.push("broken image: " + image.src.slice(0, 120)); }
+  }
+  return found;
+}"""
+
+OVERFLOW = """() => {
+  const found = [], width = document.documentElement.clientWidth;
+  if (document.documentElement.scrollWidth > width + 1)
+    found.push(`page is ${document.documentElement.scrollWidth} px wide in a window of ${width} px`);
+  const article = document.querySelector("article");
+  const reachable = (node) => {
+    for (let box = node; box && box !== article; box = box.parentElement)
+      if (["auto", "scroll"].includes(getComputedStyle(box).overflowX)) return true;
+    return false;
+  };
+  for (const node of article ? article.querySelectorAll("*") : []) {
+    const box = node.getBoundingClientRect();
+    const drawn = box.width > 1 && !node.closest("mjx-assistive-mml, svg, .visually-hidden");
+    if (drawn && box.right > width + 1 && !reachable(node)) {
+      const name = `<${node.tagName.toLowerCase()} class="${node.getAttribute("class") || ""}">`;
+      found.push(`${name} ends at ${Math.round(box.right)} px of ${width} px: ${node.textContent.trim().slice(0, 60)}`);
+      break;
+    }
+  }
+  return found;
+}"""
+
+SOLUTIONS = """async () => {
+  const found = [];
+  const visible = (box) => [...box.children].some((child) =>
+    !child.matches(".admonition-title, .toggle-button, button, summary")
+    && child.checkVisibility({visibilityProperty: true, opacityProperty: true})
+    && child.getBoundingClientRect().height > 0);
+  const boxes = [...document.querySelectorAll(".solution")];
+  for (const box of boxes) if (visible(box)) found.push("solution is not hidden: " + box.id);
+  for (const box of boxes) box.querySelector("button.toggle-button, .admonition-title")?.click();
+  for (let wait = 0; wait < 50 && !boxes.every(visible); wait++)
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  for (const box of boxes) if (!visible(box)) found.push("solution does not open: " + box.id);
+  for (const details of document.querySelectorAll("details")) details.open = true;
+  for (const box of document.querySelectorAll(".toggle-hidden button.toggle-button")) box.click();
+  return found;
+}"""
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.targets: set[str] = set()
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.targets |= {value for name in ("id", "name") if (value := values.get(name))}
+        if tag == "a" and values.get("href"):
+            self.links.append(str(values["href"]))
+
+
+def redirect(path: Path) -> str:
+    """Where a page sends the browser at once, or an empty string for a page of its own."""
+    found = REDIRECT.search(path.read_text(encoding="utf-8")[:1000])
+    return found.group(1) if found else ""
+
+
+def broken_links(site: Path) -> list[tuple[str, str]]:
+    """Links between the pages that lead nowhere, each with the page that holds it."""
+    site = site.resolve()
+    pages = {path: _Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    found = set()
+    for path, page in pages.items():
+        for link in [*page.links, *filter(None, [redirect(path)])]:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            fragment = unquote(parts.fragment)
+            lost_place = target in pages and fragment and fragment not in pages[target].targets
+            if not target.is_file() or lost_place:
+                found.add((path.relative_to(site).as_posix(), link))
+    return sorted(found)
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def serve(site: Path) -> http.server.ThreadingHTTPServer:
+    """Serves a folder on a free port of this machine, in a thread of its own."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_QuietHandler, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+async def new_context(browser: Browser, view: View) -> BrowserContext:
+    """A browser window of the view's size and theme."""
+    context = await browser.new_context(viewport={"width": view.width, "height": 900}, reduced_motion="reduce",
+                                        color_scheme="dark" if view.theme == "dark" else "light")
+    context.set_default_timeout(120_000)  # a busy machine is slow, not wrong
+    await context.add_init_script(f"localStorage.setItem('mode', '{view.theme}'); "
+                                  f"localStorage.setItem('theme', '{view.theme}');")
+    return context
+
+
+def listen(page: Page, found: list[str]) -> None:
+    """Writes down what goes wrong while a page loads.  The browser is started so that it reaches no other host."""
+
+    def console(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            found.append(f"console: {message.text[:200]}")
+
+    def request(asked: Request) -> None:
+        address = urlsplit(asked.url)
+        if address.hostname != "127.0.0.1" and address.scheme not in ("data", "blob"):
+            found.append(f"asks another host: {asked.url}")
+
+    def response(answer: Response) -> None:
+        if answer.status >= 400:
+            found.append(f"{answer.status}: {urlsplit(answer.url).path}")
+
+    page.on("console", console)
+    page.on("pageerror", lambda error: found.append(f"script error: {str(error)[:200]}"))
+    page.on("request", request)
+    page.on("response", response)
+
+
+async def check_page(context: BrowserContext, address: str, view: View, screenshot: Path | None = None) -> list[str]:
+    """Opens one page in one view.
+
+    Args:
+        context: the browser window.
+        address: the address of the page on this machine.
+        view: width and theme of the window.
+        screenshot: where a picture of the whole page is stored.
+
+    Returns:
+        list[str]: the findings, empty for a good page.
+    """
+    found: list[str] = []
+    page = await context.new_page()
+    try:
+        listen(page, found)
+        await page.goto(address, wait_until="load")
+        found += await page.evaluate(FORMULAS)
+        theme = await page.evaluate("document.documentElement.dataset.theme")
+        if theme != view.theme:
+            found.append(f"the theme is {theme}, not {view.theme}")
+        found += await page.evaluate(IMAGES)
+        if screenshot is not None:
+            screenshot.parent.mkdir(parents=True, exist_ok=True)
+            await page.screenshot(path=screenshot, full_page=True)
+        found += await page.evaluate(SOLUTIONS)
+        found += await page.evaluate(OVERFLOW)
+        loaded = list(found)  # axe itself fetches style sheets; that is not the page's doing
+        return loaded + (await accessibility(page) if view.axe else [])
+    finally:
+        await page.close()
+
+
+async def accessibility(page: Page) -> list[str]:
+    """Serious and critical findings of axe."""
+    results = await Axe().run(page, options={"resultTypes": ["violations"], "preload": False})
+    return [f"axe, {finding['impact']}: {' '.join(node['failureSummary'].split())[:160]}: {node['html'][:160]}"
+            for finding in results.response["violations"] if finding["impact"] in ("serious", "critical")
+            for node in finding["nodes"][:3]]
+
+
+async def check_search(context: BrowserContext, root: str) -> list[str]:
+    """The search of the site finds a word."""
+    found: list[str] = []
+    page = await context.new_page()
+    listen(page, found)
+    await page.goto(f"{root}/search.html?q={WORD_TO_SEARCH}", wait_until="load")
+    try:
+        await page.wait_for_selector("#search-results li a", timeout=15_000)
+    except TimeoutError:
+        found.append(f"search: no hit for {WORD_TO_SEARCH!r}")
+    return found
+
+
+def chromium() -> str | None:
+    """The browser to use: ``$CHROMIUM``, or one that is installed; otherwise playwright's own."""
+    return os.environ.get("CHROMIUM") or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+async def check_site(site: Path, only: str = "", screenshots: Path | None = None,
+                     workers: int = 2) -> dict[str, list[str]]:
+    """Opens every page of a site in every view.
+
+    Returns:
+        dict[str, list[str]]: the findings of each page, empty for a good one.
+    """
+    pages = [path.relative_to(site).as_posix() for path in sorted(site.rglob("*.html"))
+             if "_static" not in path.parts and only in path.as_posix() and not redirect(path)]
+    findings: dict[str, list[str]] = {page: [] for page in pages}
+    server = serve(site)
+    root = f"http://127.0.0.1:{server.server_address[1]}"
+    gate = asyncio.Semaphore(workers)
+
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=chromium(),
+            args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"])
+        contexts = {view: await new_context(browser, view) for view in VIEWS}
+
+        async def check(name: str, view: View) -> None:
+            async with gate:
+                picture = screenshots / f"{name}.{view.width}.{view.theme}.png" if screenshots else None
+                try:
+                    found = await check_page(contexts[view], f"{root}/{name}", view, picture)
+                except Error as error:  # a page that cannot be looked at is a finding, not the end
+                    found = [f"could not be checked: {error}"]
+                findings[name] += [f"{view}: {finding}" for finding in found]
+
+        async def check_views(name: str) -> None:
+            await asyncio.gather(*(check(name, view) for view in VIEWS))
+            print(f"{'FAILED' if findings[name] else 'passed'} {name}", flush=True)
+
+        await asyncio.gather(*map(check_views, pages))
+        if not only:
+            findings["search.html"] += [f"a search: {found}" for found in await check_search(contexts[VIEWS[0]], root)]
+        await browser.close()
+    server.shutdown()
+    if not only:
+        for page, link in broken_links(site):
+            findings.setdefault(page, []).append(f"all views: link leads nowhere: {link}")
+    return findings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("site", nargs="?", type=Path, default=ROOT / "_build" / "html", help="folder of the built site")
+    parser.add_argument("--only", default="", help="look at the pages whose path holds this word")
+    parser.add_argument("--screenshots", type=Path, help="store a picture of every page in every view here")
+    parser.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 2), help="pages open at once")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    findings = asyncio.run(check_site(options.site.resolve(), options.only, options.screenshots, options.workers))
+    failed = {name: found for name, found in findings.items() if found}
+    for name, found in failed.items():
+        print(f"\n{name}")
+        views = defaultdict(list)
+        for finding in found:
+            view, _, what = finding.partition(": ")
+            views[what].append(view)
+        for what, where in views.items():
+            print(f"  {what}  [{'; '.join(where)}]")
+    if not findings:
+        print(f"no page in {options.site}")
+    print(f"{len(findings) - len(failed)} pages passed, {len(failed)} failed, {len(VIEWS)} views each, "
+          f"{time.perf_counter() - start:.0f} s")
+    return 1 if failed or not findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

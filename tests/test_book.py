@@ -1,0 +1,388 @@
+"""The book without executing it: what the checks of ``book/_tools`` find, and that each of them can find something."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import accessible
+import check_pages
+import checks
+import nbformat
+import notebooks
+import offline
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import dropoutlib
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = checks.notebooks(ROOT)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path: Path) -> None:
+    assert checks.notebook_problems(path) == []
+
+
+def test_the_book_has_notebooks() -> None:
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("check", [checks.has_few_ignore_tags, checks.is_in_contents, checks.has_whole_links,
+                                   checks.has_no_private_words, checks.has_pinned_requirements],
+                         ids=lambda check: check.__name__)
+def test_tree(check: Callable[[Path], Iterator[str]]) -> None:
+    assert list(check(ROOT)) == []
+
+
+def test_every_method_has_its_chapter_module_tests_and_entries() -> None:
+    table = dropoutlib.catalogue()
+    assert list(checks.has_whole_rows(ROOT, table)) == []
+    assert list(checks.has_docstrings_that_name_the_chapter(table, dropoutlib)) == []
+
+
+# The checks can fail: each of these notebooks has exactly one fault.
+
+EXERCISE = "```{exercise}\n:label: ex-one\n\nHow many?\n```\n\n```{solution-start} ex-one\n:class: dropdown\n```\nOne."
+
+
+def good_notebook() -> NotebookNode:
+    """A notebook that passes every check."""
+    figure = new_output("display_data", {"text/plain": "<Figure size 600x350 with 1 Axes>"})
+    cells = [new_markdown_cell("# Title"), new_code_cell("assert 1 + 1 == 2"),
+             new_code_cell("figure", outputs=[figure],
+                           metadata={"mystnb": {"image": {"alt": "A line that rises steadily."}}}),
+             new_markdown_cell(EXERCISE), new_code_cell("print(1)", outputs=[new_output("stream", text="1\n")]),
+             new_markdown_cell("```{solution-end}\n```")]
+    notebook = new_notebook(cells=cells)
+    for count, cell in enumerate([cell for cell in cells if cell.cell_type == "code"], start=1):
+        cell.execution_count = count
+    return notebook
+
+
+def set_source(cell: int, source: str) -> Callable[[NotebookNode], None]:
+    return lambda notebook: notebook.cells[cell].update(source=source)
+
+
+def replace(cell: int, old: str, new: str) -> Callable[[NotebookNode], None]:
+    return lambda notebook: notebook.cells[cell].update(source=notebook.cells[cell].source.replace(old, new))
+
+
+def add_output(output_type: str, *arguments: Any, **keywords: Any) -> Callable[[NotebookNode], None]:
+    return lambda notebook: notebook.cells[4].outputs.append(new_output(output_type, *arguments, **keywords))
+
+
+FAULTS = {
+    "not executed": (lambda notebook: notebook.cells[4].update(execution_count=None), "count None, not 3"),
+    "executed out of order": (lambda notebook: notebook.cells[4].update(execution_count=7), "count 7, not 3"),
+    "empty cell": (set_source(2, ""), "empty"),
+    "error": (add_output("error", ename="ValueError", evalue="p"), "stores an error: ValueError"),
+    "stderr": (add_output("stream", name="stderr", text="warning"), "stderr: warning"),
+    "picture": (add_output("display_data", {"image/png": "AAAA"}), "stores image/png"),
+    "html": (add_output("display_data", {"text/html": "<p>"}), "stores text/html"),
+    "magic": (set_source(4, "%timeit 1"), "not plain Python"),
+    "cell magic": (set_source(4, "%%time\nx = 1"), "not plain Python"),
+    "shell line": (set_source(4, "!ls"), "not plain Python"),
+    "hidden magic": (set_source(4, "get_ipython().run_line_magic('time', '1')"), "get_ipython"),
+    "no check": (set_source(1, "1 + 1 == 2"), "no cell has an assert"),
+    "long line": (set_source(4, f"x = '{'a' * 80}'"), "line of 86 characters"),
+    "no alt text": (lambda notebook: notebook.cells[2].update(metadata={}), "without alt text"),
+    "TeX in alt text": (lambda notebook: notebook.cells[2].metadata.mystnb.image.update(alt="the line $p$ rises"),
+                        "TeX"),
+    "no solution": (replace(3, "solution-start} ex-one", "note} ex-one"), "ex-one has no solution"),
+    "shown solution": (replace(3, ":class: dropdown\n", ""), "is not hidden"),
+    "solution without code": (lambda notebook: notebook.cells.insert(4, notebook.cells.pop(5)), "executes nothing"),
+    "solution without end": (set_source(5, "The end."), "has no end"),
+    "exercise without label": (replace(3, ":label: ex-one\n", ""), "without a label"),
+    "editor's metadata": (lambda notebook: notebook.cells[1].metadata.update(collapsed=True), "notebooks.py run"),
+}
+
+
+def store(notebook: NotebookNode, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(notebooks.text_of(notebook), encoding="utf-8")
+    return path
+
+
+def test_good_notebook_passes(tmp_path: Path) -> None:
+    assert checks.notebook_problems(store(notebooks.normalised(good_notebook()), tmp_path / "good.ipynb")) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_notebook_with_a_fault_is_refused(fault: str, tmp_path: Path) -> None:
+    plant, message = FAULTS[fault]
+    notebook = notebooks.normalised(good_notebook())
+    plant(notebook)
+    assert message in "\n".join(checks.notebook_problems(store(notebook, tmp_path / "bad.ipynb")))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table of methods, as the checks see it."""
+
+    part: str = "dense"
+    layers: tuple[str, ...] = ("Layer",)
+    references: tuple[str, ...] = ("someone2000",)
+
+
+TABLE = {"method": Row()}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small project that passes every check of the tree."""
+    notebook = good_notebook()
+    notebook.cells[0].source += "\n{cite:t}`someone2000`, [the layer](/book/reference/api/dense.md)"
+    store(notebooks.normalised(notebook), tmp_path / "book/dense/method.ipynb")
+    for name, text in {
+        "book/reference/api/dense.md": "[](/book/dense/method.ipynb)\n.. automodule:: dropoutlib.dense.method\n"
+                                       ".. autoclass:: dropoutlib.Layer\n",
+        "book/references.bib": "@article{someone2000,\n title = {Title}\n}\n",
+        "dropoutlib/dense/method.py": "",
+        "tests/dense/test_method.py": "def test_it():\n    pass\n",
+        "_toc.yml": "root: book/dense/method\nparts:\n- chapters:\n  - file: book/reference/api/dense\n",
+        "requirements.txt": "-e .  # the library\ntorch==2.13.0  # the layers\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def tree_problems(root: Path) -> list[str]:
+    found = list(checks.has_whole_rows(root, TABLE))
+    for check in (checks.has_few_ignore_tags, checks.is_in_contents, checks.has_whole_links,
+                  checks.has_no_private_words, checks.has_pinned_requirements):
+        found += check(root)
+    return found
+
+
+def test_good_tree_passes(tree: Path) -> None:
+    assert tree_problems(tree) == []
+
+
+@pytest.mark.parametrize(("name", "old", "new", "message"), [
+    ("book/dense/method.ipynb", None, None, "no book/dense/method.ipynb"),
+    ("dropoutlib/dense/method.py", None, None, "no dropoutlib/dense/method.py"),
+    ("tests/dense/test_method.py", None, None, "no tests/dense/test_method.py"),
+    ("tests/dense/test_method.py", "def test_it", "def helper", "tests nothing"),
+    ("book/reference/api/dense.md", None, None, "no book/reference/api/dense.md"),
+    ("book/reference/api/dense.md", "dropoutlib.Layer", "dropoutlib.LayerNorm", "does not mention :: dropoutlib.Layer"),
+    ("book/reference/api/dense.md", "automodule", "autofunction", "does not mention automodule"),
+    ("book/reference/api/dense.md", "/book/dense/method.ipynb", "method.ipynb", "does not mention /book/dense"),
+    ("book/references.bib", "someone2000", "someone2001", "someone2000 is not in book/references.bib"),
+    ("book/dense/method.ipynb", "{cite:t}", "", "does not cite someone2000"),
+    ("book/dense/method.ipynb", "/book/reference/api/dense.md", "/book/references.bib", "does not link"),
+    ("book/dense/method.ipynb", "/book/reference/api/dense.md", "missing.ipynb", "missing.ipynb leads to no file"),
+    ("book/dense/method.ipynb", "someone2000", "nobody2000", "citation nobody2000"),
+    ("_toc.yml", "root: book/dense/method", "root: book/dense/other", "book/dense/method is in no table of contents"),
+    ("_toc.yml", "book/reference/api/dense", "book/reference/api/gone", "book/reference/api/gone has no file"),
+    ("_toc.yml", "book/reference/api/dense", "book/dense/method", "there twice"),
+    ("requirements.txt", "torch==2.13.0", "torch>=2.13", "not pinned"),
+    ("requirements.txt", "  # the layers", "", "no reason"),
+    ("dropoutlib/dense/method.py", "", "# see /ro" "ot/notes", "/ro" "ot/"),
+    ("dropoutlib/dense/other.py", "", "", "module other: no row"),
+])
+def test_tree_with_a_fault_is_refused(tree: Path, name: str, old: str | None, new: str | None, message: str) -> None:
+    path = tree / name
+    if old is None or new is None:
+        path.unlink()
+    else:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        path.write_text(text.replace(old, new) if old else new, encoding="utf-8")
+    assert message in "\n".join(tree_problems(tree))
+
+
+def test_many_ignore_tags_are_refused(tree: Path) -> None:
+    notebook = good_notebook()
+    for cell in notebook.cells[1:3]:
+        cell.metadata["tags"] = ["nbval-ignore-output", "raises-exception"]
+    store(notebook, tree / "book/dense/method.ipynb")
+    assert "4 ignore tags" in "\n".join(checks.has_few_ignore_tags(tree))
+
+
+def test_ignore_comments_count_as_tags(tree: Path) -> None:
+    notebook = good_notebook()
+    for cell in notebook.cells:
+        cell.source = "# NBVAL_IGNORE_OUTPUT\n1"
+    notebook.cells.append(new_code_cell("# NBVAL_SKIP\n1"))
+    store(notebook, tree / "book/dense/method.ipynb")
+    assert "4 ignore tags" in "\n".join(checks.has_few_ignore_tags(tree))
+
+
+def test_docstring_without_chapter_is_refused() -> None:
+    named = SimpleNamespace(Layer=type("Layer", (), {"__doc__": "Chapter: :doc:`/book/dense/method`."}))
+    silent = SimpleNamespace(Layer=type("Layer", (), {"__doc__": "A layer."}))
+    assert list(checks.has_docstrings_that_name_the_chapter(TABLE, named)) == []
+    assert "does not name" in "\n".join(checks.has_docstrings_that_name_the_chapter(TABLE, silent))
+
+
+# Executing and storing
+
+
+def test_executing_again_changes_nothing(tmp_path: Path) -> None:
+    source = "import sys\nprint(sys.prefix)\nfrom IPython.display import HTML, display\ndisplay(HTML('<p>'))\n1 / 2"
+    path = store(new_notebook(cells=[new_markdown_cell("# Title  "), new_code_cell(source)]), tmp_path / "a.ipynb")
+    identifiers = [cell.id for cell in notebooks.read(path).cells]
+    assert notebooks.run([path]) == 0
+    first = path.read_bytes()
+    assert notebooks.run([path]) == 0
+    assert path.read_bytes() == first
+    stored = notebooks.read(path)
+    assert [cell.id for cell in stored.cells] == identifiers
+    printed, shown, result = stored.cells[1].outputs
+    assert printed.text == f"{sys.prefix}\n"  # the kernel is this interpreter
+    assert list(shown.data) == ["text/plain"]
+    assert result.data == {"text/plain": "0.5"}
+    assert stored.cells[1].execution_count == 1
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("raise ValueError('no such p')", "cell 1 of 1: ValueError: no such p"),
+    ("import warnings\nwarnings.warn('old')", "wrote to stderr"),
+    ("import time\ntime.sleep(60)", "still running after 2 s"),
+])
+def test_notebook_that_fails_is_left_alone(source: str, message: str, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    path = store(new_notebook(cells=[new_code_cell(source)]), tmp_path / "a.ipynb")
+    before = path.read_bytes()
+    assert notebooks.run([path], timeout=2) == 1
+    assert message in capsys.readouterr().out
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_markdown_and_back_changes_nothing_but_what_was_edited(tmp_path: Path) -> None:
+    path, text = store(notebooks.normalised(good_notebook()), tmp_path / "a.ipynb"), tmp_path / "a.md"
+    before = path.read_bytes()
+    notebooks.to_markdown(path, text)
+    notebooks.from_markdown(text, path)
+    assert path.read_bytes() == before
+    text.write_text(text.read_text(encoding="utf-8").replace("# Title", "# Another title"), encoding="utf-8")
+    notebooks.from_markdown(text, path)
+    assert path.read_bytes() == before.replace(b"# Title", b"# Another title")
+
+
+def test_nbval_compares_what_is_stored(tmp_path: Path) -> None:
+    """The command that everybody runs sees a changed number in a chapter."""
+    notebook = new_notebook(cells=[new_code_cell("print(f'{0.3 / (1 - 0.3):.3f}')")])
+    path = store(notebook, tmp_path / "a.ipynb")
+    assert notebooks.run([path]) == 0
+    command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}",
+               "-p", "no:cacheprovider", str(path)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    changed = nbformat.read(path, as_version=4)
+    changed.cells[0].outputs[0].text = "0.210\n"
+    store(changed, path)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout
+    assert "1 failed" in result.stdout
+
+
+# The pages
+
+
+@pytest.mark.parametrize("html", [
+    '<script src="https://cdn.example/a.js"></script>', '<script src="//cdn.example/a.js"></script>',
+    '<link rel="stylesheet" href="https://cdn.example/a.css">', '<link rel="preconnect" href="https://cdn.example">',
+    '<img src="http://cdn.example/a.png">', '<img srcset="a.png 1x, https://cdn.example/a.png 2x">',
+    '<iframe src="https://cdn.example"></iframe>', '<div style="background: url(https://cdn.example/a.png)"></div>',
+    "<style>@import 'https://cdn.example/a.css';</style>", "<style>@font-face {src: url(//cdn.example/a.woff)}</style>",
+    '<link\nrel="stylesheet"\nhref="https://cdn.example/a.css">', '<object data="https://cdn.example/a.svg"></object>',
+])
+def test_page_that_asks_another_host_is_refused(html: str, tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(f"<html><body>{html}</body></html>", encoding="utf-8")
+    assert "cdn.example" in "\n".join(offline.remote_fetches(tmp_path / "a.html"))
+
+
+@pytest.mark.parametrize("css", ["@import url(https://cdn.example/a.css);", '@import "//cdn.example/a.css";',
+                                 "a {background: url( 'https://cdn.example/a.png' )}"])
+def test_style_sheet_that_asks_another_host_is_refused(css: str, tmp_path: Path) -> None:
+    (tmp_path / "a.css").write_text(css, encoding="utf-8")
+    assert "cdn.example" in "\n".join(offline.remote_fetches(tmp_path / "a.css"))
+
+
+def test_links_that_a_reader_follows_are_allowed(tmp_path: Path) -> None:
+    html = ('<a href="https://other.example">a</a><link rel="canonical" href="https://other.example">'
+            '<img src="data:image/png;base64,AA//BB"><img src="a.png" srcset="a.png 1x, b.png 2x">'
+            '<script src="a.js"></script>'
+            '<p style="color: red">url(https://other.example)</p>')
+    (tmp_path / "a.html").write_text(html, encoding="utf-8")
+    assert offline.remote_fetches(tmp_path / "a.html") == []
+
+
+def test_citations_are_a_list() -> None:
+    html = ('<div role="list" class="citation-list"><div class="citation" id="id1" role="doc-biblioentry">'
+            '<span class="label">[1]</span><p>Title &amp; more</p></div></div>')
+    mended = accessible.make_accessible(html)
+    assert mended.startswith('<ul class="citation-list"><li class="citation" id="id1">')
+    assert "role=" not in mended
+    assert "Title &amp; more" in mended
+    assert accessible.make_accessible("<p>nothing to mend<br></p>") == "<p>nothing to mend<br></p>"
+
+
+def test_arrows_of_the_navigation_have_a_name() -> None:
+    html = '<summary><span class="toctree-toggle" role="presentation"></span></summary><summary>Named</summary>'
+    once = accessible.name_the_toggles(html)
+    assert once.startswith('<summary aria-label="Pages of this section"><span')
+    assert once.endswith("<summary>Named</summary>")
+    assert accessible.name_the_toggles(once) == once
+
+
+GOOD_PAGE = """<!doctype html><html lang="en"><head><title>Title</title>
+<meta name="viewport" content="width=device-width">
+<link rel="icon" href="data:,"><script>document.documentElement.dataset.theme = localStorage.getItem("mode");</script>
+<script async src="mathjax/tex-chtml.js"></script></head><body><main><article><h1>Title</h1>
+<p>The variance <span class="math">\\(p / (1 - p)\\)</span>.</p>
+<div class="solution"><p class="admonition-title" onclick="this.nextElementSibling.hidden = false">Solution</p>
+<p hidden>One.</p></div>
+</article></main><ul id="search-results"><li><a href="search.html">hit</a></li></ul></body></html>"""
+FAULTS_OF_PAGES = {
+    "formula error": ("p / (1 - p)", r"\frac{p}", "formula with an error"),
+    "unknown command": ("p / (1 - p)", r"\nosuchcommand p", "unknown TeX command"),
+    "formula not rendered": ("\\(p / (1 - p)\\)", "p / (1 - p)", "formula not rendered"),
+    "TeX as text": ("Title</h1>", r"Title</h1><p>\operatorname{Var}</p>", "TeX left as text"),
+    "wide content": ("</article>", "<p style='width: 500px'>wide</p></article>", "in a window of 390 px"),
+    "cut off content": ("<article>", "<article style='overflow: hidden'><p style='width: 500px'>wide</p>", "ends at"),
+    "script error": ("</article>", "<script>throw new Error('planted')</script></article>", "script error: planted"),
+    "console": ("</article>", "<script>console.error('planted')</script></article>", "console: planted"),
+    "other host": ("</article>", "<script>fetch('https://cdn.example/a')</script></article>", "asks another host"),
+    "broken image": ("</article>", "<img src='gone.png' alt='gone'></article>", "broken image"),
+    "no alt text": ("</article>", "<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw='></article>", "axe, critical"),
+    "pale text": ("<p>The", "<p style='color: #ccc; background: #fff'>The", "axe, serious"),
+    "open solution": ("<p hidden>", "<p>", "solution is not hidden"),
+    "closed solution": (".hidden = false", ".hidden = true", "solution does not open"),
+    "wrong theme": ('localStorage.getItem("mode")', '"light"', "the theme is light, not dark"),
+    "dead link": ("</article>", "<a href='gone.html'>gone</a></article>", "link leads nowhere: gone.html"),
+    "dead place": ("</article>", "<a href='search.html#gone'>gone</a></article>", "nowhere: search.html#gone"),
+    "search": ("<li>", "<li hidden>", "no hit"),
+}
+
+
+@pytest.mark.skipif(check_pages.chromium() is None, reason="needs a Chromium")
+def test_check_of_the_pages_finds_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = (check_pages.View(1280, "light"), check_pages.View(390, "dark", axe=False))
+    monkeypatch.setattr(check_pages, "VIEWS", views)
+    mathjax = importlib.util.find_spec("sphinx-mathjax-offline")
+    assert mathjax is not None and mathjax.origin is not None
+    (tmp_path / "mathjax").symlink_to(Path(mathjax.origin).parent / "static" / "mathjax")
+    (tmp_path / "good.html").write_text(GOOD_PAGE, encoding="utf-8")
+    for fault, (old, new, _) in FAULTS_OF_PAGES.items():
+        assert old in GOOD_PAGE, fault
+        (tmp_path / f"{fault}.html").write_text(GOOD_PAGE.replace(old, new), encoding="utf-8")
+    findings = asyncio.run(check_pages.check_site(tmp_path))
+    assert findings.pop("good.html") == []
+    assert findings.keys() == {f"{fault}.html" for fault in FAULTS_OF_PAGES}
+    unseen = {fault: findings[f"{fault}.html"] for fault, (_, _, message) in FAULTS_OF_PAGES.items()
+              if message not in "\n".join(findings[f"{fault}.html"])}
+    assert unseen == {}
