@@ -26,7 +26,7 @@ __all__ = ["main", "measure", "table"]
 
 Function = Callable[[Tensor], Tensor]
 _SECONDS = 2e-3  # of repetitions that one timing covers, so that the clock's own resolution does not matter
-_EXPONENTS = range(8, 21)
+_EXPONENTS = (8, 10, 12, 13, 14, 16, 18, 20)
 _ROWS = ("Dropout, p = 0.5", "Dropout, p = 0.3", "Gaussian dropout, p = 0.5", "x * 2")
 
 

@@ -57,7 +57,7 @@ class Distribution:
 
     def expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean of ``function(output)``, applied to one output at a time."""
-        values = torch.stack([function(output) for output in self.outputs])
+        values = torch.stack([function(output) for output in self.outputs]).to(self.probabilities.dtype)
         return torch.tensordot(self.probabilities, values, dims=1)
 
     def mean(self) -> Tensor:
@@ -70,7 +70,7 @@ class Distribution:
 
     def covariance(self) -> Tensor:
         """The covariance matrix of the flattened output, of shape ``(elements, elements)``."""
-        centred = (self.outputs - self.mean()).flatten(1)
+        centred = (self.outputs - self.mean()).reshape(len(self.outputs), -1)
         return centred.T @ (self.probabilities[:, None] * centred)
 
 
@@ -78,15 +78,16 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
     """The exact law of a function of a Bernoulli keep mask.
 
     Args:
-        function: takes one keep mask of the given shape (float64, zeros and ones) and returns the output.
+        function: takes one keep mask of the given shape (float64, zeros and ones) and returns the output; it is
+            called without recording gradients, and what it returns is stored in float64.
         shape: shape of the mask, at most 20 elements.
-        p: probability of dropping; a float, or a tensor that broadcasts to ``shape``.
+        p: probability of dropping, the same as that of the layer; a float, or a tensor that broadcasts to ``shape``.
 
     Returns:
         Distribution: the output under every mask, with its probability.
 
     Raises:
-        ValueError: if the mask has too many elements.
+        ValueError: if the mask has too many elements, or ``p`` is not between 0 and 1.
 
     Example:
         Both values of one dropped unit, its mean and its variance p/(1 - p):
@@ -101,7 +102,9 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
     """
     keep = masks(*shape)
     p = torch.as_tensor(p, dtype=torch.float64)
+    if not bool(((p >= 0) & (p <= 1)).all()):
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p.tolist()}")
     factors = torch.where(keep == 1, 1 - p, p)
     with torch.no_grad():
         outputs = torch.stack([function(mask) for mask in keep])
-    return Distribution(outputs.to("cpu"), factors.flatten(1).prod(dim=1))
+    return Distribution(outputs.to("cpu", torch.float64), factors.flatten(1).prod(dim=1))

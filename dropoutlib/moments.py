@@ -81,7 +81,8 @@ def relu(value: Moments) -> Moments:
     """Moments of max(0, Z) for Gaussian Z.
 
     With r = mean/standard deviation, the mean is ``mean * Phi(r) + std * phi(r)`` and the second moment
-    ``(mean**2 + variance) * Phi(r) + mean * std * phi(r)``.  Where the variance is zero, it is max(0, mean).
+    ``(mean**2 + variance) * Phi(r) + mean * std * phi(r)``.  Where the variance is zero, it is max(0, mean).  Both are
+    computed in float64: their terms cancel where r is large.
 
     Args:
         value: moments of any shape.
@@ -95,16 +96,18 @@ def relu(value: Moments) -> Moments:
         >>> moments.relu(moments.Moments(torch.tensor(0.0), torch.tensor(1.0))).mean  # 1/sqrt(2 pi)
         tensor(0.3989)
     """
-    mean, variance = value
+    dtype = value.mean.dtype
+    mean, variance = (part if part.is_mps else part.double() for part in value)  # mps has no float64
     certain = variance == 0
     std = torch.where(certain, 1.0, variance).sqrt()  # 1 keeps the gradient of the unused branch finite
     ratio = mean / std
-    cdf = torch.special.ndtr(ratio)
+    below, above = torch.special.ndtr(-ratio), torch.special.ndtr(ratio)
     pdf = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
-    first = mean * cdf + std * pdf
-    second = (mean**2 + variance) * cdf + mean * std * pdf
-    return Moments(torch.where(certain, mean.clamp(min=0), first),
-                   torch.where(certain, 0.0, (second - first**2).clamp(min=0)))
+    first = std * (ratio * above + pdf)
+    # E[relu^2] - E[relu]^2, multiplied out so that for a large ratio nothing large cancels
+    spread = variance * (above + ratio**2 * above * below + ratio * pdf * (below - above) - pdf**2)
+    return Moments(torch.where(certain, mean.clamp(min=0), first.clamp(min=0)).to(dtype),
+                   torch.where(certain, 0.0, spread.clamp(min=0)).to(dtype))
 
 
 def sigmoid(value: Moments) -> Tensor:

@@ -48,3 +48,16 @@ def test_outputs_may_be_of_any_shape():
     law = distribution(lambda keep: keep.mT @ keep, (2, 2), 0.5)
     assert law.mean().shape == law.variance().shape == (2, 2)
     assert law.covariance().shape == (4, 4)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
+def test_a_probability_outside_its_range_is_refused(p):
+    with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1"):
+        distribution(lambda keep: keep, (2,), p)
+
+
+def test_outputs_of_any_type_are_judged_in_float64():
+    law = distribution(lambda keep: keep.sum() > 1, (2,), 0.5)
+    assert law.mean().item() == 0.25
+    assert law.covariance().tolist() == [[0.1875]]
+    assert law.expectation(lambda output: output > 0.5).item() == 0.25

@@ -40,6 +40,8 @@ def test_mlp_places_dropout_after_every_hidden_activation_and_never_on_the_outpu
     assert [type(layer).__name__ for layer in model] == [
         "Dropout", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
     assert [type(layer).__name__ for layer in mlp(4, 3, 2, activation=nn.Tanh)] == ["Linear", "Tanh", "Linear"]
+    with pytest.raises(ValueError, match="sizes has to give the input and the output"):
+        mlp(3)
 
 
 def test_fit_learns_and_belongs_to_its_seed():
@@ -56,6 +58,8 @@ def test_fit_learns_and_belongs_to_its_seed():
     assert accuracy(model, data.test_inputs, data.test_labels) > 0.8
     assert torch.equal(model[0].weight, again[0].weight)
     assert not torch.equal(model[0].weight, other[0].weight)
+    with pytest.raises(TypeError, match=r"build has to be a function that makes a model.*Sequential"):
+        fit(model, data.train_inputs, data.train_labels, steps=1)
     visited = []
     train(0, batch_size=16, after_step=lambda model, step: visited.append(step))
     assert visited == list(range(1, 101))

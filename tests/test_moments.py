@@ -79,3 +79,15 @@ def test_sigmoid_is_within_its_stated_error():
                     - by_quadrature(lambda z: 1 / (1 + math.exp(-z)), mean, variance))
                 for mean in np.linspace(-8, 8, 17) for variance in (0.25, 4.0, 36.0))
     assert 0.01 < worst < 0.02
+
+
+@pytest.mark.parametrize(("mean", "variance"), [(1000.0, 1e-3), (5.0, 1e-6), (-5.0, 1.0)])
+def test_relu_in_float32_is_as_good_as_in_float64(mean, variance):
+    """Computed in float32, the difference of the two moments would lose every digit."""
+    single = moments.relu(moments.Moments(torch.tensor(mean), torch.tensor(variance)))
+    double = moments.relu(gaussian(mean, torch.tensor(variance).item()))
+    assert single.mean.dtype == single.variance.dtype == torch.float32
+    assert single.mean.item() == pytest.approx(double.mean.item(), rel=1e-6)
+    assert single.variance.item() == pytest.approx(double.variance.item(), rel=1e-6)
+    if mean > 0:  # so far above zero that ReLU changes nothing
+        assert single.variance.item() == pytest.approx(variance, rel=1e-6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -40,9 +40,7 @@ def digits(num_train: int = 1000, *, seed: int = 0, label_noise: float = 0.0) ->
         >>> digits(200).train_inputs.shape
         torch.Size([200, 64])
     """
-    from sklearn.datasets import load_digits
-
-    return _split(load_digits, 16.0, num_train, seed, label_noise)
+    return _split("digits", 16.0, num_train, seed, label_noise)
 
 
 def iris(num_train: int = 75, *, seed: int = 0, label_noise: float = 0.0) -> Split:
@@ -56,9 +54,7 @@ def iris(num_train: int = 75, *, seed: int = 0, label_noise: float = 0.0) -> Spl
     Returns:
         Split: inputs of 4 features.
     """
-    from sklearn.datasets import load_iris
-
-    return _split(load_iris, 10.0, num_train, seed, label_noise)
+    return _split("iris", 10.0, num_train, seed, label_noise)
 
 
 def diabetes() -> tuple[Tensor, Tensor]:
@@ -74,17 +70,23 @@ def diabetes() -> tuple[Tensor, Tensor]:
         >>> inputs.shape, round(targets.var(correction=0).item(), 6)
         (torch.Size([442, 10]), 1.0)
     """
-    from sklearn.datasets import load_diabetes
-
-    inputs, targets = (torch.as_tensor(part, dtype=torch.float64) for part in load_diabetes(return_X_y=True))
+    inputs, targets = (torch.as_tensor(part, dtype=torch.float64) for part in _load("diabetes"))
     standardised = [(part - part.mean(0)) / part.std(0, correction=0) for part in (inputs, targets)]
     return standardised[0], standardised[1]
 
 
-def _split(load: Callable[..., Any], unit: float, num_train: int, seed: int, label_noise: float) -> Split:
+@cache  # an experiment splits the same data many times
+def _load(name: str) -> tuple[Any, Any]:
+    from sklearn import datasets
+
+    inputs, targets = getattr(datasets, f"load_{name}")(return_X_y=True)
+    return inputs, targets
+
+
+def _split(name: str, unit: float, num_train: int, seed: int, label_noise: float) -> Split:
     from sklearn.model_selection import train_test_split
 
-    inputs, labels = load(return_X_y=True)
+    inputs, labels = _load(name)
     if not 0 <= label_noise <= 1:
         raise ValueError(f"label_noise has to be a fraction between 0 and 1, but got {label_noise}")
     parts = train_test_split(inputs / unit, labels, train_size=num_train, stratify=labels, random_state=seed)

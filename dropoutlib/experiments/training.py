@@ -24,12 +24,17 @@ def mlp(*sizes: int, dropout: Callable[[], nn.Module] | None = None, activation:
     Returns:
         nn.Sequential: linear layers, activations and dropout layers.
 
+    Raises:
+        ValueError: if there are fewer than two sizes.
+
     Example:
         >>> from dropoutlib import Dropout
         >>> from dropoutlib.experiments import mlp
         >>> [type(layer).__name__ for layer in mlp(64, 32, 10, dropout=lambda: Dropout(0.5))]
         ['Linear', 'ReLU', 'Dropout', 'Linear']
     """
+    if len(sizes) < 2:
+        raise ValueError(f"sizes has to give the input and the output at least, but got {sizes}")
     layers: list[nn.Module] = [] if input_dropout is None else [input_dropout()]
     for index, (before, after) in enumerate(pairwise(sizes), start=2):
         layers.append(nn.Linear(before, after))
@@ -61,7 +66,13 @@ def fit(build: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, *, steps
 
     Returns:
         nn.Module: the trained model, in evaluation mode.
+
+    Raises:
+        TypeError: if ``build`` is a model and not a function that makes one.
     """
+    if isinstance(build, nn.Module):
+        raise TypeError("build has to be a function that makes a model, so that initial weights belong to the seed, "
+                        f"but got the model {type(build).__name__}")
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
         torch.manual_seed(seed)
         model = build().to(inputs.device).train()

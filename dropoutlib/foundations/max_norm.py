@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import weakref
 from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
@@ -51,7 +52,8 @@ def max_norm_(module_or_tensor: _ModuleOrTensor, max_norm: float, dim: int = 0) 
         ValueError: if ``max_norm`` is not a positive number, or if the module holds no weight to project, or
             one that is computed from others (parametrised, weight-normalised, pruned) or not yet initialised;
             nothing is changed then.
-        TypeError: if the first argument is neither a module nor a tensor, or holds integers.
+        TypeError: if the first argument is neither a module nor a tensor, or holds integers, or if ``max_norm`` is
+            not a real number.
         RuntimeError: if the tensor has fewer than two dimensions.
         IndexError: if the tensor has no dimension ``dim``.
 
@@ -81,6 +83,8 @@ def max_norm_(module_or_tensor: _ModuleOrTensor, max_norm: float, dim: int = 0) 
 
 
 def _check_max_norm(max_norm: float) -> None:
+    if isinstance(max_norm, bool) or not isinstance(max_norm, numbers.Real):
+        raise TypeError(f"max_norm has to be a real number, but got {max_norm!r} of type {type(max_norm).__name__}")
     if not max_norm > 0:
         raise ValueError(f"max_norm has to be a positive number, but got {max_norm}")
 
@@ -134,14 +138,16 @@ class MaxNorm:
     r"""Keeps the incoming weights of every unit inside a ball: :func:`~dropoutlib.max_norm_` after each step.
 
     After each ``step()`` of any optimizer, those weights of the model's linear and convolutional layers are
-    projected that this optimizer holds. Nothing happens when the step of an unrelated optimizer ends, or when
-    a gradient scaler skips one. The state of the optimizer (momentum) is not projected, and neither are the
-    weights before the first step.
+    projected that this optimizer holds and that are not frozen, those of layers added later among them. Nothing
+    happens when the step of an unrelated optimizer ends, or when a gradient scaler skips one. The state of the
+    optimizer (momentum) is not projected, and neither are the weights before the first step:
+    :func:`~dropoutlib.max_norm_` does that.
 
     {four_answers}
 
-    The constraint lasts as long as the model, which it does not keep alive, or until :meth:`remove`; the
-    object itself need not be kept. A copy or a pickle of it constrains the model copied or pickled with it.
+    The constraint lasts as long as the model, which it does not keep alive, until :meth:`remove`, or until another
+    one of the same model takes its place; the object itself need not be kept. A copy of the model alone is not
+    constrained; copy or pickle the constraint together with it.
 
     Args:
         model: a module with linear or convolutional layers.
@@ -150,7 +156,7 @@ class MaxNorm:
 
     Raises:
         ValueError: as :func:`~dropoutlib.max_norm_` does.
-        TypeError: if ``model`` is not a module.
+        TypeError: if ``model`` is not a module or ``max_norm`` not a real number.
 
     Source:
         Srivastava et al., *Dropout: A Simple Way to Prevent Neural Networks from Overfitting* (2014), section
@@ -169,20 +175,30 @@ class MaxNorm:
         >>> constraint.remove()
     """
 
-    max_norm: float
     _model: weakref.ref[nn.Module]
 
     def __init__(self, model: nn.Module, max_norm: float) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model has to be a module, but got {type(model).__name__}")
-        _check_max_norm(max_norm)
-        _weights(model)  # refuses a model that cannot be projected now, not after its first step
         self.max_norm = max_norm
+        _weights(model)  # refuses a model that cannot be projected now, not after its first step
         self._attach(model)
+
+    @property
+    def max_norm(self) -> float:
+        """The largest Euclidean norm of the incoming weights of a unit."""
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, max_norm: float) -> None:
+        _check_max_norm(max_norm)
+        self._max_norm = max_norm
 
     def _attach(self, model: nn.Module) -> None:
         global _hook
         self._model = weakref.ref(model)
+        for earlier in [constraint for constraint in _constraints if constraint._model() is model]:
+            earlier.remove()
         _constraints.append(self)
         if _hook is None:
             _hook = register_optimizer_step_post_hook(_after_step)
@@ -194,7 +210,8 @@ class MaxNorm:
 
     def _apply(self, model: nn.Module, stepped: Collection[int]) -> None:
         if any(id(parameter) in stepped for parameter in model.parameters()):
-            held = [(weight, groups) for weight, groups in _weights(model) if id(weight) in stepped]
+            held = [(weight, groups) for weight, groups in _weights(model)
+                    if id(weight) in stepped and weight.requires_grad]
             _project(held, self.max_norm, dim=0)
 
     def __repr__(self) -> str:

@@ -127,7 +127,11 @@ class Dropout(_DropoutNd):
     {four_answers}
 
     Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input
-    itself is returned, with p = 1 everything is zero; neither draws.
+    itself is returned, with p = 1 everything is zero; neither draws. A mask that is given is applied all the same;
+    with p = 1, where there is no scale, what it keeps stays as it is.
+
+    Like torch's own it is a ``torch.nn.modules.dropout._DropoutNd``, and found by that class; it is not an instance
+    of :class:`torch.nn.Dropout`. It works under :func:`torch.compile`, not under ``torch.jit.script``.
 
     Args:
         p: probability of dropping an element. The attribute ``p`` may be changed later.
@@ -219,6 +223,9 @@ class WeightScalingDropout(_DropoutNd):
     same as scaling the weights of a linear layer that follows, but not its bias.
 
     {four_answers}
+
+    Not for :class:`torch.nn.TransformerEncoderLayer` and other modules of torch with an inference fast path: that
+    path takes dropout for the identity in evaluation and leaves the scaling out.
 
     Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input
     itself is returned, with p = 1 everything is zero; neither draws.

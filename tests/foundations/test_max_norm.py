@@ -323,3 +323,40 @@ def test_a_copy_constrains_the_copied_model(duplicate) -> None:
     removed = duplicate(model)
     step(removed, torch.optim.SGD(removed.parameters(), lr=10.0))
     assert largest_norm(removed) > 0.6
+
+
+@pytest.mark.parametrize(("max_norm", "error"), [(-1.0, ValueError), (0.0, ValueError), (float("nan"), ValueError),
+                                                 ("3", TypeError), (True, TypeError), (None, TypeError)])
+def test_a_radius_is_checked_whenever_it_is_set(max_norm, error):
+    model = nn.Linear(3, 2)
+    constraint = MaxNorm(model, 1.0)
+    with pytest.raises(error, match="max_norm has to be a"):
+        constraint.max_norm = max_norm
+    with pytest.raises(error, match="max_norm has to be a"):
+        max_norm_(model, max_norm)
+    assert constraint.max_norm == 1.0
+
+
+def test_the_latest_constraint_of_a_model_takes_the_place_of_the_earlier_one():
+    model = nn.Linear(3, 2)
+    earlier, latest = MaxNorm(model, 0.1), MaxNorm(model, 3.0)
+    nn.init.constant_(model.weight, 1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.weight, torch.ones(2, 3))
+    assert "removed" in repr(earlier)
+    assert "removed" not in repr(latest)
+
+
+def test_frozen_weights_are_left_alone():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    for layer in model:
+        nn.init.constant_(layer.weight, 5.0)
+    model[0].weight.requires_grad_(False)
+    MaxNorm(model, 1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model[0].weight, torch.full((2, 3), 5.0))
+    assert model[1].weight.norm().item() == pytest.approx(1.0)
