@@ -146,5 +146,5 @@ class GaussianDropout(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
-        square = (input * input.conj()).real if input.is_complex() else input * input
+        square = input.abs().square()
         return _variance(self.p) * square if self.p > 0 else torch.zeros_like(square)

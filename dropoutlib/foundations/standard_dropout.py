@@ -113,10 +113,6 @@ def _scale(input: Tensor, p: float) -> Tensor:
     return input * (1 - p)
 
 
-def _square(input: Tensor) -> Tensor:
-    return (input * input.conj()).real if input.is_complex() else input * input
-
-
 @describe("standard_dropout")
 class Dropout(_DropoutNd):
     r"""Inverted dropout, a drop-in for :class:`torch.nn.Dropout`.
@@ -210,8 +206,8 @@ class Dropout(_DropoutNd):
             Tensor of the shape of ``input``.
         """
         if self.p in (0, 1):
-            return torch.zeros_like(_square(input))
-        return self.p / (1 - self.p) * _square(input)
+            return torch.zeros_like(input.abs().square())
+        return self.p / (1 - self.p) * input.abs().square()
 
 
 @describe("standard_dropout")
@@ -302,5 +298,5 @@ class WeightScalingDropout(_DropoutNd):
             Tensor of the shape of ``input``.
         """
         if self.p in (0, 1):
-            return torch.zeros_like(_square(input))
-        return self.p * (1 - self.p) * _square(input)
+            return torch.zeros_like(input.abs().square())
+        return self.p * (1 - self.p) * input.abs().square()
