@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,21 +77,23 @@ def network(axes: Axes, sizes: Sequence[int], keep: Sequence[Tensor | None] | No
         sizes: number of units of each layer, from the input to the output.
         keep: for each layer a keep mask of that many elements, or ``None`` to keep all of them.
     """
-    alive = [torch.ones(size, dtype=torch.bool) if keep is None or keep[layer] is None
-             else torch.as_tensor(keep[layer]).bool() for layer, size in enumerate(sizes)]
-    heights = [[(size - 1) / 2 - unit for unit in range(size)] for size in sizes]
-    for layer, (starts, ends) in enumerate(pairwise(heights)):
-        for a, start in enumerate(starts):
-            for b, end in enumerate(ends):
-                if alive[layer][a] and alive[layer + 1][b]:
-                    axes.plot([layer, layer + 1], [start, end], color=GREY, linewidth=0.7, zorder=1)
-    for layer, units in enumerate(heights):
-        for unit, height in enumerate(units):
-            kept = bool(alive[layer][unit])
-            axes.scatter(layer, height, s=150, zorder=2, color=BLUE if kept else "none",
-                         edgecolors=BLUE if kept else ORANGE)
-            if not kept:
-                axes.scatter(layer, height, s=60, zorder=3, marker="x", color=ORANGE)
+    from matplotlib.collections import LineCollection
+
+    masks = [None] * len(sizes) if keep is None else keep
+    alive: list[list[tuple[float, float]]] = []
+    dropped: list[tuple[float, float]] = []
+    for layer, (size, mask) in enumerate(zip(sizes, masks, strict=True)):
+        kept = [True] * size if mask is None else mask.bool().tolist()
+        places = [(float(layer), (size - 1) / 2 - unit) for unit in range(size)]
+        alive.append([place for place, keeps in zip(places, kept, strict=True) if keeps])
+        dropped += [place for place, keeps in zip(places, kept, strict=True) if not keeps]
+    lines = [(start, end) for starts, ends in pairwise(alive) for start in starts for end in ends]
+    axes.add_collection(LineCollection(lines, colors=GREY, linewidths=0.7, zorder=1))
+    for x, y in chain.from_iterable(alive):
+        axes.plot(x, y, "o", color=BLUE, markersize=12, zorder=2)
+    for x, y in dropped:
+        axes.plot(x, y, "o", color=ORANGE, markersize=12, fillstyle="none", zorder=2)
+        axes.plot(x, y, "x", color=ORANGE, markersize=8, zorder=3)
     axes.set_axis_off()
 
 

@@ -36,7 +36,10 @@ def test_what_is_dropped_is_crossed_out(axes):
 
 def test_a_dropped_unit_loses_its_connections(axes):
     plotting.network(axes, [2, 3, 1], [None, torch.tensor([1, 0, 1]), None])
-    assert len(axes.lines) == 2 * 2 + 2
+    (lines,) = axes.collections
+    assert len(lines.get_segments()) == 2 * 2 + 2
+    assert [dot.get_marker() for dot in axes.lines].count("x") == 1
+    assert len(axes.lines) == 5 + 2
 
 
 def test_a_band_is_two_standard_errors_wide(axes):
