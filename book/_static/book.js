@@ -1,5 +1,6 @@
 // What is wider than its box scrolls inside it; make such a box reachable from the keyboard, and only such a box.
 (() => {
+  const always = ".pst-scrollable-table-container";  // a late font can widen a table after everything was measured
   const boxes = "div.math, pre, .cell_output .output, .pst-scrollable-table-container, .table-wrapper, .bd-content table, mjx-container";
   const scrolls = (box) => {
     const style = getComputedStyle(box);
@@ -14,10 +15,10 @@
       formula.classList.toggle("too-wide", block !== null && formula.offsetWidth > block.clientWidth);
     }
     for (const box of document.querySelectorAll(boxes)) {
-      if (scrolls(box)) {
+      if (scrolls(box) || box.matches(always)) {
         box.tabIndex = 0;
         box.dataset.scrolls = "";
-      } else if ("scrolls" in box.dataset) {
+      } else if ("scrolls" in box.dataset && !box.matches(always)) {
         box.removeAttribute("tabindex");
         delete box.dataset.scrolls;
       }

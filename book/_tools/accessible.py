@@ -1,4 +1,4 @@
-"""Sphinx extension: what the default HTML keeps from readers who use a keyboard or a screen reader."""
+"""Sphinx extension: what the default HTML keeps from readers who use a keyboard or a screen reader, and a lost link."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from bs4 import BeautifulSoup
 from sphinx.application import Sphinx
 
+LOST_BACKLINK = re.compile(r"functional\.html#dropoutlib\.(?!functional\.)")
 TOGGLE = re.compile(r'<summary>(\s*<span class="toctree-toggle")')
 
 
@@ -48,9 +49,24 @@ def name_the_toggles(page: str) -> str:
     return TOGGLE.sub(r'<summary aria-label="Pages of this section">\1', page)
 
 
+def find_the_functions(body: str) -> str:
+    """Mends the links from a page of source code back to the functions.
+
+    Sphinx remembers one documented name of a module's objects, that of the layers (``dropoutlib.Dropout``), and takes
+    it for the functions too, which are documented as ``dropoutlib.functional.dropout``.
+
+    Args:
+        body: the HTML.
+
+    Returns:
+        str: the mended HTML.
+    """
+    return LOST_BACKLINK.sub("functional.html#dropoutlib.functional.", body)
+
+
 def _mend_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     if "body" in context:
-        context["body"] = make_accessible(context["body"])
+        context["body"] = find_the_functions(make_accessible(context["body"]))
 
 
 def _mend_navigation(app: Sphinx, exception: Exception | None) -> None:

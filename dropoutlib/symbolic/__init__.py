@@ -3,6 +3,24 @@
 The law of a noise is a random variable of ``sympy.stats``; :class:`Noise` makes a family of independent
 copies of it. Three rules work out E, Var and Cov for sums of symbolic size; :func:`derive` checks every line
 by the rules and by brute force over all masks before a page may show it.
+
+.. warning::
+
+   The laws are SymPy's, and their parameters are not those of :mod:`dropoutlib.noise`:
+
+   * ``Bernoulli("m", q)`` takes the probability q of **success**, here of keeping, while
+     :class:`dropoutlib.noise.Bernoulli` takes the probability p of **dropping**. A keep mask is
+     ``m = Noise(Bernoulli("m", 1 - p))``.
+   * ``Normal("g", mean, s)`` takes the **standard deviation**, while :class:`dropoutlib.noise.Gaussian` takes the
+     variance.
+
+>>> from sympy import sqrt, symbols
+>>> from dropoutlib.symbolic import Bernoulli, Expectation, Noise, Normal, Variance, exact
+>>> p, v = symbols("p v", positive=True)
+>>> m = Noise(Bernoulli("m", 1 - p))
+>>> g = Noise(Normal("g", 1, sqrt(v)))
+>>> exact(Expectation(m[1])), exact(Variance(g[1]))
+(1 - p, v)
 """
 
 from sympy.stats import Bernoulli, Covariance, Expectation, Normal, Uniform, Variance

@@ -34,11 +34,12 @@ from sympy.core.function import Function
 from sympy.stats import Covariance, Expectation
 
 from .families import Noise, check_degree, copies, free_scalars, is_finite, support
-from .notation import MOMENTS
+from .notation import MOMENTS, plain
 
 __all__ = ["enumerate_masks", "number"]
 
 LARGEST = 2**16         # outcomes of one enumeration
+ROUNDING = 1e-12        # by which a probability that is itself computed may miss 0 or 1
 
 
 # -- symbolic entries ---------------------------------------------------------
@@ -61,7 +62,7 @@ def enumerate_masks(expression: Any, **sizes: int) -> Any:
             a polynomial of degree at most 5 (which three Gauss nodes integrate exactly).
 
     >>> from sympy import IndexedBase, Sum, symbols
-    >>> from dropoutlib.symbolic import Bernoulli, Variance
+    >>> from dropoutlib.symbolic import Bernoulli, Noise, Variance, enumerate_masks
     >>> p, x = symbols("p"), IndexedBase("x")
     >>> j, n = symbols("j n", integer=True, positive=True)
     >>> m = Noise(Bernoulli("m", 1 - p))
@@ -135,16 +136,18 @@ def number(expression: Any, values: Mapping[Any, Any]) -> float:
 
     Raises:
         ValueError: If a value is missing (it is named), an array is too short for a sum, an index is free, or
-            the result is not a real number.
+            the result is not a real number (a division by zero, say), or a probability of a law that is
+            enumerated is outside 0 to 1.
 
     >>> from sympy import IndexedBase, Sum, symbols
+    >>> from dropoutlib.symbolic import number
     >>> p, x = symbols("p"), IndexedBase("x")
     >>> j, n = symbols("j n", integer=True, positive=True)
     >>> number(p*(1 - p)*Sum(x[j]**2, (j, 1, n)), {p: 0.5, n: 2, x: [3.0, 4.0]})
     6.25
     """
     value = evaluate(expression, values, mpmath.fp)
-    if isinstance(value, complex):
+    if isinstance(value, complex) or value != value:
         raise ValueError(f"not a real number: {value}")
     return float(value)
 
@@ -154,7 +157,12 @@ def evaluate(expression: Any, values: Mapping[Any, Any], context: Any) -> Any:
     plain_values = [(key, _plain_value(value)) for key, value in values.items()]
     scalars = {str(key): value for key, value in plain_values if not isinstance(key, IndexedBase)}
     arrays = {str(key): value for key, value in plain_values if not isinstance(key, Symbol)}
-    return _Evaluator(scalars, arrays, context).value(sympify(expression), {}, {})
+    try:
+        return _Evaluator(scalars, arrays, context).value(sympify(expression), {}, {})
+    except (ZeroDivisionError, OverflowError) as error:
+        where = ", ".join(f"{key} = {value}" for key, value in scalars.items() if not isinstance(value, list))
+        raise ValueError(f"{plain(sympify(expression))} is not a real number" + (f" at {where}" if where else "")
+                         + f": {error}") from error
 
 
 def _plain_value(value: Any) -> Any:
@@ -264,6 +272,9 @@ class _Evaluator:
                 raise ValueError(f"the continuous law of {key[0]} cannot be enumerated: work E out with exact() first")
             laws.append([(self.value(sympify(v), indices, draw), self.value(sympify(w), indices, draw))
                          for v, w in support(law)])
+            for _, weight in laws[-1]:
+                if isinstance(weight, complex) or not -ROUNDING <= weight <= 1 + ROUNDING:
+                    raise ValueError(f"the law of {key[0]} needs probabilities from 0 to 1, got {weight}")
         if (outcomes := prod(map(len, laws))) > LARGEST:
             raise ValueError(f"{len(laws)} random entries have {outcomes} outcomes, more than {LARGEST}")
         means = [0] * 3

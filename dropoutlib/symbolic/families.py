@@ -34,7 +34,9 @@ class Noise(IndexedBase):  # type: ignore[misc]
     """Independent copies m[j] or M[i, j] of one SymPy random variable.
 
     Copies with different indices are independent, and so are different families. The law takes part
-    in substitutions: ``m[j].subs(p, 0)`` is a copy of a mask that is never zero.
+    in substitutions: ``m[j].subs(p, 0)`` is a copy of a mask that is never zero. Moments of copies are written with
+    ``Expectation``, ``Variance`` and ``Covariance`` of this package and worked out by :func:`exact`; the functions
+    ``E`` and ``variance`` of ``sympy.stats`` do not know families.
 
     Args:
         law: A random variable of ``sympy.stats``, such as ``Bernoulli("m", 1 - p)``.
@@ -43,7 +45,7 @@ class Noise(IndexedBase):  # type: ignore[misc]
         TypeError: If ``law`` is not a random variable of ``sympy.stats``.
 
     >>> from sympy import symbols
-    >>> from dropoutlib.symbolic import Bernoulli, Expectation, exact
+    >>> from dropoutlib.symbolic import Bernoulli, Expectation, Noise, exact
     >>> p, j = symbols("p j")
     >>> m = Noise(Bernoulli("m", 1 - p))
     >>> exact(Expectation(m[j]))
@@ -52,7 +54,9 @@ class Noise(IndexedBase):  # type: ignore[misc]
 
     def __new__(cls, law: Any) -> Noise:
         if not hasattr(law, "pspace"):
-            raise TypeError(f"law must be a random variable of sympy.stats, got {law!r}")
+            raise TypeError(f"law must be a random variable of sympy.stats, got {law!r}. If this came from a function "
+                            "of sympy.stats such as E or variance: these do not know families of copies, use "
+                            "Expectation, Variance and Covariance of dropoutlib.symbolic with exact()")
         family = super().__new__(cls, law.symbol)
         family._args = (law,)   # the law takes part in subs, == and hash
         family.law = law

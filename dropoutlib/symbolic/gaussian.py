@@ -16,7 +16,8 @@ __all__ = ["Phi", "gaussian_mean", "phi"]
 class phi(Function):  # type: ignore[misc]  # the name in every formula
     """The standard normal density.
 
-    >>> from sympy import symbols
+    >>> from sympy import oo, symbols
+    >>> from dropoutlib.symbolic import phi
     >>> x = symbols("x")
     >>> phi(x).diff(x), phi(x).limit(x, -oo), round(float(phi(0)), 4)
     (-x*phi(x), 0, 0.3989)
@@ -55,7 +56,8 @@ class phi(Function):  # type: ignore[misc]  # the name in every formula
 class Phi(Function):  # type: ignore[misc]
     """The standard normal distribution function.
 
-    >>> from sympy import symbols
+    >>> from sympy import oo, symbols
+    >>> from dropoutlib.symbolic import Phi
     >>> x = symbols("x")
     >>> Phi(x).diff(x), Phi(x).limit(x, oo), Phi(0)
     (phi(x), 1, 1/2)
@@ -105,6 +107,7 @@ def gaussian_mean(G: Expr, g: Callable[[Any], Any], mu: Any, s: Any) -> Identity
         Unproved: If G does not solve the equation, or starts from another function.
 
     >>> from sympy import Max, symbols
+    >>> from dropoutlib.symbolic import Phi, gaussian_mean, phi
     >>> mu, s = symbols("mu s", real=True)
     >>> gaussian_mean(mu*Phi(mu/s) + s*phi(mu/s), lambda z: Max(0, z), mu, s)
     Expectation(Max(0, mu + s*Z)) = mu*Phi(mu/s) + s*phi(mu/s)    [heat equation]

@@ -26,6 +26,7 @@ def textbook(expression: Any) -> Any:
         An equal expression, factored; factors such as ``p - 1`` are turned to ``1 - p``.
 
     >>> from sympy import symbols
+    >>> from dropoutlib.symbolic import textbook
     >>> p = symbols("p")
     >>> textbook(-p / (p - 1)), textbook(p - p**2), textbook(p*(p - 1)*(1 - 2*p))
     (p/(1 - p), p*(1 - p), p*(1 - p)*(2*p - 1))

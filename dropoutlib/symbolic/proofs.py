@@ -43,7 +43,16 @@ class Unproved(AssertionError):
 
 
 # -- at which sizes to enumerate ----------------------------------------------
-def _cases(expressions: Sequence[Any], sizes: Mapping[str, int | Iterable[int]]) -> list[dict[str, int]]:
+def _given(sizes: Mapping[str, int | Iterable[int]]) -> dict[str, tuple[int, ...]]:
+    """The sizes of the caller; an empty list would check nothing and show everything."""
+    given = {name: (size,) if isinstance(size, int) else tuple(size) for name, size in sizes.items()}
+    for name, listed in given.items():
+        if not listed:
+            raise ValueError(f"{name} needs at least one size, for example {name}=2")
+    return given
+
+
+def _cases(expressions: Sequence[Any], sizes: Mapping[str, tuple[int, ...]]) -> list[dict[str, int]]:
     """Numbers for all sizes and free indices at which a claim is enumerated.
 
     A size that is not given is the number of sums over it, after multiplying out (at most 3): then the
@@ -62,15 +71,17 @@ def _cases(expressions: Sequence[Any], sizes: Mapping[str, int | Iterable[int]])
         count = min(max(count, 1), 3)
         explicit = any(name in {s.name for s in _without_limits(e)} for e in expressions)
         chosen[name] = (count, count + 1) if explicit and count < 3 else (count,)
-    for name, given in sizes.items():
-        chosen[name] = (given,) if isinstance(given, int) else tuple(given)
+    chosen.update(sizes)
     loose = sum(upper is None and name not in chosen for name, upper in ranges.items())
     cases = []
     for picked in product(*chosen.values()):
         case = dict(zip(chosen, picked, strict=True))
         indices = {name: range(1, (case[upper] if upper else loose) + 1) for name, upper in ranges.items()
                    if name not in case}
-        cases += [{**case, **dict(zip(indices, at, strict=True))} for at in product(*indices.values())]
+        here = [{**case, **dict(zip(indices, at, strict=True))} for at in product(*indices.values())]
+        if not here:
+            raise ValueError(f"{_at(case)} leaves a free index no value: nothing would be checked")
+        cases += here
     return cases
 
 
@@ -224,21 +235,24 @@ def derive(start: Any, *links: Any, by: str | None = None, **sizes: int | Iterab
         start: The first line.
         *links: The following lines: a rule (applied to the line above; skipped where it changes nothing), an
             expression, or a pair (rule or expression, "reason").
-        by: None requires both checks. ``"enumeration"`` also accepts lines which the rules cannot decide;
-            ``"rules"`` skips the enumeration (laws and functions that it cannot handle). Such lines say so.
+        by: None requires both checks. ``"enumeration"`` also accepts lines which the rules cannot decide, at
+            sizes that must then be given, since a false formula may hold at a few of them; ``"rules"`` skips
+            the enumeration (laws and functions that it cannot handle). Such lines say so.
         **sizes: Sizes of the enumeration by name: ``n=2`` or ``n=(1, 2, 3)``. Left out, a size is the number of
             sums over it after multiplying out (at most 3), which makes the enumeration a proof for every n where
             both sides are polynomials; see :func:`enumerate_masks`.
 
     Raises:
         Unproved: If a line is not equal to the first; the message names the line and shows the difference.
+        ValueError: If ``by`` or the name of a size is unknown, a size has no value (``n=()``), or a size is left
+            out although ``by="enumeration"``.
 
     >>> from sympy import IndexedBase, Sum, symbols
-    >>> from dropoutlib.symbolic import Bernoulli, Noise
+    >>> from dropoutlib.symbolic import Bernoulli, Noise, Variance, by_law, collapse, derive, linear
     >>> p, x = symbols("p"), IndexedBase("x")
     >>> j, n = symbols("j n", integer=True, positive=True)
     >>> m = Noise(Bernoulli("m", 1 - p))
-    >>> derive(Variance(Sum(m[j]*x[j], (j, 1, n))), rules.linear, rules.by_law, rules.collapse)
+    >>> derive(Variance(Sum(m[j]*x[j], (j, 1, n))), linear, by_law, collapse)
     Variance(Sum(m[j]*x[j], (j, 1, n)))
       = Sum(Covariance(m[j], m[k])*x[j]*x[k], (j, 1, n), (k, 1, n))    [linearity]
       = Sum(p*(1 - p)*KroneckerDelta(j, k)*x[j]*x[k], (j, 1, n), (k, 1, n))    [independence]
@@ -246,6 +260,7 @@ def derive(start: Any, *links: Any, by: str | None = None, **sizes: int | Iterab
     """
     if by not in (None, "enumeration", "rules"):
         raise ValueError(f'by must be None, "enumeration" or "rules", got {by!r}')
+    given = _given(sizes)
     lines: list[tuple[Any, str]] = [(sympify(start), "")]
     for link in links:
         target, reason = link if isinstance(link, tuple) else (link, "")
@@ -257,15 +272,27 @@ def derive(start: Any, *links: Any, by: str | None = None, **sizes: int | Iterab
         else:
             line = sympify(target)
         lines.append((line, reason))
-    cases = [] if by == "rules" else _cases([line for line, _ in lines], sizes)
+    expressions = [line for line, _ in lines]
+    if by == "enumeration":
+        _require_sizes(expressions, given)
+    cases = [] if by == "rules" else _cases(expressions, given)
     checked = [lines[0]]
     for position, (line, reason) in enumerate(lines[1:], start=1):
-        how = _check(lines[0][0], line, cases, by, f"line {position}")
+        how = _check(lines[0][0], line, cases, by, f"line {position}", given)
         checked.append((line, ", ".join(part for part in (reason, how) if part)))
     return Derivation(checked, cases)
 
 
-def _check(left: Any, right: Any, cases: list[dict[str, int]], by: str | None, name: str) -> str:
+def _require_sizes(expressions: Sequence[Any], given: Mapping[str, tuple[int, ...]]) -> None:
+    """Where the enumeration may stand alone, the caller chooses the sizes and sees them on the page."""
+    free = {s.name for e in expressions for s in free_scalars(e)}
+    if missing := sorted((_size_names(*expressions) & free) - set(given)):
+        example = ", ".join(f"{name}=(1, 2, 3)" for name in missing)
+        raise ValueError(f'by="enumeration" needs every size: give {example}')
+
+
+def _check(left: Any, right: Any, cases: list[dict[str, int]], by: str | None, name: str,
+           given: Mapping[str, tuple[int, ...]]) -> str:
     """Raise if left = right is false or not shown; else words for how it was shown, empty if in every way."""
     if (found := _first_disagreement(left, right, cases)) is not None:
         case, gap = found
@@ -275,13 +302,11 @@ def _check(left: Any, right: Any, cases: list[dict[str, int]], by: str | None, n
     if gap == 0:
         return "by the rules alone" if by == "rules" else ""
     if by == "enumeration":
-        return "checked for " + "; ".join(dict.fromkeys(_at(_sizes_only(case, right, left)) for case in cases))
+        chosen = _size_names(left, right) | set(given)
+        shown = dict.fromkeys(_at({k: v for k, v in case.items() if k in chosen}) for case in cases)
+        return "checked for " + "; ".join(shown) if any(shown) else "checked by enumeration"
     agrees = " (the enumeration agrees)" if cases else ""
     raise Unproved(f"{name} is not shown by the rules{agrees}: {plain(right)}\n  difference left: {plain(-gap)}")
-
-
-def _sizes_only(case: dict[str, int], *expressions: Any) -> dict[str, int]:
-    return {name: value for name, value in case.items() if name in _size_names(*expressions)}
 
 
 # -- single identities --------------------------------------------------------
@@ -313,17 +338,20 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
 
     Raises:
         Unproved: If the sides differ, or nothing shows that they agree; the message holds the difference.
+        ValueError: If ``at`` has no point, a size has no value (``n=()``), or no size has that name.
 
     >>> from sympy import symbols
+    >>> from dropoutlib.symbolic import prove
     >>> p = symbols("p")
     >>> prove(p/(1 - p) + 1, 1/(1 - p))
     p/(1 - p) + 1 = 1/(1 - p)
     """
     left, right = sympify(left), sympify(right)
+    given = _given(sizes)
     if at is not None:
         return Identity(left, right, _compare_numbers(left, right, list(at), tolerance))
-    if sizes:
-        cases = _cases([left, right], sizes)
+    if given:
+        cases = _cases([left, right], given)
         if (found := _first_disagreement(left, right, cases)) is not None:
             raise Unproved(f"false at {_at(found[0])}: {plain(left)} = {plain(right)}\n  difference {plain(found[1])}")
         shown = dict.fromkeys(_at({k: v for k, v in case.items() if k in sizes}) for case in cases)
@@ -357,17 +385,29 @@ class Counterexample:
     def _point(self, show: Callable[[Any], str], comma: str) -> str:
         return comma.join(f"{show(key)} = {_short(value, show)}" for key, value in self.values.items())
 
+    def _sides(self, show: Callable[[Any], str], approximately: str) -> tuple[str, str]:
+        """'claim = value' and 'value = truth'; a formula that is itself the decimal stands alone."""
+        digits = next((d for d in range(4, 17) if len({f"{value:.{d}g}" for value in self.numbers}) == 2), 17)
+        sides = []
+        for formula, value in zip((self.claim, self.truth), self.numbers, strict=True):
+            text = f"{value:.{digits}g}"
+            rounded = abs(float(text) - value) > 1e-12 * abs(value)
+            if formula.is_Integer or formula.is_Float:
+                sides.append([show(formula) if formula.is_Integer else f"{value:.15g}"])
+            else:
+                sides.append([show(formula), approximately if rounded else "=", text])
+        return " ".join(sides[0]), " ".join(reversed(sides[1]))
+
     def _repr_latex_(self) -> str:
-        wrong, right = (f"{value:.4g}" for value in self.numbers)
-        rows = [rf"&{latex(self.claim)} = {wrong}", rf"\neq{{}} &{right} = {latex(self.truth)}"]
+        claim, truth = self._sides(latex, r"\approx")
+        rows = [f"&{claim}", rf"\neq{{}} &{truth}"]
         if self.values:
             rows.append(r"&\small\text{at } " + self._point(latex, r",\ "))
         return "$\\displaystyle \\begin{aligned}\n" + "\\\\[4pt]\n".join(rows) + "\n\\end{aligned}$"
 
     def __repr__(self) -> str:
-        wrong, right = (f"{value:.4g}" for value in self.numbers)
         where = f"    [at {self._point(str, ', ')}]" if self.values else ""
-        return f"{plain(self.claim)} = {wrong} != {right} = {plain(self.truth)}{where}"
+        return " != ".join(self._sides(plain, "~")) + where
 
 
 def _short(value: Any, show: Callable[[Any], str]) -> str:
@@ -388,7 +428,8 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
     Raises:
         Unproved: If the two agree there (to a relative 1e-9): the point refutes nothing.
 
-    >>> from sympy import symbols
+    >>> from sympy import S, symbols
+    >>> from dropoutlib.symbolic import disprove
     >>> p = symbols("p")
     >>> disprove(p*(1 - p), p/(1 - p), {p: S.Half})
     p*(1 - p) = 0.25 != 1 = p/(1 - p)    [at p = 1/2]

@@ -93,6 +93,7 @@ def collapse(expression: Any) -> Any:
         An equal expression: like terms collected, dummy indices named alike, coefficients as a textbook prints them.
 
     >>> from sympy import IndexedBase, KroneckerDelta, Sum, symbols
+    >>> from dropoutlib.symbolic import collapse
     >>> x = IndexedBase("x")
     >>> j, k, n = symbols("j k n", integer=True, positive=True)
     >>> collapse(Sum(KroneckerDelta(j, k)*x[j]*x[k], (j, 1, n), (k, 1, n)))
