@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dropoutlib.kernels import cpu, is_eager
 
-__all__ = ["Bernoulli", "Gaussian", "select"]
+__all__ = ["Bernoulli", "Gaussian", "Uniform", "given_mask", "select"]
 
 
 class Bernoulli:
@@ -89,7 +89,7 @@ class Bernoulli:
         """
         like = _draw_shape(x, shared)
         if noise is not None:
-            return _given_mask(noise, like)
+            return given_mask(noise, like)
         if generator is not None:
             _check_generator(generator, x)
         if cpu.can_draw_mask(like):
@@ -174,6 +174,58 @@ class Gaussian:
         return _in_format_of(like, self.mean + deviation * normal)
 
 
+class Uniform:
+    """Uniform numbers between 0 and 1: what a rate that is learned, or that depends on the input, is compared with.
+
+    Example:
+        >>> Uniform().mean, round(Uniform().variance, 12)
+        (0.5, 0.083333333333)
+        >>> bool((Uniform().sample(torch.ones(2, 3)) < 1).all())
+        True
+    """
+
+    __slots__ = ()
+
+    mean = 1 / 2
+    variance = 1 / 12
+
+    def __repr__(self) -> str:
+        return "Uniform()"
+
+    def sample(self, x: Tensor, *, shared: tuple[int, ...] = (), noise: Tensor | None = None,
+               generator: torch.Generator | None = None) -> Tensor:
+        """Draws numbers for ``x``.
+
+        Args:
+            x: the tensor that the noise is for, floating point or complex, of any shape.
+            shared: axes along which one draw is shared; the numbers have size 1 there (an empty axis stays so).
+            noise: the numbers to use instead of a draw, floating point, broadcastable to the shape of the draw.
+                With ``noise`` nothing is drawn and ``generator`` is not used.
+            generator: draws from here instead of torch's global generator, whose state is left alone.
+
+        Returns:
+            Numbers in [0, 1), on the device of ``x``: float64 where ``x`` is of double precision, otherwise
+            float32, because half precision would give too few different ones. A draw is in the memory format of
+            ``x``, of its shape but for the axes ``shared``.
+
+        Raises:
+            TypeError: an argument is no tensor or no generator.
+            ValueError: ``noise`` has a wrong shape, type or device.
+            RuntimeError: as for :meth:`Bernoulli.sample`.
+        """
+        like = _draw_shape(x, shared)
+        dtype = torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
+        if noise is not None:
+            _check_noise(noise, like)
+            if not noise.is_floating_point():
+                raise ValueError(f"noise has to be of a floating point type, but got {noise.dtype}")
+            return noise.to(dtype)
+        if generator is None:
+            return torch.rand_like(like, dtype=dtype)
+        _check_generator(generator, x)
+        return _in_format_of(like, torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator))
+
+
 def select(x: Tensor, keep: Tensor, scale: float = 1.0) -> Tensor:
     """Scales what a mask keeps and replaces the rest by zero.
 
@@ -230,7 +282,20 @@ def _in_format_of(like: Tensor, values: Tensor) -> Tensor:
     return torch.zeros_like(like, dtype=values.dtype) + values
 
 
-def _given_mask(noise: Tensor, like: Tensor) -> Tensor:
+def given_mask(noise: Tensor, like: Tensor) -> Tensor:
+    """Checks a keep mask that was given instead of a draw.
+
+    Args:
+        noise: bool, or any real type with the values 0 (drop) and 1 (keep), broadcastable to the shape of ``like``.
+        like: a tensor of the shape of the draw, on its device.
+
+    Returns:
+        The mask as a bool tensor of the shape of ``like``.
+
+    Raises:
+        TypeError: ``noise`` is no tensor.
+        ValueError: ``noise`` has a wrong shape, type, device or value.
+    """
     _check_noise(noise, like)
     if noise.is_complex():
         raise ValueError(f"noise has to be a keep mask of a real type, but got {noise.dtype}")
