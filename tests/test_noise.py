@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from dropoutlib.kernels import cpu
-from dropoutlib.noise import Bernoulli, Gaussian, select
+from dropoutlib.noise import Bernoulli, Gaussian, Uniform, select
 
 PROBABILITIES = [0.0, 1e-9, 0.1, 0.3, 0.5, 0.9, 0.99, 0.99999, 1 - 1e-9, 1.0]
 FALSE_ALARM = 1e-9  # of one statistical test; there are about a hundred, all with fixed seeds
@@ -70,17 +70,18 @@ def test_elements_are_uncorrelated(p, lag, path, device):
     assert abs(covariance) < SIGMA * p * (1 - p)
 
 
-@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, P / (1 - P)), Gaussian(-2.0, 0.0)], ids=str)
+@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, P / (1 - P)), Gaussian(-2.0, 0.0), Uniform()], ids=str)
 def test_mean_and_variance_are_those_of_the_samples(law, path, device):
     size = 2**18
     sample = law.sample(torch.empty(size, device=device, dtype=torch.float64)).double()
-    fourth = law.variance * (1 - 3 * law.variance) if isinstance(law, Bernoulli) else 3 * law.variance**2
+    fourth = {"Bernoulli": law.variance * (1 - 3 * law.variance), "Gaussian": 3 * law.variance**2,
+              "Uniform": 1 / 80}[type(law).__name__]
     assert abs(sample.mean() - law.mean) <= SIGMA * math.sqrt(law.variance / size)
     variance = ((sample - law.mean)**2).mean()
     assert abs(variance - law.variance) <= SIGMA * math.sqrt((fourth - law.variance**2) / size)
 
 
-@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 0.25)], ids=str)
+@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 0.25), Uniform()], ids=str)
 @pytest.mark.parametrize("shared", [(), (2, 3), (0,), (1,), (-1,), (0, 2, 3)])
 def test_a_draw_is_shared_along_these_axes_and_no_others(law, shared, path, device):
     x = torch.randn(6, 5, 4, 3, device=device)
@@ -101,7 +102,7 @@ def test_a_draw_is_shared_along_these_axes_and_no_others(law, shared, path, devi
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (3, 0, 2)])
 def test_empty(shape, path, device):
     x = torch.empty(shape, device=device, requires_grad=True)
-    for law in (Bernoulli(P), Gaussian(1.0, 1.0)):
+    for law in (Bernoulli(P), Gaussian(1.0, 1.0), Uniform()):
         assert law.sample(x).shape == shape
         assert law.sample(x, shared=(-1,)).numel() == 0 or shape[-1] != 0
     drop(x).sum().backward()
@@ -137,6 +138,7 @@ def test_memory_format_is_that_of_torch(strided, keywords, path, device):
     assert drop(strided, **keywords).stride() == expected
     if not keywords.keys() & {"noise", "shared"}:
         assert Gaussian(1.0, 1.0).sample(strided, **keywords).stride() == expected
+        assert Uniform().sample(strided, **keywords).stride() == expected
 
 
 @pytest.mark.parametrize("gradient", ["dense", "expanded", "transposed"])
@@ -219,7 +221,20 @@ def test_given_factors(dtype, device):
     assert noise.grad.any()
 
 
-@pytest.mark.parametrize("law", [Bernoulli(P), Bernoulli(0.5), Gaussian(1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_uniform_numbers_are_fine_enough_for_small_rates(dtype, device):
+    """A half precision number has too few values below 1e-3 for a learned rate that small."""
+    x = torch.zeros(2**17, dtype=dtype, device=device)
+    numbers = Uniform().sample(x)
+    assert numbers.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert numbers.unique().numel() > 0.98 * numbers.numel()
+    assert 0 <= numbers.min() < 1e-3 and 1 - 1e-3 < numbers.max() < 1
+    assert Uniform().sample(x, noise=numbers.to(torch.float64)).dtype == numbers.dtype
+    with pytest.raises(ValueError, match=r"floating point type.*torch.bool"):
+        Uniform().sample(x, noise=x == 0)
+
+
+@pytest.mark.parametrize("law", [Bernoulli(P), Bernoulli(0.5), Gaussian(1.0, 1.0), Uniform()], ids=str)
 @pytest.mark.parametrize("shared", [(), (0,)])
 def test_a_generator_repeats_its_draw_and_leaves_the_global_one_alone(law, shared, path, device):
     x = torch.randn(50, 400, device=device)
@@ -233,7 +248,7 @@ def test_a_generator_repeats_its_draw_and_leaves_the_global_one_alone(law, share
     assert torch.equal(state, torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state())
 
 
-@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 1.0), Uniform()], ids=str)
 def test_the_global_seed_repeats_a_draw(law, path, device):
     x = torch.randn(3000, device=device)
     first, again, other = (torch.manual_seed(seed) and law.sample(x) for seed in (1, 1, 2))
@@ -268,7 +283,7 @@ def test_compile_refuses_a_generator(path, device):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 1.0), Uniform()], ids=str)
 def test_export(law, strict, path, device):
     class Model(torch.nn.Module):
         def forward(self, x):
@@ -282,9 +297,9 @@ def test_export(law, strict, path, device):
 
 
 @pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("sample", [Bernoulli(P).sample, Gaussian(1.0, 1.0).sample,
+@pytest.mark.parametrize("sample", [Bernoulli(P).sample, Gaussian(1.0, 1.0).sample, Uniform().sample,
                                     lambda x, **k: Bernoulli(P).sample(x, shared=(-1,), **k)],
-                         ids=["bernoulli", "gaussian", "shared"])
+                         ids=["bernoulli", "gaussian", "uniform", "shared"])
 def test_vmap_randomness(sample, given, path, device):
     keywords = {"generator": torch.Generator(device).manual_seed(3)} if given else {}
     x = torch.randn(2, 50, 40, device=device)
@@ -345,7 +360,7 @@ def test_checkpoint(use_reentrant, path, device):
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 1.0), Uniform()], ids=str)
 def test_checkpoint_refuses_a_generator(law, use_reentrant, path, device):
     generator = torch.Generator(device)
     x = torch.randn(500, device=device, requires_grad=True)
@@ -356,7 +371,7 @@ def test_checkpoint_refuses_a_generator(law, use_reentrant, path, device):
     checkpoint(lambda x: x * law.sample(x, noise=torch.ones_like(x)), x, use_reentrant=use_reentrant).sum().backward()
 
 
-@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("law", [Bernoulli(P), Gaussian(1.0, 1.0), Uniform()], ids=str)
 def test_tensors_without_memory(law, path):
     x = torch.empty(300, 100, device="meta", requires_grad=True)
     assert (law.sample(x) * x).sum().device.type == "meta"
