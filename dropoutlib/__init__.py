@@ -5,12 +5,19 @@ private source of randomness) in ``forward``, and has a functional twin in :mod:
 """
 
 from . import functional
+from .dense.concrete_dropout import ConcreteDropout, ConcreteDropout2d
+from .dense.dropconnect import DropConnectLinear
+from .dense.fast_dropout import FastDropoutLinear
 from .dense.gaussian_dropout import GaussianDropout
+from .dense.standout import StandoutLinear
+from .dense.variational_dropout import VariationalDropoutLinear
+from .divergence import kl_divergence
 from .foundations.max_norm import MaxNorm, max_norm_
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .methods import catalogue
 
 __version__ = "0.1.0"
 
-__all__ = ["Dropout", "GaussianDropout", "MaxNorm", "WeightScalingDropout", "catalogue", "functional",
-"max_norm_"]
+__all__ = ["ConcreteDropout", "ConcreteDropout2d", "DropConnectLinear", "Dropout", "FastDropoutLinear",
+           "GaussianDropout", "MaxNorm", "StandoutLinear", "VariationalDropoutLinear", "WeightScalingDropout",
+           "catalogue", "functional", "kl_divergence", "max_norm_"]

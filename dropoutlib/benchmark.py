@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dropoutlib import DropConnectLinear
 from dropoutlib.functional import dropout, gaussian_dropout
 
-__all__ = ["main", "measure", "table"]
+__all__ = ["dropconnect_table", "main", "measure", "table"]
 
 Function = Callable[[Tensor], Tensor]
 _SECONDS = 2e-3  # of repetitions that one timing covers, so that the clock's own resolution does not matter
@@ -46,9 +47,10 @@ def _pairs() -> dict[str, tuple[Function, Function]]:
     ), strict=True))
 
 
-def _timer(function: Function, x: Tensor) -> Callable[[int], float]:
+def _timer(function: Function, x: Tensor, parameters: Sequence[Tensor] = ()) -> Callable[[int], float]:
     """Seconds of one forward and backward, averaged over a number of repetitions."""
     gradient = torch.randn_like(x)
+    leaves = [x, *parameters]
     # With one thread the time that the processor works is the time, less what it spends on other programs.
     clock = time.perf_counter if x.is_cuda or torch.get_num_threads() > 1 else time.process_time
 
@@ -57,7 +59,7 @@ def _timer(function: Function, x: Tensor) -> Callable[[int], float]:
             torch.cuda.synchronize()
         start = clock()
         for _ in range(repetitions):
-            torch.autograd.grad(function(x), x, gradient)
+            torch.autograd.grad(function(x), leaves, gradient)
         if x.is_cuda:
             torch.cuda.synchronize()
         return (clock() - start) / repetitions
@@ -117,14 +119,58 @@ def table(sizes: Sequence[int], device: str = "cpu") -> str:
     head = [f"2^{size.bit_length() - 1}" for size in sizes]
     ratios = [[f"{results[size][row][0]:.2f}" for size in sizes] for row in _ROWS]
     extra = [[f"{results[size][row][1]:+.1f}" for size in sizes] for row in _ROWS]
-    where = f"torch {torch.__version__}, {_processor(device)}"
-    where += "" if device.startswith("cuda") else f", threads: {torch.get_num_threads()}"
     return "\n".join([
-        f"{where}; forward and backward, float32.", "",
+        f"{_where(device)}; forward and backward, float32.", "",
         "Times as fast as the reference (`F.dropout`; for Gaussian dropout `x * (1 + s * randn_like(x))`):", "",
         *_markdown("elements", head, ratios), "",
         "Additional microseconds, least time against least time (negative: faster):", "",
         *_markdown("elements", head, extra)])
+
+
+def dropconnect_table(device: str = "cpu", batch: int = 128, features: int = 512, rounds: int = 7) -> str:
+    """Compares DropConnect, one mask an example, with ``einsum`` over masks of shape (batch, out, in) in memory.
+
+    Args:
+        device: where the tensors lie.
+        batch: number of examples.
+        features: number of inputs and of outputs.
+        rounds: how often each variant is timed; the variants take turns.
+
+    Returns:
+        A Markdown table under a line that says where it was measured.
+    """
+    x = torch.randn(batch, features, device=device, requires_grad=True)
+    rows = []
+    for p in (0.5, 0.3):
+        layer = DropConnectLinear(features, features, p=p, device=device)
+        shared = DropConnectLinear(features, features, p=p, sharing="batch", device=device)
+
+        def einsum(x: Tensor, layer: DropConnectLinear = layer, p: float = p) -> Tensor:
+            mask = torch.empty(batch, features, features, device=device).bernoulli_(1 - p)
+            return torch.einsum("bi,boi->bo", x, mask * (layer.weight / (1 - p))) + layer.bias
+
+        variants = {"`einsum`, masks in memory": (einsum, layer), "`DropConnectLinear`": (layer, layer),
+                    '`DropConnectLinear(sharing="batch")`': (shared, shared), "linear layer": (layer.mean, layer)}
+        timers = {name: _timer(function, x, list(owner.parameters())) for name, (function, owner) in variants.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in timers}
+        for turn in range(rounds + 1):
+            print(f"p = {p}, round {turn}", file=sys.stderr, flush=True)
+            for name, timer in timers.items():
+                taken = timer(1)
+                if turn:  # the first round warms up
+                    seconds[name].append(taken)
+        reference = seconds["`einsum`, masks in memory"]
+        rows += [[name, str(p), f"{1e3 * statistics.median(times):.1f}",
+                  f"{statistics.median(a / b for a, b in zip(reference, times, strict=True)):.1f}"]
+                 for name, times in seconds.items()]
+    cells = [["", "p", "milliseconds", "times as fast"], ["---", "---:", "---:", "---:"], *rows]
+    return "\n".join([f"{_where(device)}; batch {batch}, {features} inputs and outputs, forward and backward, float32.",
+                      "", *("| " + " | ".join(line) + " |" for line in cells)])
+
+
+def _where(device: str) -> str:
+    threads = "" if device.startswith("cuda") else f", threads: {torch.get_num_threads()}"
+    return f"torch {torch.__version__}, {_processor(device)}{threads}"
 
 
 def _markdown(corner: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -143,10 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                                      description="Time dropoutlib against torch.")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1)")
+    parser.add_argument("--dropconnect", action="store_true", help="compare DropConnect instead, in a table of its own")
     parser.add_argument("--output", type=Path, help="write the table to this file, with the command that made it")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    text = table([2**k for k in _EXPONENTS], options.device)
+    text = dropconnect_table(options.device) if options.dropconnect else table(
+        [2**k for k in _EXPONENTS], options.device)
     print(text)
     if options.output is not None:
         words = sys.argv[1:] if arguments is None else arguments

@@ -7,12 +7,15 @@ approximation measure what that costs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-__all__ = ["Moments", "linear", "multiply", "relu", "sigmoid"]
+__all__ = ["Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "probit", "relu", "sigmoid",
+           "squared_error"]
 
 
 class Moments(NamedTuple):
@@ -110,22 +113,144 @@ def relu(value: Moments) -> Moments:
                    torch.where(certain, 0.0, spread.clamp(min=0)).to(dtype))
 
 
-def sigmoid(value: Moments) -> Tensor:
-    """Mean of the logistic function of a Gaussian, by its probit approximation.
+def sigmoid(value: Moments) -> Moments:
+    """Moments of the logistic function of a Gaussian, by its probit approximation.
 
-    ``sigmoid(mean / sqrt(1 + pi * variance / 8))``: exact for the normal cdf with matched slope, and within 0.02 for
-    the logistic function.
+    The mean is ``sigmoid(mean / sqrt(1 + pi * variance / 8))``, within 0.02. The variance is that of
+    :func:`probit` at ``sqrt(pi / 8)`` times the value, whose slope at 0 is that of the logistic function; it is
+    within 0.01.
 
     Args:
         value: moments of any shape.
 
     Returns:
-        Tensor: the mean, of the same shape.
+        Moments: of the same shape.
 
     Example:
         >>> import torch
         >>> from dropoutlib import moments
-        >>> moments.sigmoid(moments.Moments(torch.tensor(0.0), torch.tensor(3.0)))
+        >>> moments.sigmoid(moments.Moments(torch.tensor(0.0), torch.tensor(3.0))).mean
         tensor(0.5000)
     """
-    return torch.sigmoid(value.mean / torch.sqrt(1 + math.pi * value.variance / 8))
+    mean = torch.sigmoid(value.mean / torch.sqrt(1 + math.pi * value.variance / 8))
+    scaled = Moments(math.sqrt(math.pi / 8) * value.mean, math.pi / 8 * value.variance)
+    return Moments(mean, probit(scaled).variance)
+
+
+def probit(value: Moments) -> Moments:
+    """Moments of the normal distribution function Phi of a Gaussian.  Exact.
+
+    With h = mean/sqrt(1 + variance), the mean is Phi(h). The variance is an integral of Owen's T function, from
+    a = 1/sqrt(1 + 2 variance) to 1, computed by a Gauss-Legendre rule to about 1e-12 in float64.
+
+    Args:
+        value: moments of any shape.
+
+    Returns:
+        Moments: of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import moments
+        >>> moments.probit(moments.Moments(torch.tensor(0.0), torch.tensor(1e9))).variance  # that of a fair coin
+        tensor(0.2500)
+    """
+    height = value.mean / torch.sqrt(1 + value.variance)
+    lower = 1 / torch.sqrt(1 + 2 * value.variance)
+    length = 2 * value.variance / (1 + 2 * value.variance) / (1 + lower)  # 1 - lower, without cancellation
+    integral = torch.zeros_like(height)
+    for node, weight in _LEGENDRE:
+        square = 1 + (1 - length * (1 - node) / 2) ** 2
+        integral = integral + weight / 2 * torch.exp(-(height**2) * square / 2) / square
+    return Moments(torch.special.ndtr(height), length * integral / math.pi)
+
+
+def expectation(function: Callable[[Tensor], Tensor], value: Moments) -> Tensor:
+    """Mean of a function of a Gaussian, by Gauss-Hermite quadrature with 32 points.
+
+    Exact for polynomials up to degree 63; for tanh of a value with standard deviation up to 2 the error is below 1e-3;
+    for a function with a kink, such as leaky ReLU, up to a hundredth of the standard deviation.
+
+    Args:
+        function: acts on every element by itself.
+        value: moments of any shape.
+
+    Returns:
+        Tensor: of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import moments
+        >>> value = moments.Moments(torch.tensor(1.0), torch.tensor(4.0))
+        >>> moments.expectation(torch.square, value)
+        tensor(5.0000)
+    """
+    std = deviation(value.variance)
+    return torch.stack([weight * function(value.mean + node * std) for node, weight in _HERMITE]).sum(0)
+
+
+def deviation(variance: Tensor) -> Tensor:
+    """Square root of a variance, with the gradient 0 instead of infinity where it is 0.
+
+    Args:
+        variance: of any shape; what rounding has made negative counts as 0.
+
+    Returns:
+        Tensor: of the same shape.
+    """
+    certain = variance <= 0
+    return torch.where(certain, 0, torch.where(certain, 1, variance).sqrt())
+
+
+def squared_error(value: Moments, target: Tensor) -> Tensor:
+    """Mean of (Y - target)^2 for a random output Y, which depends on its two moments alone.  Exact.
+
+    Args:
+        value: moments of the output.
+        target: of the same shape.
+
+    Returns:
+        Tensor: the expected loss of every element.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import moments
+        >>> moments.squared_error(moments.Moments(torch.tensor(1.0), torch.tensor(2.0)), torch.tensor(4.0))
+        tensor(11.)
+    """
+    return (value.mean - target) ** 2 + value.variance
+
+
+def logistic_loss(value: Moments, target: Tensor) -> Tensor:
+    """Mean of the logistic loss of a Gaussian output, by the probit approximation.
+
+    With k = sqrt(1 + pi * variance/8), it is ``k`` times the logistic loss of ``mean / k`` (Wang and Manning, 2013,
+    equation 8 of their code); within 0.05 for a standard deviation up to 2.
+
+    Args:
+        value: moments of the output before the logistic function.
+        target: 0 or 1, or a probability, of the same shape.
+
+    Returns:
+        Tensor: the expected loss of every element.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import moments
+        >>> certain = moments.Moments(torch.tensor(0.0), torch.tensor(0.0))
+        >>> moments.logistic_loss(certain, torch.tensor(1.0))  # log 2
+        tensor(0.6931)
+    """
+    widening = torch.sqrt(1 + math.pi * value.variance / 8)
+    return widening * binary_cross_entropy_with_logits(value.mean / widening, target, reduction="none")
+
+
+def _quadrature(off_diagonal: list[float]) -> list[tuple[float, float]]:
+    """Nodes and weights (of sum 1) of a Gauss rule: eigenvalues of its Jacobi matrix (Golub and Welsch, 1969)."""
+    off = torch.tensor(off_diagonal, dtype=torch.float64)
+    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    return list(zip(nodes.tolist(), (vectors[0] ** 2).tolist(), strict=True))
+
+
+_HERMITE = _quadrature([math.sqrt(k) for k in range(1, 32)])
+_LEGENDRE = [(node, 2 * weight) for node, weight in _quadrature([k / math.sqrt(4 * k * k - 1) for k in range(1, 24)])]

@@ -14,13 +14,17 @@ from __future__ import annotations
 import math
 import numbers
 import sys
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from dropoutlib.checks import require_floating_point
 from dropoutlib.kernels import cpu, is_eager
 
-__all__ = ["Bernoulli", "Gaussian", "Uniform", "given_mask", "select"]
+__all__ = ["Bernoulli", "Gaussian", "Replay", "Uniform", "given_mask", "select"]
+
+_REPLAYED = 1 << 16  # elements of the masks that a Replay draws at a time, at least one example
 
 
 class Bernoulli:
@@ -92,14 +96,67 @@ class Bernoulli:
             return given_mask(noise, like)
         if generator is not None:
             _check_generator(generator, x)
-        if cpu.can_draw_mask(like):
-            return cpu.draw_mask(like, self.p, generator)
-        dtype = torch.float64 if _needs_double(x, self.p) else torch.float32
-        if generator is None:
-            return torch.rand_like(like, dtype=dtype) >= self.p
-        # rand_like(generator=...) disregards the randomness mode of vmap.
-        uniform = torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator)
-        return _in_format_of(like, uniform >= self.p)
+        return _draw_mask(like, self.p, generator)
+
+
+class Replay:
+    """Keep masks for one example after the other, drawn again at every iteration instead of being kept.
+
+    Masks of the weights, one for every example, would fill a tensor of ``(batch, out, in)``. This draws them a few
+    examples at a time, in forward and again in backward, from a copy of the generator's state. Eager only.
+
+    Args:
+        law: the law of the masks.
+        like: what one example's mask is for, of shape ``(out, in)``.
+        batch: number of examples.
+        noise: masks to use instead of a draw, bool, of shape ``(batch, out, in)``.
+        generator: draws from here instead of torch's global generator.
+
+    Raises:
+        TypeError: ``generator`` is no generator.
+        RuntimeError: as for :meth:`Bernoulli.sample`.
+
+    Example:
+        >>> masks = Replay(Bernoulli(0.5), torch.empty(2, 3), batch=4)
+        >>> first, second = (torch.cat([keep for _, keep in masks]) for _ in range(2))
+        >>> first.shape, torch.equal(first, second)
+        (torch.Size([4, 2, 3]), True)
+    """
+
+    def __init__(self, law: Bernoulli, like: Tensor, batch: int, *, noise: Tensor | None = None,
+                 generator: torch.Generator | None = None) -> None:
+        if generator is not None:
+            _check_generator(generator, like)
+        self._law, self._like, self.batch, self._noise = law, like.detach(), batch, noise
+        self._examples = max(1, _REPLAYED // max(1, like.numel()))
+        if noise is None:
+            self._source = generator if generator is not None else _default_generator(like.device)
+            self._state = self._source.clone_state()
+            self._drawn = False
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """The examples of a chunk and their masks, of shape ``(examples, out, in)``."""
+        if self._noise is None:
+            first, self._drawn = not self._drawn, True  # the first draw moves the generator on
+            return self._draw(self._source if first else self._state.clone_state())
+        return ((rows, self._noise[rows]) for rows in self._chunks())
+
+    def _chunks(self) -> Iterator[slice]:
+        for start in range(0, self.batch, self._examples):
+            yield slice(start, min(start + self._examples, self.batch))
+
+    def _draw(self, generator: torch.Generator) -> Iterator[tuple[slice, Tensor]]:
+        for rows in self._chunks():
+            like = self._like.new_empty(()).expand(rows.stop - rows.start, *self._like.shape)
+            yield rows, _draw_mask(like, self._law.p, generator)
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cpu":
+        return torch.default_generator
+    generators = torch.get_device_module(device).default_generators
+    generator: torch.Generator = generators[device.index if device.index is not None else 0]
+    return generator
 
 
 class Gaussian:
@@ -256,10 +313,7 @@ def _real(name: str, value: object) -> float:
 
 def _draw_shape(x: Tensor, shared: tuple[int, ...]) -> Tensor:
     """A tensor like ``x`` with size 1 along the axes ``shared``."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"input has to be a tensor, but got {type(x).__name__}")
-    if not (x.is_floating_point() or x.is_complex()):
-        raise RuntimeError(f"input has to be a floating point or complex tensor, but got {x.dtype}")
+    require_floating_point(x)
     for axis in shared:
         x = x.narrow(axis, 0, 1) if x.shape[axis] != 0 else x
     return x
@@ -273,6 +327,17 @@ def _needs_double(x: Tensor, p: float) -> bool:
     if x.is_mps:  # it has no float64
         return False
     return x.dtype in (torch.float64, torch.complex128) or not 2**-8 <= p <= 1 - 2**-8
+
+
+def _draw_mask(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+    if cpu.can_draw_mask(like):
+        return cpu.draw_mask(like, p, generator)
+    dtype = torch.float64 if _needs_double(like, p) else torch.float32
+    if generator is None:
+        return torch.rand_like(like, dtype=dtype) >= p
+    # rand_like(generator=...) disregards the randomness mode of vmap.
+    uniform = torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator)
+    return _in_format_of(like, uniform >= p)
 
 
 def _in_format_of(like: Tensor, values: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def test_rounding_the_threshold_keeps_the_probability(p):
     assert abs(sum(cuts) / 2**bits / 2**bits - p) <= 2**-32
 
 
-@pytest.mark.parametrize("p, bits", [(0.5, 8), (0.3, 16), (1 - 1e-6, 32), (1 - 2**-40, 32), (0.0, 8), (1.0, 8)])
+@pytest.mark.parametrize("p, bits", [(0.25, 8), (0.3, 16), (1 - 1e-6, 32), (1 - 2**-40, 32), (0.0, 8), (1.0, 8)])
 def test_an_element_is_dropped_where_its_word_is_below_the_threshold(p, bits, monkeypatch):
     """Also a threshold above the largest word, which no integer of that size can hold."""
     threshold = math.ldexp(p, bits)
@@ -104,6 +104,24 @@ def test_every_element_has_bits_of_its_own():
     """Two draws that agree in a whole stretch would share their words."""
     keep = cpu.draw_mask(torch.empty(3 * cpu._CHUNK), 0.5, None).view(-1, 64)
     assert keep.unique(dim=0).shape == keep.shape
+
+
+def test_at_one_half_every_random_bit_is_an_element(monkeypatch):
+    """64 elements a word, whole words and the rest of one."""
+    for size in (cpu._SMALLEST, cpu._SMALLEST + 8, 8 * cpu._CHUNK + 64 * 100 + 3):
+        words = []
+
+        def draw(self, *_, generator, words=words):
+            words.append(self.copy_(torch.arange(self.numel()) * 0x9E3779B97F4A7C15 % 2**63))
+            return self
+
+        monkeypatch.setattr(torch.Tensor, "random_", draw)
+        keep = cpu.draw_mask(torch.empty(size), 0.5, None)
+        ones = sum(int(word) for word in torch.cat(words).view(torch.uint8).bitwise_and(1))
+        planes = [part[:part.numel() // 8] for part in keep.split(8 * cpu._CHUNK) if part.numel() % 64 == 0]
+        assert sum(int(plane.sum()) for plane in planes) == ones or size % 64
+        assert sum(word.numel() for word in words) == sum(-(-part.numel() // 64)
+                                                          for part in keep.split(8 * cpu._CHUNK))
 
 
 def test_saved_for_backward_is_one_byte_an_element():

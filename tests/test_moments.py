@@ -75,7 +75,7 @@ def test_multiply_of_a_random_value_is_the_variance_of_a_product():
 
 
 def test_sigmoid_is_within_its_stated_error():
-    worst = max(abs(moments.sigmoid(gaussian(mean, variance)).item()
+    worst = max(abs(moments.sigmoid(gaussian(mean, variance)).mean.item()
                     - by_quadrature(lambda z: 1 / (1 + math.exp(-z)), mean, variance))
                 for mean in np.linspace(-8, 8, 17) for variance in (0.25, 4.0, 36.0))
     assert 0.01 < worst < 0.02
@@ -91,3 +91,76 @@ def test_relu_in_float32_is_as_good_as_in_float64(mean, variance):
     assert single.variance.item() == pytest.approx(double.variance.item(), rel=1e-6)
     if mean > 0:  # so far above zero that ReLU changes nothing
         assert single.variance.item() == pytest.approx(variance, rel=1e-6)
+
+
+GRID = [(mean, std**2) for mean in (-8.0, -3.0, 0.0, 1.0, 5.0) for std in (0.01, 0.3, 1.0, 2.0, 6.0)]
+
+
+def logistic(z):
+    return 1 / (1 + math.exp(-z)) if z > -700 else 0.0
+
+
+def variance_by_quadrature(function, mean, variance):
+    first = by_quadrature(function, mean, variance)
+    return by_quadrature(lambda z: function(z) ** 2, mean, variance) - first**2
+
+
+def test_the_variance_of_sigmoid_is_within_its_stated_error():
+    errors = [abs(moments.sigmoid(gaussian(*value)).variance.item() - variance_by_quadrature(logistic, *value))
+              for value in GRID]
+    assert 0.001 < max(errors) < 0.01
+
+
+@pytest.mark.parametrize(("mean", "variance"), GRID)
+def test_probit_is_exact(mean, variance):
+    result = moments.probit(gaussian(mean, variance))
+    assert result.mean.item() == pytest.approx(by_quadrature(norm.cdf, mean, variance), abs=1e-11)
+    assert result.variance.item() == pytest.approx(variance_by_quadrature(norm.cdf, mean, variance), abs=1e-11)
+
+
+def test_probit_of_a_nearly_certain_value_keeps_its_digits():
+    """phi(mean)^2 times the variance, in the limit: a difference of two moments would be zero."""
+    result = moments.probit(gaussian(0.7, 1e-20))
+    assert result.variance.item() == pytest.approx(norm.pdf(0.7) ** 2 * 1e-20, rel=1e-9)
+
+
+@pytest.mark.parametrize(("function", "bound"), [(lambda z: z**5 - z, 1e-9), (torch.tanh, 1e-3),
+                                                 (torch.nn.functional.leaky_relu, 2e-2)])
+def test_expectation_by_quadrature(function, bound):
+    for mean, variance in GRID[:-5]:
+        if variance <= 4:
+            exact = by_quadrature(lambda z: float(function(torch.tensor(z, dtype=torch.float64))), mean, variance)
+            result = moments.expectation(function, gaussian(mean, variance)).item()
+            assert result == pytest.approx(exact, abs=bound, rel=1e-9)
+
+
+def test_expected_losses():
+    for mean, variance in GRID:
+        value = gaussian(mean, variance)
+        squared = by_quadrature(lambda z: (z - 0.5) ** 2, mean, variance)
+        target = torch.tensor(0.5, dtype=torch.float64)
+        assert moments.squared_error(value, target).item() == pytest.approx(squared, rel=1e-9)
+        if variance <= 4:
+            for label in (0.0, 1.0):
+                exact = by_quadrature(lambda z, label=label: math.log1p(math.exp(-abs(z))) + max(z, 0) - label * z,
+                                      mean, variance)
+                result = moments.logistic_loss(value, torch.tensor(label, dtype=torch.float64)).item()
+                assert result == pytest.approx(exact, abs=0.05)
+
+
+@pytest.mark.parametrize("function", [
+    lambda value: tuple(moments.sigmoid(value)), lambda value: tuple(moments.probit(value)),
+    lambda value: moments.expectation(torch.tanh, value),
+    lambda value: moments.logistic_loss(value, torch.ones_like(value.mean))])
+def test_gradients_of_the_other_functions(function):
+    values = (torch.tensor([-1.0, 0.4, 2.0], dtype=torch.float64, requires_grad=True),
+              torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.gradcheck(lambda mean, variance: function(moments.Moments(mean, variance)), values)
+
+
+def test_deviation_has_a_finite_gradient_everywhere():
+    variance = torch.tensor([0.0, 4.0, -1e-9], dtype=torch.float64, requires_grad=True)
+    std = moments.deviation(variance)
+    assert std.tolist() == [0, 2, 0]
+    (gradient,) = torch.autograd.grad(std.sum(), variance)
+    assert gradient.tolist() == [0, 0.25, 0]

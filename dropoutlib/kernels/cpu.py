@@ -17,10 +17,11 @@ from torch.autograd import forward_ad
 
 from dropoutlib.kernels import is_eager
 
-__all__ = ["apply_mask", "can_apply_mask", "can_draw_mask", "draw_mask"]
+__all__ = ["Selector", "apply_mask", "can_apply_mask", "can_draw_mask", "draw_mask"]
 
 _CHUNK = 1 << 16  # elements; the random words of a chunk stay in the cache
 _SMALLEST = 3 << 11  # elements; below, the plain expressions cost less than the calls made here
+_PLACES = torch.tensor([[1], [2], [4], [8], [16], [32], [64], [-128]], dtype=torch.int8)  # of the bits of a byte
 _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -38,7 +39,8 @@ def can_draw_mask(x: Tensor) -> bool:
 def draw_mask(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
     """Draws a bool mask in the memory format of ``x``, each element False with probability ``p``.
 
-    An element is dropped when its random word of ``b`` bits is below ``p * 2**b``. Where that is no integer,
+    For p = 1/2 an element is a random bit. Else it is dropped when its random word of ``b`` bits is below
+    ``p * 2**b``. Where that is no integer,
     the threshold is rounded up with the probability of the missing fraction, anew for every chunk: so the
     probability of a drop is ``p`` to ``2**-32``, not the nearest multiple of ``2**-b``, and the kept values may
     be scaled by exactly ``1 / (1 - p)``. The price is a covariance of at most ``2**-34`` (``b = 16``) between
@@ -50,6 +52,10 @@ def draw_mask(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
     inexact = not threshold.is_integer()
     keep = torch.empty_like(x, dtype=torch.int8, requires_grad=False)
     flat = keep.as_strided((x.numel(),), (1,), 0)  # whatever the memory format, empty_like leaves no gaps
+    if p == 0.5:
+        for chunk in flat.split(8 * _CHUNK):
+            _toss_coins(chunk, generator)
+        return keep.view(torch.bool)
     count = 0
     for chunk in (flat,) if x.numel() <= _CHUNK else flat.split(_CHUNK):
         if chunk.numel() != count:  # the first chunk, and the last
@@ -64,6 +70,18 @@ def draw_mask(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
         else:
             chunk.copy_(torch.ge(drawn, cut - half, out=drawn))
     return keep.view(torch.bool)
+
+
+def _toss_coins(keep: Tensor, generator: torch.Generator | None) -> None:
+    """One random bit an element: the bits of each place in a byte follow one another."""
+    size = -(-keep.numel() // 64) * 8  # bytes, whole words
+    coins = torch.empty(size // 8, dtype=torch.int64).random_(-2**63, None, generator=generator).view(torch.int8)
+    if keep.numel() == 8 * size:
+        planes = keep.view(8, size)
+        torch.ne(torch.bitwise_and(coins, _PLACES, out=planes), 0, out=planes)
+    else:
+        planes = torch.bitwise_and(coins, _PLACES)
+        keep.copy_(torch.ne(planes, 0, out=planes).view(-1)[:keep.numel()])
 
 
 def _round(threshold: float, bits: int, word: int) -> int:
@@ -97,6 +115,35 @@ def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     bits = bits.mul_(values) if keep.shape == x.shape else values * bits
     y = bits.view(x.dtype)
     return y if scale == 1 else y.mul_(scale)
+
+
+class Selector:
+    """Applies one mask after another to tensors of one shape, in memory that is allocated once.
+
+    Fresh memory costs more than the arithmetic on it. What is returned is overwritten by the next call.
+
+    Args:
+        like: a tensor of the shape, type and device of what is selected from, shape ``(examples, out, in)``.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._fast = (like.is_cpu and like.numel() >= _SMALLEST and like.is_floating_point()
+                      and like.element_size() in _SAME_SIZE)
+        if self._fast:
+            self._bits = torch.empty(like.shape, dtype=_SAME_SIZE[like.element_size()])
+            self._buffer = torch.empty(like.shape, dtype=like.dtype)
+
+    def select(self, values: Tensor, keep: Tensor) -> Tensor:
+        """``values`` where kept, else 0; at most as many examples as the shape has."""
+        if not self._fast:
+            return torch.where(keep, values, 0)
+        bits = self._bits[:len(keep)].copy_(keep)
+        return bits.mul_(values.view(bits.dtype)).view(values.dtype)
+
+    def select_product(self, left: Tensor, right: Tensor, keep: Tensor) -> Tensor:
+        """The batched matrix product where kept, else 0."""
+        product = torch.bmm(left, right, out=self._buffer[:len(keep)]) if self._fast else torch.bmm(left, right)
+        return self.select(product, keep)
 
 
 class _ApplyMask(torch.autograd.Function):

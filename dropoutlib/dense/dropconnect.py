@@ -1,0 +1,372 @@
+"""DropConnect: every weight is kept or set to zero, independently, with a mask of its own for every example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import moments
+from ..checks import refuse_noise, require_floating_point
+from ..kernels import is_eager
+from ..kernels.cpu import Selector
+from ..methods import describe
+from ..moments import Moments
+from ..noise import Bernoulli, Gaussian, Replay, given_mask, select
+
+__all__ = ["DropConnectLinear", "drop_connect_linear"]
+
+Activation = Callable[[Tensor], Tensor]
+
+_CLOSED_FORMS: dict[Any, Callable[[Moments], Moments]] = {
+    torch.relu: moments.relu, F.relu: moments.relu, nn.ReLU: moments.relu,
+    torch.sigmoid: moments.sigmoid, F.sigmoid: moments.sigmoid, nn.Sigmoid: moments.sigmoid,
+}
+
+
+def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
+                        training: bool = True, *, activation: Activation | None = None, inference: str = "gaussian",
+                        num_samples: int = 100, sharing: str = "sample", noise: Tensor | None = None,
+                        generator: torch.Generator | None = None) -> Tensor:
+    """A linear layer with dropped weights, and an activation.
+
+    See :class:`~dropoutlib.DropConnectLinear`.
+
+    Args:
+        input: floating point tensor of shape ``(..., in)``.
+        weight: of shape ``(out, in)``.
+        bias: of shape ``(out,)``; ``None`` for none. It is dropped like a weight.
+        p: the probability of dropping a weight.
+        training: whether weights are dropped; if not, the rule ``inference`` is used.
+        activation: acts on the pre-activation, element by element; ``None`` for none.
+        inference: ``"gaussian"``, ``"mean"`` or ``"sampled"``.
+        num_samples: number of draws of ``"sampled"``.
+        sharing: ``"sample"`` or ``"batch"``.
+        noise: keep mask that replaces the draw, 0 or 1, of shape ``(batch, out, in)`` or ``(out, in)``, with one more
+            column where there is a bias. For ``"sampled"`` in evaluation: standard normal numbers of shape
+            ``(num_samples, ..., out)``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of shape ``(..., out)``.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1; if ``inference`` or ``sharing`` is none of the above; if
+            ``num_samples`` is less than 1; if ``noise`` has a wrong shape or value, or is given while nothing is drawn.
+        RuntimeError: if shapes do not fit, if the input holds integers or booleans, or if ``generator`` cannot be
+            used here (see :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor or ``p`` not a real number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> weight, keep = torch.tensor([[3.0, 4.0]]), torch.tensor([[[1, 0]], [[1, 1]]])
+        >>> functional.drop_connect_linear(torch.ones(2, 2), weight, p=0.5, noise=keep)
+        tensor([[ 6.],
+                [14.]])
+    """
+    law = Bernoulli(p)
+    _check_choices(inference, num_samples, sharing)
+    require_floating_point(input)
+    if training:
+        pre_activation = _drop(input, weight, bias, law, sharing, noise, generator)
+        return pre_activation if activation is None else activation(pre_activation)
+    if inference == "sampled" and activation is not None:
+        return _sampled(_pre_activation(input, weight, bias, law), activation, num_samples, noise, generator)
+    refuse_noise(noise)
+    if inference == "mean" or activation is None:
+        mean = F.linear(input, *_mean_weights(weight, bias, law))
+        return mean if activation is None else activation(mean)
+    return _activated(activation, _pre_activation(input, weight, bias, law)).mean
+
+
+def _check_choices(inference: str, num_samples: int, sharing: str) -> None:
+    if inference not in ("gaussian", "mean", "sampled"):
+        raise ValueError(f"inference has to be 'gaussian', 'mean' or 'sampled', but got {inference!r}")
+    if sharing not in ("sample", "batch"):
+        raise ValueError(f"sharing has to be 'sample' or 'batch', but got {sharing!r}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples has to be at least 1, but got {num_samples}")
+
+
+def _mean_weights(weight: Tensor, bias: Tensor | None, law: Bernoulli) -> tuple[Tensor, Tensor | None]:
+    """The weights without noise; where all of them are dropped, zero."""
+    if law.p < 1:
+        return weight, bias
+    nothing = torch.zeros_like(weight, dtype=torch.bool)
+    return select(weight, nothing), None if bias is None else select(bias, nothing[:, 0])
+
+
+def _pre_activation(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli) -> Moments:
+    mean = F.linear(input, *_mean_weights(weight, bias, law))
+    if law.p in (0, 1):
+        return Moments(mean, torch.zeros_like(mean))
+    ratio = law.p / (1 - law.p)
+    return Moments(mean, ratio * F.linear(input.square(), weight.square(), None if bias is None else bias.square()))
+
+
+def _activated(activation: Activation, value: Moments) -> Moments:
+    """Moments of the activation of a Gaussian."""
+    closed_form = _CLOSED_FORMS.get(type(activation) if isinstance(activation, nn.Module) else activation)
+    if closed_form is not None:
+        return closed_form(value)
+    mean = moments.expectation(activation, value)
+    return Moments(mean, moments.expectation(lambda z: (activation(z) - mean).square(), value))
+
+
+def _sampled(value: Moments, activation: Activation, num_samples: int, noise: Tensor | None,
+             generator: torch.Generator | None) -> Tensor:
+    like = value.mean.expand(num_samples, *value.mean.shape)
+    normal = Gaussian(0.0, 1.0).sample(like, noise=noise, generator=generator)
+    return activation(value.mean + moments.deviation(value.variance) * normal).mean(0)
+
+
+# Training
+
+
+def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sharing: str, noise: Tensor | None,
+          generator: torch.Generator | None) -> Tensor:
+    scale = 1 / (1 - law.p) if law.p < 1 else 1.0
+    if noise is None and law.p in (0, 1):
+        return F.linear(input, *_mean_weights(weight, bias, law))
+    batch = () if sharing == "batch" or input.dim() == 1 else input.shape[:1]
+    keep_weight: Tensor | None = None
+    if noise is not None:
+        columns = weight.shape[1] + (bias is not None)
+        keep = given_mask(noise, weight.detach()[:, :1].expand(*batch, -1, columns))
+        keep_weight, keep_bias = keep[..., :weight.shape[1]], keep[..., -1]
+    elif bias is not None:
+        keep_bias = law.sample(bias.detach().expand(*batch, -1), generator=generator)
+    masked_bias = select(bias.expand(*batch, -1), keep_bias, scale) if bias is not None else None
+    if not batch:
+        if keep_weight is None:
+            keep_weight = law.sample(weight.detach(), generator=generator)
+        return F.linear(input, select(weight, keep_weight, scale), masked_bias)
+    rows = input.unsqueeze(1) if input.dim() == 2 else input.flatten(1, -2)  # (batch, rows that share a mask, in)
+    output = scale * _masked_product(rows, weight, law, keep_weight, generator)
+    if masked_bias is not None:
+        output = output + masked_bias.unsqueeze(1)
+    return output.view(*input.shape[:-1], -1) if input.numel() else output.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def _masked_product(input: Tensor, weight: Tensor, law: Bernoulli, keep: Tensor | None,
+                    generator: torch.Generator | None) -> Tensor:
+    """``input[b] @ (mask[b] * weight).T`` for every example b; input of shape ``(batch, rows, in)``."""
+    if torch.amp.is_autocast_available(input.device.type) and torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, weight = input.to(dtype), weight.to(dtype)
+    if input.shape[-1] != weight.shape[1]:
+        raise RuntimeError(f"input has {input.shape[-1]} features (shape {tuple(input.shape)}), "
+                           f"but the weight is of shape {tuple(weight.shape)}")
+    if is_eager(input) and is_eager(weight) and (keep is None or is_eager(keep)):
+        masks = Replay(law, weight, len(input), noise=keep, generator=generator)
+        output: Tensor = _Product.apply(masks, None, input, weight)
+        return output
+    if keep is None:
+        keep = law.sample(weight.detach().expand(len(input), -1, -1), generator=generator)
+    return input @ select(weight, keep).mT
+
+
+class _Product(torch.autograd.Function):
+    """The form sum over b of output[b] . (mask[b] * weight) input[b], differentiated by the argument that is None.
+
+    By ``output`` it is the layer; by ``input`` and by ``weight`` its gradients. The form is linear in each of the
+    three, so every derivative is the same form again, with one argument replaced. The masks are drawn again for
+    each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, masks: Replay, output: Tensor | None, input: Tensor | None, weight: Tensor | None) -> Tensor:
+        arguments = [output, input, weight]
+        ctx.masks, ctx.by = masks, next(i for i, argument in enumerate(arguments) if argument is None)
+        given = [argument for argument in arguments if argument is not None]
+        ctx.save_for_backward(*given)
+        ctx.save_for_forward(*given)
+        (result,) = _differentiate(masks, arguments, [ctx.by])
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        arguments: list[Any] = list(ctx.saved_tensors)
+        arguments.insert(ctx.by, gradient)
+        wanted = [i for i in range(3) if i != ctx.by and ctx.needs_input_grad[1 + i]]
+        if not is_eager(gradient):
+            results = _materialised(ctx.masks, arguments, wanted)
+        elif torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+            results = [_Product.apply(ctx.masks, *(None if j == i else argument
+                                                   for j, argument in enumerate(arguments))) for i in wanted]
+        else:
+            results = _differentiate(ctx.masks, arguments, wanted)
+        gradients = dict(zip(wanted, results, strict=True))
+        return None, *(gradients.get(i) for i in range(3))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
+        arguments: list[Any] = list(ctx.saved_tensors)
+        arguments.insert(ctx.by, None)
+        total: Any = 0
+        for i, tangent in enumerate(tangents):
+            if tangent is not None:
+                replaced = [tangent if j == i else argument for j, argument in enumerate(arguments)]
+                total = total + _Product.apply(ctx.masks, *replaced)
+        return total
+
+
+def _differentiate(masks: Replay, arguments: list[Any], wanted: list[int]) -> list[Tensor]:
+    """The derivatives of the form by the wanted arguments (0 output, 1 input, 2 weight), in one pass over the masks."""
+    output, input, weight = arguments
+    given = output if output is not None else input
+    rows = given.shape[1]
+    size = {0: None if weight is None else (masks.batch, rows, weight.shape[0]),
+            1: None if weight is None else (masks.batch, rows, weight.shape[1])}
+    results = {i: given.new_empty(size[i]) for i in wanted if i != 2}
+    if 2 in wanted:
+        single = torch.promote_types(given.dtype, torch.float32)  # a sum over the batch
+        results[2] = given.new_zeros(output.shape[2], input.shape[2], dtype=single)
+    selector: Selector | None = None
+    for chunk, keep in masks:
+        selector = selector or Selector(given.new_empty(()).expand(keep.shape))
+        if wanted != [2]:
+            masked = selector.select(weight, keep)
+            if 0 in wanted:
+                torch.bmm(input[chunk], masked.mT, out=results[0][chunk])
+            if 1 in wanted:
+                torch.bmm(output[chunk], masked, out=results[1][chunk])
+        if 2 in wanted:
+            outer = selector.select_product(output[chunk].mT, input[chunk], keep)
+            results[2].add_(outer[0] if len(outer) == 1 else outer.sum(0))
+    return [results[i].to(given.dtype) for i in wanted]
+
+
+def _materialised(masks: Replay, arguments: list[Any], wanted: list[int]) -> list[Tensor]:
+    """As :func:`_differentiate`, with all masks at once: under transforms."""
+    output, input, weight = arguments
+    keep = torch.cat([part for _, part in masks])
+    results = {0: lambda: input @ select(weight, keep).mT, 1: lambda: output @ select(weight, keep),
+               2: lambda: select(output.mT @ input, keep).sum(0)}
+    return [results[i]() for i in wanted]
+
+
+@describe("dropconnect")
+class DropConnectLinear(nn.Linear):
+    r"""A linear layer whose weights are dropped, with a mask of its own for every example, and an activation.
+
+    In training a weight w becomes w/(1 - p) with probability 1 - p and 0 with probability p, and so does the bias.
+    Given the input x, a pre-activation has the mean :math:`\mu = \sum_j w_j x_j + b` and the variance
+    :math:`s^2 = \frac{p}{1-p} \big(\sum_j w_j^2 x_j^2 + b^2\big)`; different outputs are independent.
+
+    {four_answers}
+
+    In evaluation, ``inference="gaussian"`` gives the mean of the *activation* under :math:`\mathcal N(\mu, s^2)`:
+    :math:`\mu` without an activation, in closed form for ReLU, by the probit approximation for the logistic function
+    (within 0.02), by Gauss-Hermite quadrature for any other function. ``"mean"`` is the activation of :math:`\mu`.
+    ``"sampled"``, the paper's, averages the activation over draws from the Gaussian, and so is random at test time.
+
+    Trained weights of :class:`torch.nn.Linear` load and mean the same. Masks are drawn example by example, again in
+    backward, and never fill a tensor of shape (batch, out, in); this holds in eager mode. Dropping selects: a dropped
+    ``inf`` or ``nan`` weight leaves nothing behind. An ``inf`` input times a dropped weight, though, is a ``nan`` of
+    the matrix product.
+
+    Args:
+        in_features: size of each input.
+        out_features: size of each output.
+        bias: whether a bias is added; it is dropped like a weight.
+        p: the probability of dropping a weight. The attribute ``p`` may be changed later.
+        activation: acts on the pre-activation, element by element: a function or a module; ``None`` for none.
+        inference: the test rule: ``"gaussian"``, ``"mean"`` or ``"sampled"``.
+        num_samples: number of draws of ``"sampled"``.
+        sharing: ``"sample"``: one mask for each element of the input's first axis; ``"batch"``: one for all.
+        device: where the parameters lie.
+        dtype: type of the parameters.
+
+    Shape:
+        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: the keep mask, 0 or 1, of shape
+        ``(batch, out_features, in_features + 1)``, its last column for the bias; without a bias
+        ``(batch, out_features, in_features)``. For ``sharing="batch"`` and for an input without batch axis without the
+        first axis.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1; if ``inference`` or ``sharing`` is none of the above; if
+            ``num_samples`` is less than 1.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Wan, Zeiler, Zhang, LeCun and Fergus, *Regularization of Neural Networks using DropConnect* (2013), sections 2
+        and 3, whose p is the probability of keeping.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import DropConnectLinear
+        >>> layer = DropConnectLinear(64, 100, p=0.5, activation=torch.relu)
+        >>> x = torch.rand(32, 64)
+        >>> layer(x).shape
+        torch.Size([32, 100])
+        >>> torch.equal(layer.eval()(x), layer.mean(x))
+        True
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5,
+                 activation: Activation | None = None, inference: str = "gaussian", num_samples: int = 100,
+                 sharing: str = "sample", *, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None) -> None:
+        p = Bernoulli(p).p
+        _check_choices(inference, num_samples, sharing)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.p, self.activation = p, activation
+        self.inference, self.num_samples, self.sharing = inference, num_samples, sharing
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        name = "" if self.activation is None or isinstance(self.activation, nn.Module) else (
+            f", activation={getattr(self.activation, '__name__', repr(self.activation))}")
+        return f"{super().extra_repr()}, p={self.p}{name}, inference={self.inference!r}, sharing={self.sharing!r}"
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Drops weights in training and applies the test rule in evaluation.
+
+        Args:
+            input: floating point tensor of shape ``(..., in_features)``.
+            noise: keep mask that replaces the draw; refused in evaluation, unless ``inference="sampled"``, where it is
+                standard normal and of shape ``(num_samples, ..., out_features)``.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+
+        Raises:
+            ValueError: if ``noise`` has a wrong shape or value, or is given where nothing is drawn.
+            RuntimeError: if shapes do not fit or the input holds integers or booleans.
+        """
+        return drop_connect_linear(
+            input, self.weight, self.bias, self.p, self.training, activation=self.activation, inference=self.inference,
+            num_samples=self.num_samples, sharing=self.sharing, noise=noise, generator=generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: exact without activation, else for the matched Gaussian.
+
+        Args:
+            input: tensor of shape ``(..., in_features)``.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+        """
+        return self._moments(input).mean
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input: exact without activation, else for the Gaussian.
+
+        Args:
+            input: tensor of shape ``(..., in_features)``.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+        """
+        return self._moments(input).variance
+
+    def _moments(self, input: Tensor) -> Moments:
+        value = _pre_activation(input, self.weight, self.bias, Bernoulli(self.p))
+        return value if self.activation is None else _activated(self.activation, value)

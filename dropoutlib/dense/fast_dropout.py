@@ -1,0 +1,188 @@
+"""Fast dropout: the sum of many dropped inputs is replaced by the Gaussian with its mean and variance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import moments
+from ..checks import refuse_noise, require_floating_point
+from ..methods import describe
+from ..moments import Moments
+from ..noise import Bernoulli, Gaussian
+
+__all__ = ["FastDropoutLinear", "fast_dropout_linear"]
+
+
+def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
+                        training: bool = True, *, noise: Tensor | None = None,
+                        generator: torch.Generator | None = None) -> Tensor:
+    """A linear layer behind inverted dropout, its outputs drawn from their Gaussians.
+
+    See :class:`~dropoutlib.FastDropoutLinear`.
+
+    Args:
+        input: floating point tensor of shape ``(..., in)``.
+        weight: of shape ``(out, in)``.
+        bias: of shape ``(out,)``; ``None`` for none.
+        p: the probability of dropping an input, less than 1.
+        training: whether the outputs are drawn; if not, they are their means.
+        noise: standard normal numbers that replace the draw, of a shape that broadcasts to the output's.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of shape ``(..., out)``.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1 or is 1, if ``noise`` does not broadcast to the output, or if it is
+            given while ``training`` is False.
+        RuntimeError: if shapes do not fit, if the input holds integers or booleans, or if ``generator`` cannot be
+            used here (see :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor or ``p`` not a real number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> weight = torch.tensor([[3.0, 4.0]])
+        >>> functional.fast_dropout_linear(torch.ones(2), weight, p=0.5, noise=torch.tensor([1.0]))
+        tensor([12.])
+    """
+    ratio = _variance_ratio(p)
+    require_floating_point(input)
+    mean = F.linear(input, weight, bias)
+    if not training:
+        refuse_noise(noise)
+        return mean
+    if p == 0 and noise is None:
+        return mean
+    variance = ratio * F.linear(input.square(), weight.square())
+    return mean + moments.deviation(variance) * Gaussian(0.0, 1.0).sample(mean, noise=noise, generator=generator)
+
+
+def _variance_ratio(p: float) -> float:
+    """Variance of a dropped and scaled value, divided by the square of the value."""
+    p = Bernoulli(p).p
+    if p == 1:
+        raise ValueError("dropout probability has to be less than 1 for fast dropout, but got 1: "
+                         "the variance of an output, which contains p/(1 - p), would be infinite")
+    return p / (1 - p)
+
+
+@describe("fast_dropout")
+class FastDropoutLinear(nn.Linear):
+    r"""A linear layer that knows mean and variance of its outputs behind dropout, and draws nothing else.
+
+    With inverted dropout on its inputs, an output :math:`z = \sum_j w_j \frac{m_j}{1-p} x_j + b` has the mean
+    :math:`\sum_j w_j x_j + b` and the variance :math:`\frac{p}{1-p} \sum_j w_j^2 x_j^2`. In training each output is
+    drawn from the Gaussian with these two moments: one number for every output instead of one for every input. In
+    evaluation it is the mean.
+
+    {four_answers}
+
+    The Gaussian is an approximation of the law of z, which gets better with the number of inputs. Outputs are drawn
+    independently, while behind a dropped input they are correlated. Where all masked terms are zero, the gradient of
+    the standard deviation, which is infinite there, counts as zero. A layer stands for dropout *and* the linear layer
+    behind it: put no other dropout before it.
+
+    Trained weights of :class:`torch.nn.Linear` load and mean the same. :meth:`moments` carries both moments through a
+    network without drawing at all; :mod:`dropoutlib.moments` has activations and losses for it.
+
+    Args:
+        in_features: size of each input.
+        out_features: size of each output.
+        bias: whether a bias is added; it is not dropped.
+        p: the probability of dropping an input, less than 1. The attribute ``p`` may be changed later.
+        device: where the parameters lie.
+        dtype: type of the parameters.
+
+    Shape:
+        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: standard normal numbers, of a shape
+        that broadcasts to the output's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, or is 1: the variance would be infinite.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Wang and Manning, *Fast dropout training* (2013), whose p is the probability of keeping.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import FastDropoutLinear, moments
+        >>> layer = FastDropoutLinear(100, 10, p=0.5)
+        >>> x = torch.rand(32, 100)
+        >>> layer(x).shape
+        torch.Size([32, 10])
+        >>> hidden = moments.relu(layer.moments(x))  # no draw
+        >>> hidden.mean.shape, hidden.variance.shape
+        (torch.Size([32, 10]), torch.Size([32, 10]))
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, *,
+                 device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        _variance_ratio(p)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.p = float(p)
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        return f"{super().extra_repr()}, p={self.p}"
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Draws the outputs in training and returns their means in evaluation.
+
+        Args:
+            input: floating point tensor of shape ``(..., in_features)``.
+            noise: standard normal numbers that replace the draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to the output, or is given in evaluation.
+            RuntimeError: if shapes do not fit or the input holds integers or booleans.
+        """
+        return fast_dropout_linear(input, self.weight, self.bias, self.p, self.training, noise=noise,
+                                   generator=generator)
+
+    def moments(self, mean: Tensor, variance: Tensor | None = None) -> Moments:
+        """Mean and variance of the outputs, for inputs that are themselves random. In training and evaluation alike.
+
+        Args:
+            mean: means of the inputs, of shape ``(..., in_features)``, or a
+                :class:`~dropoutlib.moments.Moments` of both.
+            variance: variances of the inputs, which count as independent; ``None`` for inputs without noise.
+
+        Returns:
+            Moments: of shape ``(..., out_features)``, exact for independent inputs.
+        """
+        if isinstance(mean, Moments):
+            mean, variance = mean
+        value = Moments(mean, torch.zeros_like(mean) if variance is None else variance)
+        _variance_ratio(self.p)
+        return moments.linear(moments.multiply(value, Bernoulli(self.p), 1 / (1 - self.p)), self.weight, self.bias)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: the output without noise.
+
+        Args:
+            input: tensor of shape ``(..., in_features)``.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+        """
+        return F.linear(input, self.weight, self.bias)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input.
+
+        Args:
+            input: tensor of shape ``(..., in_features)``.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+        """
+        return _variance_ratio(self.p) * F.linear(input.square(), self.weight.square())

@@ -1,0 +1,233 @@
+"""Standout: a unit is kept with a probability that is computed from the same input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checks import refuse_noise, require_floating_point
+from ..methods import describe
+from ..noise import Uniform, given_mask, select
+
+__all__ = ["StandoutLinear", "standout_linear"]
+
+
+def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, training: bool = True, *,
+                    activation: Callable[[Tensor], Tensor] = torch.relu, alpha: float = 1.0, beta: float = 0.0,
+                    belief_weight: Tensor | None = None, belief_bias: Tensor | None = None,
+                    noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """A linear layer whose units are kept with a probability that depends on the input.
+
+    See :class:`~dropoutlib.StandoutLinear`.
+
+    Args:
+        input: floating point tensor of shape ``(..., in)``.
+        weight: of shape ``(out, in)``.
+        bias: of shape ``(out,)``; ``None`` for none.
+        training: whether units are dropped; if not, they are scaled by their keep probability.
+        activation: acts on the pre-activation, element by element.
+        alpha: slope of the keep probability in the pre-activation.
+        beta: logit of the keep probability where the pre-activation is 0.
+        belief_weight: separate weights of the keep probability, of shape ``(out, in)``, instead of ``alpha`` and
+            ``beta``; ``None`` for shared ones.
+        belief_bias: their bias, of shape ``(out,)``.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to the output's.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of shape ``(..., out)``.
+
+    Raises:
+        ValueError: if ``noise`` does not broadcast to the output, or if it is given while ``training`` is False.
+        RuntimeError: if shapes do not fit, if the input holds integers or booleans, or if ``generator`` cannot be
+            used here (see :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> weight = torch.tensor([[1.0], [2.0]])
+        >>> functional.standout_linear(torch.ones(1), weight, noise=torch.tensor([1, 0]))
+        tensor([1., 0.])
+        >>> functional.standout_linear(torch.ones(1), weight, training=False)  # 1 sigmoid(1), 2 sigmoid(2)
+        tensor([0.7311, 1.7616])
+    """
+    require_floating_point(input)
+    pre_activation = F.linear(input, weight, bias)
+    logit = alpha * pre_activation + beta if belief_weight is None else F.linear(input, belief_weight, belief_bias)
+    hidden = activation(pre_activation)
+    if not training:
+        refuse_noise(noise)
+        return hidden * torch.sigmoid(logit)
+    if noise is not None:
+        keep = given_mask(noise, hidden)
+    else:
+        uniform = Uniform().sample(hidden, generator=generator)
+        keep = ~(uniform >= torch.sigmoid(logit.detach().to(uniform.dtype)))  # what is nan is kept, and seen
+    output = select(hidden, keep)
+    if belief_weight is None:
+        return output
+    probability = torch.sigmoid(logit)
+    return output + hidden.detach() * (probability - probability.detach())  # adds zero, with a gradient
+
+
+@describe("standout")
+class StandoutLinear(nn.Linear):
+    r"""A linear layer with an activation, whose units are kept with a probability that depends on the input.
+
+    With the pre-activation z = Wx + b, a unit is kept with probability
+    :math:`\pi = \sigma(\alpha z + \beta)`, :math:`\sigma` being the logistic function. In training the output is
+    activation(z) where the unit is kept and 0 where it is dropped; in evaluation it is :math:`\pi` activation(z), the
+    mean of the training output given the input.
+
+    {four_answers}
+
+    With ``alpha`` = 0 it is ordinary dropout, without scaling in training, with p = sigmoid(-``beta``). With a positive
+    ``alpha`` large pre-activations are kept more often.
+
+    ``belief="shared"``: the keep probability uses the layer's own weights, and no gradient flows through it in
+    training. ``belief="learned"``: it has weights of its own (``belief_weight``, ``belief_bias``), which start as
+    ``alpha`` times the layer's and ``beta``. They are trained by the straight-through estimator: backward takes the
+    mask for its probability. This gradient is biased unless the loss is linear in the mask; the chapter measures by
+    how much.
+
+    Trained weights of :class:`torch.nn.Linear` load; with a learned belief that starts from them. Their scale changes
+    its meaning, as in the paper: kept units are not scaled up, and in evaluation units are scaled down by their keep
+    probability.
+
+    Dropping selects: a dropped ``inf`` becomes 0, with a zero gradient. A ``nan`` is kept, whatever its probability,
+    rather than hidden; a learned belief lets ``inf`` and ``nan`` through.
+
+    Args:
+        in_features: size of each input.
+        out_features: size of each output.
+        bias: whether a bias is added before the activation.
+        activation: acts on the pre-activation, element by element: a function or a module.
+        alpha: slope of the keep probability in the pre-activation.
+        beta: logit of the keep probability where the pre-activation is 0.
+        belief: ``"shared"`` or ``"learned"``.
+        device: where the parameters lie.
+        dtype: type of the parameters.
+
+    Shape:
+        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: the keep mask, 0 or 1, of a shape
+        that broadcasts to the output's.
+
+    Raises:
+        ValueError: if ``belief`` is neither ``"shared"`` nor ``"learned"``.
+
+    Source:
+        Ba and Frey, *Adaptive dropout for training deep neural networks* (2013).
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import StandoutLinear
+        >>> layer = StandoutLinear(64, 100, alpha=1.0, beta=0.0)
+        >>> x = torch.rand(32, 64)
+        >>> layer(x).shape
+        torch.Size([32, 100])
+        >>> layer.keep_probability(x).shape
+        torch.Size([32, 100])
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True,
+                 activation: Callable[[Tensor], Tensor] = torch.relu, alpha: float = 1.0, beta: float = 0.0,
+                 belief: str = "shared", *, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None) -> None:
+        if belief not in ("shared", "learned"):
+            raise ValueError(f"belief has to be 'shared' or 'learned', but got {belief!r}")
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation = activation
+        self.alpha, self.beta, self.belief = alpha, beta, belief
+        self.register_parameter("belief_weight", None)
+        self.register_parameter("belief_bias", None)
+        if belief == "learned":
+            self.belief_weight = nn.Parameter(torch.empty_like(self.weight))
+            self.belief_bias = nn.Parameter(self.weight.new_empty(out_features))
+            self._start_belief()
+
+    @torch.no_grad()
+    def _start_belief(self) -> None:
+        """What the shared belief would be."""
+        self.belief_weight.copy_(self.alpha * self.weight)
+        self.belief_bias.copy_(self.beta if self.bias is None else self.alpha * self.bias + self.beta)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if self.belief == "learned" and f"{prefix}weight" in state_dict and f"{prefix}belief_weight" not in state_dict:
+            beliefs = [f"{prefix}belief_weight", f"{prefix}belief_bias"]
+            state_dict.update(zip(beliefs, (self.belief_weight, self.belief_bias), strict=True))
+            super()._load_from_state_dict(state_dict, prefix, *arguments)
+            for belief in beliefs:
+                del state_dict[belief]
+            self._start_belief()
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        name = "" if isinstance(self.activation, nn.Module) else f", activation={_name(self.activation)}"
+        return f"{super().extra_repr()}{name}, alpha={self.alpha}, beta={self.beta}, belief={self.belief!r}"
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Drops units in training and scales them by their keep probability in evaluation.
+
+        Args:
+            input: floating point tensor of shape ``(..., in_features)``.
+            noise: keep mask that replaces the draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to the output, or is given in evaluation.
+            RuntimeError: if shapes do not fit or the input holds integers or booleans.
+        """
+        return standout_linear(
+            input, self.weight, self.bias, self.training, activation=self.activation, alpha=self.alpha, beta=self.beta,
+            belief_weight=self.belief_weight, belief_bias=self.belief_bias, noise=noise, generator=generator)
+
+    def keep_probability(self, input: Tensor) -> Tensor:
+        """The probability with which each unit is kept, given the layer's input.
+
+        Args:
+            input: floating point tensor of shape ``(..., in_features)``.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+        """
+        if self.belief_weight is not None:
+            return torch.sigmoid(F.linear(input, self.belief_weight, self.belief_bias))
+        return torch.sigmoid(self.alpha * F.linear(input, self.weight, self.bias) + self.beta)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: activation times keep probability.
+
+        Args:
+            input: tensor of shape ``(..., in_features)``.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+        """
+        return self.activation(F.linear(input, self.weight, self.bias)) * self.keep_probability(input)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input: that of a coin with the keep probability.
+
+        Args:
+            input: tensor of shape ``(..., in_features)``.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+        """
+        probability = self.keep_probability(input)
+        return self.activation(F.linear(input, self.weight, self.bias)).square() * probability * (1 - probability)
+
+
+def _name(activation: Callable[[Tensor], Tensor]) -> str:
+    return getattr(activation, "__name__", repr(activation))

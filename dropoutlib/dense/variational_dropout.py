@@ -1,0 +1,223 @@
+"""Variational dropout: Gaussian noise on weights whose variance is learned with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checks import refuse_noise, require_floating_point
+from ..divergence import log_uniform_kl
+from ..methods import describe
+from ..moments import deviation
+from ..noise import Bernoulli, Gaussian
+
+__all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
+
+
+def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, kind: str = "A",
+                               training: bool = True, *, noise: Tensor | None = None,
+                               generator: torch.Generator | None = None) -> Tensor:
+    """A linear layer with multiplicative Gaussian noise of variance ``alpha``.
+
+    See :class:`~dropoutlib.VariationalDropoutLinear`.
+
+    Args:
+        input: floating point tensor of shape ``(..., in)``.
+        weight: of shape ``(out, in)``.
+        bias: of shape ``(out,)``; ``None`` for none.
+        alpha: variance of the noise: a number, one for each input ``(in,)``, or (kind A) for each weight
+            ``(out, in)``.
+        kind: ``"A"``: noise on every weight, drawn as one Gaussian for every output; ``"B"``: noise on the inputs.
+        training: whether noise is applied.
+        noise: standard normal numbers that replace the draw, of a shape that broadcasts to the output's (kind A) or
+            the input's (kind B).
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of shape ``(..., out)``.
+
+    Raises:
+        ValueError: if ``kind`` is neither, if ``noise`` has a wrong shape, or if it is given while ``training`` is
+            False.
+        RuntimeError: if shapes do not fit, if the input holds integers or booleans, or if ``generator`` cannot be
+            used here (see :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> weight = torch.tensor([[3.0, 4.0]])
+        >>> functional.variational_dropout_linear(torch.ones(2), weight, None, torch.tensor(1.0),
+        ...                                       noise=torch.tensor([1.0]))
+        tensor([12.])
+    """
+    _check_kind(kind)
+    require_floating_point(input)
+    if not training:
+        refuse_noise(noise)
+        return F.linear(input, weight, bias)
+    law = Gaussian(0.0, 1.0)
+    if kind == "B":
+        factor = 1 + alpha.sqrt() * law.sample(input, noise=noise, generator=generator)
+        return F.linear(input * factor.to(input.dtype), weight, bias)
+    mean = F.linear(input, weight, bias)
+    std = deviation(F.linear(input.square(), alpha * weight.square()))
+    return mean + std * law.sample(mean, noise=noise, generator=generator)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in ("A", "B"):
+        raise ValueError(f"kind has to be 'A' or 'B', but got {kind!r}")
+
+
+@describe("variational_dropout")
+class VariationalDropoutLinear(nn.Linear):
+    r"""A linear layer with Gaussian dropout whose variance :math:`\alpha` is learned.
+
+    Kind A: every weight is :math:`w (1 + \sqrt\alpha \epsilon)` with its own standard normal :math:`\epsilon`. An
+    output is then Gaussian with mean :math:`\sum_j w_j x_j + b` and variance :math:`\sum_j \alpha w_j^2 x_j^2`, and is
+    drawn as such: one number for every output and example (the local reparameterisation). Kind B: every input is
+    :math:`x_j (1 + \sqrt\alpha \epsilon_j)`, shared by all outputs. In evaluation there is no noise.
+
+    {four_answers}
+
+    The loss is the mean negative log-likelihood plus ``kl_divergence(model) / N``, N the number of training examples;
+    without the second term, alpha goes to zero. ``alpha`` is stored as its logarithm, ``log_alpha``. It is not bounded:
+    the divergence is exact for every alpha, while the paper's approximation holds up to 1 only.
+
+    Trained weights of :class:`torch.nn.Linear` load and mean the same; ``log_alpha`` then keeps its value. With the
+    log-uniform prior the posterior is improper, and for kind B the divergence is not that of any proper pair of laws
+    (Hron, Matthews and Ghahramani, 2018): read the objective as a regulariser. The chapter says more.
+
+    Args:
+        in_features: size of each input.
+        out_features: size of each output.
+        bias: whether a bias is added; it has no noise.
+        p: where alpha starts: at p/(1 - p), the variance of inverted dropout. Between 0 and 1, both excluded.
+        kind: ``"A"`` or ``"B"``.
+        alpha_per: ``"layer"``: one alpha; ``"unit"``: one for each input; ``"weight"``: one for each weight
+            (kind A only).
+        device: where the parameters lie.
+        dtype: type of the parameters.
+
+    Shape:
+        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: standard normal numbers, of a shape
+        that broadcasts to the output's (kind A) or the input's (kind B).
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, or is one of them; if ``kind`` or ``alpha_per`` is none of the
+            above; for one alpha a weight with kind B.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Kingma, Salimans and Welling, *Variational Dropout and the Local Reparameterization Trick* (2015),
+        sections 2 and 3.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import VariationalDropoutLinear
+        >>> layer = VariationalDropoutLinear(64, 10, p=0.5, alpha_per="unit")
+        >>> layer(torch.rand(32, 64)).shape, layer.alpha.shape
+        (torch.Size([32, 10]), torch.Size([64]))
+        >>> layer.kl()  # 640 weights
+        tensor(273.0788, grad_fn=<MulBackward0>)
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, kind: str = "A",
+                 alpha_per: str = "layer", *, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None) -> None:
+        p = Bernoulli(p).p
+        if p in (0, 1):
+            raise ValueError(f"dropout probability has to be between 0 and 1, both excluded, but got {p}: "
+                             "the logarithm of alpha would be infinite")
+        _check_kind(kind)
+        shapes = {"layer": (), "unit": (in_features,), "weight": (out_features, in_features)}
+        if alpha_per not in shapes:
+            raise ValueError(f"alpha_per has to be one of {sorted(shapes)}, but got {alpha_per!r}")
+        if kind == "B" and alpha_per == "weight":
+            raise ValueError("alpha_per='weight' needs kind='A': in kind B the noise belongs to the inputs, "
+                             "not to the weights")
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.kind, self.alpha_per = kind, alpha_per
+        start = math.log(p / (1 - p))
+        self.log_alpha = nn.Parameter(torch.full(shapes[alpha_per], start, device=device, dtype=dtype))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        key = f"{prefix}log_alpha"
+        of_linear = f"{prefix}weight" in state_dict and key not in state_dict
+        if of_linear:
+            state_dict[key] = self.log_alpha
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if of_linear:
+            del state_dict[key]
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        return f"{super().extra_repr()}, kind={self.kind!r}, alpha_per={self.alpha_per!r}"
+
+    @property
+    def alpha(self) -> Tensor:
+        """Variance of the multiplicative noise."""
+        return self.log_alpha.exp()
+
+    @property
+    def p(self) -> Tensor:
+        """The probability of dropping whose inverted mask has the variance alpha: alpha/(1 + alpha)."""
+        return torch.sigmoid(self.log_alpha)
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Applies noise in training and the mean weights in evaluation.
+
+        Args:
+            input: floating point tensor of shape ``(..., in_features)``.
+            noise: standard normal numbers that replace the draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+
+        Raises:
+            ValueError: if ``noise`` has a wrong shape, or is given in evaluation.
+            RuntimeError: if shapes do not fit or the input holds integers or booleans.
+        """
+        return variational_dropout_linear(input, self.weight, self.bias, self.alpha, self.kind, self.training,
+                                          noise=noise, generator=generator)
+
+    def kl(self) -> Tensor:
+        """Divergence of the noise from the log-uniform prior, up to the constant of that prior: a sum.
+
+        Over all weights for kind A, over all inputs for kind B, where one factor is all the noise that the weights
+        of an input have. Divided by nothing; the bias has no noise and does not count.
+
+        Returns:
+            Tensor: a number, differentiable in ``log_alpha``; it does not depend on the weights.
+        """
+        noisy = self.weight.numel() if self.kind == "A" else self.in_features
+        return log_uniform_kl(self.alpha).sum() * (noisy / self.log_alpha.numel())
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: the output without noise.
+
+        Args:
+            input: tensor of shape ``(..., in_features)``.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+        """
+        return F.linear(input, self.weight, self.bias)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input, the same for both kinds.
+
+        Args:
+            input: tensor of shape ``(..., in_features)``.
+
+        Returns:
+            Tensor of shape ``(..., out_features)``.
+        """
+        return F.linear(input.square(), self.alpha * self.weight.square())

@@ -1,0 +1,198 @@
+"""Kullback-Leibler terms of noise whose rate is learned, and their sum over a model.
+
+The terms of variational dropout are those of N(w, alpha w^2) from the log-uniform prior on w. The prior is improper, so
+each is known up to a constant; here it is zero in the limit of infinite alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dropoutlib.kernels import is_eager
+
+__all__ = ["kingma_kl", "kl_divergence", "log_uniform_kl", "molchanov_kl"]
+
+
+def kl_divergence(model: nn.Module) -> Tensor:
+    """Sum of the Kullback-Leibler terms of all layers of a model that have one.
+
+    It is divided by nothing. Where the data term of the loss is a mean over examples, divide it by the number of
+    training examples (not by the size of a batch).
+
+    Args:
+        model: a module; every part of it with a method ``kl()`` counts, and counts once.
+
+    Returns:
+        Tensor: a number, differentiable.
+
+    Raises:
+        ValueError: if no part of the model has a Kullback-Leibler term, so that nothing would be learned from it.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import VariationalDropoutLinear, kl_divergence
+        >>> model = torch.nn.Sequential(VariationalDropoutLinear(4, 3), VariationalDropoutLinear(3, 1))
+        >>> torch.allclose(kl_divergence(model), model[0].kl() + model[1].kl())
+        True
+    """
+    terms: list[Tensor] = [part.kl() for part in model.modules() if callable(getattr(part, "kl", None))]  # type: ignore[operator]
+    if not terms:
+        raise ValueError(f"no part of the model {type(model).__name__} has a Kullback-Leibler term: "
+                         "none of its layers learns its noise")
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+
+def log_uniform_kl(alpha: Tensor) -> Tensor:
+    """Exact divergence of N(w, alpha w^2) from the log-uniform prior, for one weight w.
+
+    It is the mean of 1/1 + 1/3 + ... + 1/(2J - 1) for J ~ Poisson(1/(2 alpha)): a sum of positive terms, where alpha is
+    not small; where it is, its asymptotic series. The error is of the order of the rounding of the type of ``alpha``
+    (half precision is computed in float32). Differentiable any number of times; each derivative is a Poisson mean, too.
+
+    Args:
+        alpha: variance of the multiplicative noise, positive, of any shape.
+
+    Returns:
+        Tensor: of the same shape; it falls from infinity (alpha = 0) to 0.
+
+    Source:
+        Kingma, Salimans and Welling, *Variational Dropout and the Local Reparameterization Trick* (2015), appendix C,
+        who approximate it. The Poisson form is derived in the chapter, :doc:`/book/dense/variational_dropout`.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib.divergence import log_uniform_kl
+        >>> log_uniform_kl(torch.tensor([0.01, 1.0, 100.0]))
+        tensor([2.9327, 0.4267, 0.0050])
+    """
+    precise = alpha if alpha.dtype in (torch.float32, torch.float64) else alpha.float()
+    mean = 1 / (2 * precise)
+    # The compiler cannot trace a Function with a forward derivative; it differentiates the sum itself.
+    result: Tensor = _poisson_mean(mean, 0) if torch.compiler.is_compiling() else _PoissonMean.apply(mean, 0)
+    return result.to(alpha.dtype)
+
+
+def kingma_kl(alpha: Tensor) -> Tensor:
+    """The cubic approximation of :func:`log_uniform_kl`, for alpha up to 1.
+
+    ``-log(alpha)/2 - c1 alpha - c2 alpha^2 - c3 alpha^3`` with the published coefficients, and with the constant that
+    makes it exact in the limit of small alpha. Beyond alpha = 1 it is meaningless.
+
+    Args:
+        alpha: variance of the multiplicative noise, of any shape.
+
+    Returns:
+        Tensor: of the same shape.
+
+    Source:
+        Kingma, Salimans and Welling (2015), equation 14.
+    """
+    cubic = alpha * (1.16145124 + alpha * (-1.50204118 + alpha * 0.58629921))
+    return (_EULER + math.log(2)) / 2 - alpha.log() / 2 - cubic
+
+
+def molchanov_kl(alpha: Tensor) -> Tensor:
+    """The approximation of :func:`log_uniform_kl` by a logistic function of log(alpha), for all alpha.
+
+    Args:
+        alpha: variance of the multiplicative noise, of any shape.
+
+    Returns:
+        Tensor: of the same shape.
+
+    Source:
+        Molchanov, Ashukha and Vetrov, *Variational Dropout Sparsifies Deep Neural Networks* (2017), equation 14.
+    """
+    scale, shift, slope = 0.63576, 1.87320, 1.48695
+    return scale - scale * torch.sigmoid(shift + slope * alpha.log()) + torch.log1p(1 / alpha) / 2
+
+
+_EULER = 0.5772156649015329
+# Up to this mean a Poisson sum, above it the asymptotic series, whose error is then about exp(-mean).
+_LARGE = {torch.float32: 18.0, torch.float64: 36.0}
+
+
+def _terms(mean: float) -> int:
+    """A Poisson variable is larger with a probability below the rounding error of float64."""
+    return int(mean + 9 * math.sqrt(mean) + 20)
+
+
+def _poisson_mean(mean: Tensor, order: int) -> Tensor:
+    """E f(J) for J ~ Poisson(mean), where f is the ``order``-th forward difference of j -> 1 + 1/3 + ... + 1/(2j-1)."""
+    large = _LARGE[mean.dtype]
+    small_mean = mean.clamp(max=large)
+    # Where the values can be read, no more terms than they need.
+    largest = float(small_mean.max()) if is_eager(mean) and mean.numel() > 0 else large
+    scale = max(largest, 1.0)
+    weight, polynomial = 1.0, []
+    for j, value in enumerate(_differences(order, _terms(scale))):
+        polynomial.append(value * weight)
+        weight *= scale / (j + 1)
+    small = torch.exp(-small_mean) * _horner(polynomial, small_mean / scale)
+    return torch.where(mean > large, _asymptotic(mean.clamp(min=large), order), small)
+
+
+class _PoissonMean(torch.autograd.Function):
+    """The derivative of a Poisson mean by ``mean`` is the Poisson mean of the difference f(j + 1) - f(j)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, order: int) -> Tensor:
+        return _poisson_mean(mean, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        mean, ctx.order = inputs
+        ctx.save_for_backward(mean)
+        ctx.save_for_forward(mean)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        mean, = ctx.saved_tensors
+        return gradient * _PoissonMean.apply(mean, ctx.order + 1), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        mean, = ctx.saved_tensors
+        derivative: Tensor = _PoissonMean.apply(mean, ctx.order + 1)
+        return tangent * derivative
+
+
+def _differences(order: int, count: int) -> list[float]:
+    """The differences of the given order of 0, 1, 1 + 1/3, ...; the first are 1, 1/3, 1/5, ..."""
+    if order == 0:
+        sums = [0.0]
+        for j in range(count - 1):
+            sums.append(sums[-1] + 1 / (2 * j + 1))
+        return sums
+    values = [1 / (2 * j + 1) for j in range(count)]
+    for step in range(1, order):  # a difference of reciprocals of products, written out so that nothing cancels
+        values = [-2 * step * value / (2 * j + 2 * step + 1) for j, value in enumerate(values)]
+    return values
+
+
+def _asymptotic(mean: Tensor, order: int) -> Tensor:
+    """log(mean)/2 + gamma/2 + log 2 - sum over k of (2k - 1)!!/(2^(k+1) k mean^k), differentiated ``order`` times."""
+    inverse = 1 / mean
+    coefficients, double_factorial = [0.0], 1.0
+    for k in range(1, 13 if mean.dtype is torch.float32 else 30):
+        double_factorial *= 2 * k - 1
+        rising = math.prod(range(k, k + order))  # of (-1)^order d^order/dmean^order mean^-k
+        coefficients.append(-double_factorial / (2 ** (k + 1) * k) * rising * (-1) ** order)
+    if order == 0:
+        return torch.log(mean) / 2 + (_EULER / 2 + math.log(2)) + _horner(coefficients, inverse)
+    coefficients[0] = (-1) ** (order - 1) * math.factorial(order - 1) / 2
+    return inverse**order * _horner(coefficients, inverse)
+
+
+def _horner(coefficients: list[float], x: Tensor) -> Tensor:
+    """The polynomial with these coefficients, from the constant on."""
+    result = torch.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        result = result * x + coefficient if torch.compiler.is_compiling() else result.mul_(x).add_(coefficient)
+    return result

@@ -1,0 +1,209 @@
+"""What is DropConnect's own; the contract of every layer is in test_contract.py."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import profile
+
+from dropoutlib import DropConnectLinear, Dropout, functional, moments
+from dropoutlib.enumeration import distribution
+from dropoutlib.noise import Bernoulli, Replay
+
+P = 0.3
+
+
+def layer_of(inputs: int, outputs: int, **arguments: object) -> DropConnectLinear:
+    torch.manual_seed(1)
+    return DropConnectLinear(inputs, outputs, dtype=torch.float64, **{"p": P, **arguments})
+
+
+def test_moments_and_independence_of_outputs_with_a_bias() -> None:
+    """Two outputs of three weights and a bias each, over all 256 masks."""
+    layer, x = layer_of(3, 2), torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
+    law = distribution(lambda keep: layer(x, noise=keep), (1, 2, 4), P)
+    torch.testing.assert_close(layer.mean(x), law.mean(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.variance(x), law.variance(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(law.covariance(), torch.diag(law.variance().flatten()), rtol=0, atol=1e-12)
+
+
+def test_dropout_is_dropconnect_with_tied_columns() -> None:
+    x, keep = torch.randn(4, 3, dtype=torch.float64), torch.rand(4, 3) >= P
+    layer = layer_of(3, 2, bias=False)
+    tied = keep[:, None, :].expand(4, 2, 3)
+    dropped = nn.functional.linear(Dropout(P)(x, noise=keep), layer.weight)
+    torch.testing.assert_close(layer(x, noise=tied), dropped, rtol=0, atol=1e-14)
+
+
+def test_sharing() -> None:
+    """One mask for each element of the first axis, whatever lies between; or one for the batch."""
+    x = torch.ones(4, 5, 6, dtype=torch.float64)
+    y = layer_of(6, 8)(x)
+    assert (y == y[:, :1]).all() and len(y[:, 0].unique(dim=0)) == 4
+    y = layer_of(6, 8, sharing="batch")(x)
+    assert (y == y[0, 0]).all()
+    assert (layer_of(6, 8)(x[0, 0]) != layer_of(6, 8).eval()(x[0, 0])).any()
+
+
+@pytest.mark.parametrize("p", [0.5, 0.3])
+@pytest.mark.parametrize("shape", [(5, 40), (3, 2, 40)])
+def test_the_replayed_masks_are_those_of_the_formula(p: float, shape: tuple[int, ...], device: str) -> None:
+    """Forward and all gradients in the chunked loop, against the masks drawn in full; small and large weights."""
+    for outputs in (7, 300):
+        torch.manual_seed(2)
+        layer = DropConnectLinear(40, outputs, p=p, bias=False, dtype=torch.float64, device=device)
+        x = torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True)
+        seed = torch.Generator(device).manual_seed(5)
+        y = layer(x, generator=seed)
+        masks = Replay(Bernoulli(p), layer.weight, shape[0], generator=seed.manual_seed(5))
+        keep = torch.cat([part for _, part in masks])
+        assert keep.shape == (shape[0], outputs, 40) and keep.any() and not keep.all()
+        weight = layer.weight.detach().clone().requires_grad_()
+        expected = torch.einsum("b...i,boi->b...o", x, torch.where(keep, weight / (1 - p), 0))
+        torch.testing.assert_close(y, expected)
+        cotangent = torch.randn_like(y)
+        for actual, wanted in zip(torch.autograd.grad(y, [x, layer.weight], cotangent),
+                                  torch.autograd.grad(expected, [x, weight], cotangent), strict=True):
+            torch.testing.assert_close(actual, wanted)
+
+
+def test_masks_of_a_chunk_and_of_examples_are_different() -> None:
+    keep = torch.cat([part for _, part in Replay(Bernoulli(0.5), torch.empty(100, 100), 20)])
+    assert len(keep.flatten(1).unique(dim=0)) == 20
+
+
+def test_extra_memory_is_at_most_three_weights() -> None:
+    def peak(function) -> int:
+        function()
+        with profile(profile_memory=True) as record:
+            function()
+        used = highest = 0
+        for event in record.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                used += event.nbytes()
+                highest = max(highest, used)
+        return highest
+
+    x = torch.randn(64, 512, requires_grad=True)
+    weight_bytes = 512 * 512 * 4
+
+    def backward(module: nn.Linear):
+        return lambda: torch.autograd.grad(module(x).sum(), [x, *module.parameters()])
+
+    for p in (0.5, 0.3):
+        extra = peak(backward(DropConnectLinear(512, 512, p=p))) - peak(backward(nn.Linear(512, 512)))
+        assert 0 < extra <= 3 * weight_bytes, extra / weight_bytes
+
+
+def test_a_dropped_weight_leaves_nothing_behind(device: str) -> None:
+    for size in (4, 200):
+        layer = DropConnectLinear(size, size, bias=True, device=device)
+        keep = torch.rand(3, size, size + 1, device=device) >= 0.5
+        keep[:, 0, 0] = keep[:, 1, -1] = False
+        with torch.no_grad():
+            layer.weight[0, 0] = math.inf
+            layer.bias[1] = math.nan
+        y = layer(torch.ones(3, size, device=device), noise=keep)
+        y.sum().backward()
+        assert y.isfinite().all()
+        assert layer.weight.grad.isfinite().all() and layer.weight.grad[0, 0] == 0 and layer.bias.grad[1] == 0
+
+
+ACTIVATIONS = {"none": None, "relu": torch.relu, "module": nn.ReLU(), "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_gaussian_inference_is_the_mean_of_the_activation(activation) -> None:
+    """Against the exact mean over all masks: near for the Gaussian, farther for the activation of the mean."""
+    x = torch.linspace(0.5, 1.5, 11, dtype=torch.float64)[None]
+    layer = layer_of(11, 1, bias=False, activation=activation, p=0.5)
+    with torch.no_grad():
+        layer.weight.fill_(0.35)
+        layer.weight[0, ::2] = -0.25
+    exact = distribution(lambda keep: layer(x, noise=keep), (1, 1, 11), 0.5).mean()
+    gaussian, layer.inference = layer.eval()(x), "mean"
+    assert abs(gaussian - exact) <= 0.01
+    if activation is not None:
+        assert abs(gaussian - exact) < abs(layer(x) - exact)
+    torch.testing.assert_close(layer.mean(x), gaussian)
+
+
+def test_the_variance_of_an_activation() -> None:
+    x = torch.randn(2, 12, dtype=torch.float64)
+    for activation in (torch.relu, torch.sigmoid, torch.tanh):
+        layer = layer_of(12, 3, activation=activation)
+        value = moments.Moments(*(getattr(layer_of(12, 3), name)(x) for name in ("mean", "variance")))
+        draws = activation(value.mean + value.variance.sqrt() * torch.randn(200_000, 2, 3, dtype=torch.float64))
+        torch.testing.assert_close(layer.variance(x), draws.var(0), rtol=0.05, atol=2e-3)
+
+
+def test_sampled_inference() -> None:
+    layer = layer_of(6, 4, activation=torch.relu, inference="sampled", num_samples=20_000).eval()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    torch.manual_seed(0)
+    sampled = layer(x)
+    error = (layer.variance(x) / 20_000).sqrt()
+    assert ((sampled - layer.mean(x)).abs() <= 6.5 * error + 1e-12).all()
+    generator = torch.Generator()
+    assert torch.equal(layer(x, generator=generator.manual_seed(1)), layer(x, generator=generator.manual_seed(1)))
+    layer.num_samples = 2
+    noise = torch.stack([torch.zeros(3, 4), torch.ones(3, 4)]).double()
+    mean, std = layer_of(6, 4).mean(x), layer_of(6, 4).variance(x).sqrt()
+    torch.testing.assert_close(layer(x, noise=noise), (torch.relu(mean) + torch.relu(mean + std)) / 2)
+
+
+def test_trained_weights_of_linear_mean_the_same() -> None:
+    linear, x = nn.Linear(5, 3), torch.randn(4, 5)
+    layer = DropConnectLinear(5, 3)
+    layer.load_state_dict(linear.state_dict())
+    torch.testing.assert_close(layer.eval()(x), linear(x))
+    assert list(layer.state_dict()) == list(linear.state_dict())
+
+
+def test_functional_twin() -> None:
+    layer, x = layer_of(5, 3, activation=torch.tanh), torch.randn(4, 5, dtype=torch.float64)
+    keep = torch.rand(4, 3, 6) >= P
+    twin = functional.drop_connect_linear(x, layer.weight, layer.bias, P, activation=torch.tanh, noise=keep)
+    torch.testing.assert_close(twin, layer(x, noise=keep), rtol=0, atol=0)
+    twin = functional.drop_connect_linear(x, layer.weight, layer.bias, P, False, activation=torch.tanh)
+    torch.testing.assert_close(twin, layer.eval()(x), rtol=0, atol=0)
+
+
+def test_gradients_with_a_bias_and_an_activation() -> None:
+    layer, keep = layer_of(4, 3, activation=torch.tanh), torch.rand(2, 3, 5) >= P
+
+    def function(x, weight, bias):
+        return functional.drop_connect_linear(x, weight, bias, P, activation=torch.tanh, noise=keep)
+
+    x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (x, layer.weight, layer.bias))
+    for rule in ("gaussian", "mean"):
+        layer.inference = rule
+        assert torch.autograd.gradcheck(layer.eval(), x)
+
+
+BAD = {
+    "inference": (lambda: DropConnectLinear(2, 2, inference="exact"), r"inference.*'exact'"),
+    "sharing": (lambda: DropConnectLinear(2, 2, sharing="element"), r"sharing.*'element'"),
+    "num_samples": (lambda: DropConnectLinear(2, 2, num_samples=0), r"num_samples.*0"),
+    "noise of the output": (lambda: DropConnectLinear(2, 3)(torch.ones(4, 2), noise=torch.ones(4, 3)),
+                            r"noise.*\(4, 3, 3\).*\(4, 3\)"),
+    "noise without the bias": (lambda: DropConnectLinear(2, 3)(torch.ones(4, 2), noise=torch.ones(4, 3, 2)),
+                               r"noise.*\(4, 3, 3\).*\(4, 3, 2\)"),
+    "scaled noise": (lambda: DropConnectLinear(2, 3)(torch.ones(4, 2), noise=2 * torch.ones(4, 3, 3)), "noise.*0 .*1"),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), BAD.values(), ids=BAD)
+def test_bad_input(call, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_a_wrong_number_of_features_names_both() -> None:
+    with pytest.raises(RuntimeError, match=r"5 features.*\(3, 4\)"):
+        DropConnectLinear(4, 3)(torch.ones(2, 5))

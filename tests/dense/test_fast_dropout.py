@@ -1,0 +1,118 @@
+"""What is fast dropout's own; the contract of every layer is in test_contract.py."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dropoutlib import Dropout, FastDropoutLinear, functional, moments
+from dropoutlib.enumeration import distribution
+
+P = 0.3
+
+
+def layer_of(inputs: int, outputs: int, p: float = P) -> FastDropoutLinear:
+    torch.manual_seed(1)
+    return FastDropoutLinear(inputs, outputs, p=p, dtype=torch.float64)
+
+
+def test_the_moments_are_those_of_a_linear_layer_behind_dropout() -> None:
+    layer, dropout = layer_of(5, 3), Dropout(P)
+    x = torch.randn(5, dtype=torch.float64)
+    law = distribution(lambda keep: nn.functional.linear(dropout(x, noise=keep), layer.weight, layer.bias), (5,), P)
+    torch.testing.assert_close(layer.mean(x), law.mean(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.variance(x), law.variance(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.eval()(x), law.mean(), rtol=0, atol=1e-12)
+
+
+def test_noise_is_standard_normal() -> None:
+    layer, x = layer_of(5, 3), torch.randn(4, 5, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, noise=torch.zeros(3)), layer.mean(x))
+    torch.testing.assert_close(layer(x, noise=torch.full((3,), -2.0)), layer.mean(x) - 2 * layer.variance(x).sqrt())
+
+
+def test_moments_of_random_inputs_are_exact() -> None:
+    """An input that is itself a coin: its value and its mask, four outcomes a unit."""
+    layer, probability = layer_of(2, 2), 0.4
+    values = torch.tensor([[0.0, 3.0], [1.0, -1.0]], dtype=torch.float64)  # of each input, with tails and heads
+
+    def output(bits):
+        coins, keep = bits[0], bits[1]
+        return nn.functional.linear(Dropout(P)(torch.where(coins > 0, values[:, 1], values[:, 0]), noise=keep),
+                                    layer.weight, layer.bias)
+
+    outputs, weights = [], []
+    for index in range(16):
+        bits = torch.tensor([(index >> k) & 1 for k in range(4)], dtype=torch.float64).view(2, 2)
+        chance = torch.where(bits > 0, torch.tensor([[probability], [1 - P]]), torch.tensor([[1 - probability], [P]]))
+        outputs.append(output(bits))
+        weights.append(chance.prod())
+    outputs, weights = torch.stack(outputs), torch.stack(weights).double()
+    mean = weights @ outputs
+    variance = weights @ (outputs - mean) ** 2
+    spread = probability * (1 - probability) * (values[:, 1] - values[:, 0]) ** 2
+    result = layer.moments(values[:, 0] + probability * (values[:, 1] - values[:, 0]), spread)
+    torch.testing.assert_close(result.mean, mean, rtol=0, atol=1e-7)
+    torch.testing.assert_close(result.variance, variance, rtol=0, atol=1e-6)
+
+
+def test_moments_take_and_give_the_same_type() -> None:
+    layer, x = layer_of(5, 3), torch.rand(4, 5, dtype=torch.float64)
+    first = layer.moments(x)
+    torch.testing.assert_close(first.mean, layer.mean(x))
+    torch.testing.assert_close(first.variance, layer.variance(x))
+    hidden = moments.relu(first)
+    for actual, expected in zip(layer_of(3, 2).moments(hidden), layer_of(3, 2).moments(*hidden), strict=True):
+        assert torch.equal(actual, expected)
+
+
+def test_a_network_without_sampling_is_near_the_sum_over_all_masks() -> None:
+    """Ten dropped inputs, ReLU, four dropped units, a linear output."""
+    torch.manual_seed(3)
+    first, second = (FastDropoutLinear(10, 4, dtype=torch.float64), FastDropoutLinear(4, 1, dtype=torch.float64))
+    x = torch.rand(10, dtype=torch.float64)
+
+    def network(keep):
+        hidden = torch.relu(nn.functional.linear(Dropout(0.5)(x, noise=keep[:10]), first.weight, first.bias))
+        return nn.functional.linear(Dropout(0.5)(hidden, noise=keep[10:]), second.weight, second.bias)
+
+    law = distribution(network, (14,), 0.5)
+    result = second.moments(moments.relu(first.moments(x)))
+    assert abs(result.mean - law.mean()) < 0.05 * law.variance().sqrt()
+    assert abs(result.variance / law.variance() - 1) < 0.3
+
+
+def test_silent_inputs_have_finite_gradients(device: str) -> None:
+    layer = FastDropoutLinear(5, 3, device=device)
+    x = torch.zeros(2, 5, device=device, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.isfinite().all() and layer.weight.grad.isfinite().all()
+
+
+def test_trained_weights_of_linear_mean_the_same() -> None:
+    linear, x = nn.Linear(5, 3), torch.randn(4, 5)
+    layer = FastDropoutLinear(5, 3)
+    layer.load_state_dict(linear.state_dict())
+    assert torch.equal(layer.eval()(x), linear(x))
+
+
+def test_functional_twin() -> None:
+    layer, x = layer_of(5, 3), torch.randn(4, 5, dtype=torch.float64)
+    noise = torch.randn(4, 3, dtype=torch.float64)
+    arguments = (x, layer.weight, layer.bias, P)
+    assert torch.equal(functional.fast_dropout_linear(*arguments, noise=noise), layer(x, noise=noise))
+    assert torch.equal(functional.fast_dropout_linear(*arguments, False), layer.eval()(x))
+
+
+def test_refuses_p_one_and_says_why() -> None:
+    layer = layer_of(2, 2)
+    layer.p = 1.0
+    x = torch.ones(2, dtype=torch.float64)
+    for call in (lambda: FastDropoutLinear(2, 2, p=1), lambda: layer(x), lambda: layer.eval()(x),
+                 lambda: layer.moments(x), lambda: layer.variance(x)):
+        with pytest.raises(ValueError, match=r"less than 1.*variance of an output.*would be infinite"):
+            call()
+    assert math.isfinite(FastDropoutLinear(2, 2, p=1 - 1e-9)(torch.ones(2)).sum().item())

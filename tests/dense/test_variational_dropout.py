@@ -1,0 +1,130 @@
+"""What is variational dropout's own; the divergence is in test_divergence.py, the contract in test_contract.py."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dropoutlib import GaussianDropout, VariationalDropoutLinear, functional
+from dropoutlib.divergence import log_uniform_kl
+
+KINDS = [("A", "layer"), ("A", "unit"), ("A", "weight"), ("B", "layer"), ("B", "unit")]
+
+
+def layer_of(inputs: int, outputs: int, **arguments: object) -> VariationalDropoutLinear:
+    torch.manual_seed(1)
+    layer = VariationalDropoutLinear(inputs, outputs, dtype=torch.float64, **arguments)
+    with torch.no_grad():
+        layer.log_alpha += torch.randn_like(layer.log_alpha)
+    return layer
+
+
+@pytest.mark.parametrize(("kind", "alpha_per"), KINDS)
+def test_moments_and_covariance_of_what_is_drawn(kind: str, alpha_per: str, device: str) -> None:
+    """Outputs of kind A are uncorrelated; those of kind B share the noise of their inputs."""
+    layer = layer_of(3, 2, kind=kind, alpha_per=alpha_per).to(device)
+    x = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64, device=device)
+    count = 100_000
+    y = layer(x.expand(count, 3)).detach()
+    mean, variance = layer.mean(x)[0].detach(), layer.variance(x)[0].detach()
+    assert ((y.mean(0) - mean).abs() < 6.5 * (variance / count).sqrt()).all()
+    assert ((y.var(0) / variance - 1).abs() < 6.5 * math.sqrt(2 / count)).all()
+    covariance = torch.cov(y.T)[0, 1]
+    expected = torch.zeros((), device=device)
+    if kind == "B":
+        expected = (layer.alpha * x[0] ** 2 * layer.weight[0] * layer.weight[1]).sum().detach()
+    assert abs(covariance - expected) < 6.5 * float((variance.prod() + expected**2).sqrt()) / math.sqrt(count)
+
+
+def test_noise_is_standard_normal() -> None:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    layer = layer_of(3, 2, alpha_per="weight")
+    expected = layer.mean(x) - 2 * layer.variance(x).sqrt()
+    torch.testing.assert_close(layer(x, noise=torch.full((2,), -2.0)), expected)
+    layer = layer_of(3, 2, kind="B", alpha_per="unit")
+    factor = 1 + 0.5 * layer.alpha.sqrt()
+    torch.testing.assert_close(layer(x, noise=torch.full((3,), 0.5)), layer.mean(x * factor))
+
+
+def test_kind_b_is_gaussian_dropout_before_a_linear_layer() -> None:
+    layer, p = VariationalDropoutLinear(3, 2, p=0.4, kind="B", dtype=torch.float64), 0.4
+    x, noise = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    factors = 1 + math.sqrt(p / (1 - p)) * noise
+    expected = nn.functional.linear(GaussianDropout(p)(x, noise=factors), layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x, noise=noise), expected)
+
+
+@pytest.mark.parametrize(("kind", "alpha_per", "terms"), [("A", "layer", 6), ("A", "unit", 2), ("A", "weight", 1),
+                                                         ("B", "layer", 3), ("B", "unit", 1)])
+def test_kl_is_the_sum_over_noise_variables(kind: str, alpha_per: str, terms: int) -> None:
+    layer = layer_of(3, 2, kind=kind, alpha_per=alpha_per)
+    torch.testing.assert_close(layer.kl(), terms * log_uniform_kl(layer.alpha).sum())
+    assert layer.kl().dim() == 0
+    (gradient,) = torch.autograd.grad(layer.kl(), layer.log_alpha)
+    assert (gradient < 0).all()
+    assert torch.autograd.grad(layer.kl(), layer.weight, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize(("kind", "alpha_per"), KINDS)
+def test_the_loss_reaches_alpha(kind: str, alpha_per: str) -> None:
+    layer, x = layer_of(3, 2, kind=kind, alpha_per=alpha_per), torch.randn(5, 3, dtype=torch.float64)
+    layer(x).square().sum().backward()
+    assert layer.log_alpha.grad.abs().min() > 0
+
+
+def test_silent_inputs_have_finite_gradients(device: str) -> None:
+    for kind in "AB":
+        layer = VariationalDropoutLinear(5, 3, kind=kind, device=device)
+        x = torch.zeros(2, 5, device=device, requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad.isfinite().all()
+        assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+def test_alpha_and_p() -> None:
+    layer = VariationalDropoutLinear(3, 2, p=0.2)
+    assert layer.alpha.item() == pytest.approx(0.25) and layer.p.item() == pytest.approx(0.2)
+    with pytest.raises(AttributeError):
+        layer.p = 0.5
+
+
+def test_trained_weights_of_linear_load() -> None:
+    linear, x = nn.Linear(5, 3), torch.randn(4, 5)
+    layer = VariationalDropoutLinear(5, 3, p=0.1, alpha_per="unit")
+    state = nn.Sequential(linear).state_dict()
+    nn.Sequential(layer).load_state_dict(state)
+    assert torch.equal(layer.eval()(x), linear(x)) and list(state) == ["0.weight", "0.bias"]
+    torch.testing.assert_close(layer.p, torch.full((5,), 0.1))
+    other = VariationalDropoutLinear(5, 3, alpha_per="unit")
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.log_alpha, layer.log_alpha)
+    with pytest.raises(RuntimeError, match="weight"):
+        layer.load_state_dict({"bias": linear.bias})
+
+
+def test_functional_twin() -> None:
+    for kind in "AB":
+        layer, x = layer_of(3, 3, kind=kind), torch.randn(5, 3, dtype=torch.float64)
+        noise = torch.randn(5, 3, dtype=torch.float64)
+        arguments = (x, layer.weight, layer.bias, layer.alpha, kind)
+        assert torch.equal(functional.variational_dropout_linear(*arguments, noise=noise), layer(x, noise=noise))
+        assert torch.equal(functional.variational_dropout_linear(*arguments, False), layer.eval()(x))
+
+
+BAD = {
+    "kind": (lambda: VariationalDropoutLinear(2, 2, kind="C"), r"kind.*'C'"),
+    "alpha_per": (lambda: VariationalDropoutLinear(2, 2, alpha_per="output"), r"alpha_per.*'output'"),
+    "weight of kind B": (lambda: VariationalDropoutLinear(2, 2, kind="B", alpha_per="weight"), "weight.*kind='A'"),
+    "p zero": (lambda: VariationalDropoutLinear(2, 2, p=0), "excluded.*0"),
+    "p one": (lambda: VariationalDropoutLinear(2, 2, p=1.0), "excluded.*1"),
+    "p negative": (lambda: VariationalDropoutLinear(2, 2, p=-1), "probability.*-1"),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), BAD.values(), ids=BAD)
+def test_bad_input(call, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()

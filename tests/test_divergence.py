@@ -1,0 +1,103 @@
+"""Kullback-Leibler terms, judged by arbitrary precision and by quadrature."""
+
+import math
+
+import mpmath
+import pytest
+import torch
+from scipy.integrate import quad
+from scipy.special import dawsn
+from torch import nn
+
+import dropoutlib
+from dropoutlib.divergence import kingma_kl, kl_divergence, log_uniform_kl, molchanov_kl
+
+ALPHAS = [math.exp(k) for k in range(-18, 19, 2)] + [1 / (2 * mean) for mean in (5.0, 17.9, 18.1, 35.9, 36.1)]
+
+
+def hypergeometric(alpha):
+    """-log(alpha)/2 + E log|eps| for eps ~ N(1, alpha), and its limit at infinity added."""
+    with mpmath.workdps(40):
+        alpha = mpmath.mpf(alpha)
+        series = mpmath.hyp2f2(1, 1, mpmath.mpf(3) / 2, 2, -1 / (2 * alpha)) / alpha
+        mean_log = (mpmath.log(alpha) - mpmath.euler - mpmath.log(2) + series) / 2
+        return float(-mpmath.log(alpha) / 2 + mean_log + (mpmath.euler + mpmath.log(2)) / 2)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_log_uniform_kl_is_exact(dtype, tolerance, device):
+    alpha = torch.tensor(ALPHAS, dtype=dtype, device=device)
+    expected = [hypergeometric(value) for value in alpha.tolist()]
+    assert log_uniform_kl(alpha).tolist() == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1.0, 5.0])
+def test_log_uniform_kl_is_the_divergence(alpha):
+    """By its definition: the mean of log q(w) - log p(w), with p(w) = 1/|w|, up to a constant."""
+    def definition(alpha):
+        std = math.sqrt(alpha)
+
+        def integrand(w):
+            density = math.exp(-((w - 1) / std) ** 2 / 2) / (std * math.sqrt(2 * math.pi))
+            return density * (math.log(density) + math.log(abs(w))) if density > 0 and w != 0 else 0.0
+
+        return quad(integrand, 1 - 14 * std, 1 + 14 * std, points=[0.0, 1.0], limit=500)[0]
+
+    difference = log_uniform_kl(torch.tensor([alpha, 2.0], dtype=torch.float64))
+    assert (difference[0] - difference[1]).item() == pytest.approx(definition(alpha) - definition(2.0), abs=1e-7)
+
+
+def test_the_derivative_is_dawsons_function():
+    alpha = torch.tensor(ALPHAS, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(log_uniform_kl(alpha).sum(), alpha)
+    argument = [1 / math.sqrt(2 * value) for value in ALPHAS]
+    expected = [-dawsn(t) * t / value for t, value in zip(argument, ALPHAS, strict=True)]
+    assert gradient.tolist() == pytest.approx(expected, rel=1e-12)
+    assert (gradient < 0).all()
+
+
+def test_derivatives_of_every_kind():
+    alpha = torch.tensor([0.01, 0.02, 0.3, 1.0, 7.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(log_uniform_kl, alpha, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(log_uniform_kl, alpha)
+    mapped = torch.vmap(torch.func.grad(log_uniform_kl))(alpha.detach())
+    torch.testing.assert_close(mapped, torch.autograd.grad(log_uniform_kl(alpha).sum(), alpha)[0])
+    compiled = torch.compile(log_uniform_kl, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(alpha), log_uniform_kl(alpha))
+    gradients = [torch.autograd.grad(function(alpha).sum(), alpha)[0] for function in (compiled, log_uniform_kl)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_half_precision_and_empty():
+    assert log_uniform_kl(torch.tensor([0.5], dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert log_uniform_kl(torch.empty(0)).shape == (0,)
+
+
+def test_the_errors_of_the_approximations():
+    alpha = torch.logspace(-4, 0, 400, dtype=torch.float64)
+    error = (kingma_kl(alpha) - log_uniform_kl(alpha)).abs()
+    assert 0.02 < error.max() < 0.05 and error[0] < 1e-3
+    alpha = torch.logspace(-5, 5, 1000, dtype=torch.float64)
+    error = (molchanov_kl(alpha) - log_uniform_kl(alpha)).abs()
+    assert 0.005 < error.max() < 0.01
+
+
+def test_the_terms_of_a_model_are_summed_once_each():
+    layer = dropoutlib.VariationalDropoutLinear(3, 3)
+    concrete = dropoutlib.ConcreteDropout(nn.Linear(3, 2))
+    model = nn.Sequential(layer, nn.ReLU(), layer, concrete)
+    torch.testing.assert_close(kl_divergence(model), layer.kl() + concrete.kl())
+    torch.testing.assert_close(kl_divergence(layer), layer.kl())
+    kl_divergence(model).backward()
+    assert layer.log_alpha.grad is not None and concrete.p_logit.grad is not None
+
+
+def test_a_noisy_module_in_a_noisy_module_counts_too():
+    inner = dropoutlib.VariationalDropoutLinear(3, 2)
+    outer = dropoutlib.ConcreteDropout(inner)
+    torch.testing.assert_close(kl_divergence(outer), outer.kl() + inner.kl())
+
+
+def test_a_model_without_terms_is_refused():
+    with pytest.raises(ValueError, match=r"Sequential.*learns its noise"):
+        kl_divergence(nn.Sequential(nn.Linear(2, 2), dropoutlib.Dropout(0.5)))
