@@ -149,8 +149,9 @@ def dropconnect_table(device: str = "cpu", batch: int = 128, features: int = 512
             mask = torch.empty(batch, features, features, device=device).bernoulli_(1 - p)
             return torch.einsum("bi,boi->bo", x, mask * (layer.weight / (1 - p))) + layer.bias
 
-        variants = {"`einsum`, masks in memory": (einsum, layer), "`DropConnectLinear`": (layer, layer),
-                    '`DropConnectLinear(sharing="batch")`': (shared, shared), "linear layer": (layer.mean, layer)}
+        variants: dict[str, tuple[Function, DropConnectLinear]] = {
+            "`einsum`, masks in memory": (einsum, layer), "`DropConnectLinear`": (layer, layer),
+            '`DropConnectLinear(sharing="batch")`': (shared, shared), "linear layer": (layer.mean, layer)}
         timers = {name: _timer(function, x, list(owner.parameters())) for name, (function, owner) in variants.items()}
         seconds: dict[str, list[float]] = {name: [] for name in timers}
         for turn in range(rounds + 1):
