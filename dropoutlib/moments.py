@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn import functional as F
 
 __all__ = ["Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "probit", "relu", "sigmoid",
            "squared_error"]
@@ -242,7 +242,7 @@ def logistic_loss(value: Moments, target: Tensor) -> Tensor:
         tensor(0.6931)
     """
     widening = torch.sqrt(1 + math.pi * value.variance / 8)
-    return widening * binary_cross_entropy_with_logits(value.mean / widening, target, reduction="none")
+    return widening * F.binary_cross_entropy_with_logits(value.mean / widening, target, reduction="none")
 
 
 def _quadrature(off_diagonal: list[float]) -> list[tuple[float, float]]:

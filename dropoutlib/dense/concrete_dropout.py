@@ -70,6 +70,14 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor, temperature: float = 0.1,
         ValueError: as for :func:`concrete_dropout`, and if the input has neither 3 nor 4 axes.
         RuntimeError: as for :func:`concrete_dropout`.
         TypeError: as for :func:`concrete_dropout`.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> uniform = torch.tensor([0.9, 0.1]).reshape(2, 1, 1)  # drops the first map, keeps the second
+        >>> output = functional.concrete_dropout2d(torch.ones(2, 4, 4), torch.tensor(0.0), noise=uniform)
+        >>> output.mean((1, 2)).round(decimals=3)
+        tensor([0., 2.])
     """
     require_floating_point(input)
     if input.dim() not in (3, 4):
@@ -209,8 +217,11 @@ class ConcreteDropout(nn.Module):
         return self.length_scale**2 / 2 * squares - inputs * entropy
 
 
+@describe("concrete_dropout")
 class ConcreteDropout2d(ConcreteDropout):
     """As :class:`ConcreteDropout`, with one draw for every feature map of an image.
+
+    {four_answers}
 
     Args:
         module: sees the masked input: a :class:`torch.nn.Conv2d`, say.

@@ -71,7 +71,7 @@ def test_the_ends_of_the_uniform_law_and_of_p_are_finite(dtype: torch.dtype, dev
 def test_kl_is_that_of_the_paper_and_stays_finite() -> None:
     """Per input the mixture of a row of mean weights M = W/(1 - p) with zero; up to a constant, (1 - p)|M|^2 - H."""
     layer = ConcreteDropout(nn.Linear(4, 3).double(), p=0.2, length_scale=0.7)
-    p, squares = 0.2, float((layer.module.weight / (1 - 0.2)).square().sum())
+    p, squares = 0.2, (layer.module.weight / (1 - 0.2)).square().sum().item()
     entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
     assert layer.kl().item() == pytest.approx(0.7**2 / 2 * (1 - p) * squares - 4 * entropy)
     for value in (-200.0, 200.0):
