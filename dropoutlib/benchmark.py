@@ -116,15 +116,15 @@ def table(sizes: Sequence[int], device: str = "cpu") -> str:
     for size in sizes:
         print(f"{size} elements", file=sys.stderr, flush=True)
         results[size] = measure(size, device)
-    head = [f"2^{size.bit_length() - 1}" for size in sizes]
-    ratios = [[f"{results[size][row][0]:.2f}" for size in sizes] for row in _ROWS]
-    extra = [[f"{results[size][row][1]:+.1f}" for size in sizes] for row in _ROWS]
+    head = ["elements", *(f"2^{size.bit_length() - 1}" for size in sizes)]
+    ratios = [[row, *(f"{results[size][row][0]:.2f}" for size in sizes)] for row in _ROWS]
+    extra = [[row, *(f"{results[size][row][1]:+.1f}" for size in sizes)] for row in _ROWS]
     return "\n".join([
         f"{_where(device)}; forward and backward, float32.", "",
         "Times as fast as the reference (`F.dropout`; for Gaussian dropout `x * (1 + s * randn_like(x))`):", "",
-        *_markdown("elements", head, ratios), "",
+        *_markdown(head, ratios), "",
         "Additional microseconds, least time against least time (negative: faster):", "",
-        *_markdown("elements", head, extra)])
+        *_markdown(head, extra)])
 
 
 def dropconnect_table(device: str = "cpu", batch: int = 128, features: int = 512, rounds: int = 7) -> str:
@@ -164,9 +164,8 @@ def dropconnect_table(device: str = "cpu", batch: int = 128, features: int = 512
         rows += [[name, str(p), f"{1e3 * statistics.median(times):.1f}",
                   f"{statistics.median(a / b for a, b in zip(reference, times, strict=True)):.1f}"]
                  for name, times in seconds.items()]
-    cells = [["", "p", "milliseconds", "times as fast"], ["---", "---:", "---:", "---:"], *rows]
     return "\n".join([f"{_where(device)}; batch {batch}, {features} inputs and outputs, forward and backward, float32.",
-                      "", *("| " + " | ".join(line) + " |" for line in cells)])
+                      "", *_markdown(["", "p", "milliseconds", "times as fast"], rows)])
 
 
 def _where(device: str) -> str:
@@ -174,10 +173,8 @@ def _where(device: str) -> str:
     return f"torch {torch.__version__}, {_processor(device)}{threads}"
 
 
-def _markdown(corner: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[corner, *head], ["---", *("---:" for _ in head)],
-             *([name, *row] for name, row in zip(_ROWS, rows, strict=True))]
-    return ["| " + " | ".join(line) + " |" for line in cells]
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(line) + " |" for line in (head, ["---", *("---:" for _ in head[1:])], *rows)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -143,3 +143,13 @@ def test_benchmark(tmp_path, capsys, monkeypatch, device):
     assert [len(cells) for cells in lines] == [3, 3]
     assert all(float(cell) > 0 for cell in lines[0][1:])
     assert torch.__version__ in printed
+
+
+def test_benchmark_of_dropconnect(device):
+    lines = benchmark.dropconnect_table(device, batch=4, features=8, rounds=2).splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
+    assert {(name, p) for name, p, _, _ in rows} == {
+        (name, p) for p in ("0.5", "0.3")
+        for name in ("`einsum`, masks in memory", "`DropConnectLinear`", '`DropConnectLinear(sharing="batch")`')}
+    assert all(ratio == "1.0" for name, _, _, ratio in rows if "einsum" in name)
+    assert torch.__version__ in lines[0]
