@@ -52,6 +52,11 @@ def test_the_mean_of_what_is_drawn_is_that_of_the_integral(p: float, temperature
     assert abs(mean - 1) > 1e-4  # inverted scaling is not exact
 
 
+def test_the_error_of_the_test_rule_is_that_of_the_documentation() -> None:
+    means = [quad(keep_factor, 0, 1, args=(p / 100, 0.1), points=[1 - p / 100], limit=400)[0] for p in range(1, 51)]
+    assert 0.0020 < max(abs(mean - 1) for mean in means) < 0.0021
+
+
 def test_it_becomes_a_bernoulli_mask() -> None:
     uniform = torch.tensor([0.1, 0.69, 0.71, 0.9])
     y = functional.concrete_dropout(torch.ones(4), torch.tensor(logit(0.3)), 1e-4, noise=uniform)
