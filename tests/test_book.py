@@ -38,9 +38,7 @@ def test_the_book_has_notebooks() -> None:
     assert NOTEBOOKS
 
 
-@pytest.mark.parametrize("check", [checks.has_few_ignore_tags, checks.is_in_contents, checks.has_whole_links,
-                                   checks.has_no_private_words, checks.has_pinned_requirements],
-                         ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", checks.TREE_CHECKS, ids=lambda check: check.__name__)
 def test_tree(check: Callable[[Path], Iterator[str]]) -> None:
     assert list(check(ROOT)) == []
 
@@ -160,8 +158,7 @@ def tree(tmp_path: Path) -> Path:
 
 def tree_problems(root: Path) -> list[str]:
     found = list(checks.has_whole_rows(root, TABLE))
-    for check in (checks.has_few_ignore_tags, checks.is_in_contents, checks.has_whole_links,
-                  checks.has_no_private_words, checks.has_pinned_requirements):
+    for check in checks.TREE_CHECKS:
         found += check(root)
     return found
 
@@ -208,6 +205,18 @@ def test_many_ignore_tags_are_refused(tree: Path) -> None:
         cell.metadata["tags"] = ["nbval-ignore-output", "raises-exception"]
     store(notebook, tree / "book/dense/method.ipynb")
     assert "4 ignore tags" in "\n".join(checks.has_few_ignore_tags(tree))
+
+
+@pytest.mark.parametrize("place", ["label", "figure"])
+def test_label_of_two_pages_is_refused(tree: Path, place: str) -> None:
+    notebook = good_notebook()
+    if place == "label":
+        notebook.cells[0].source += "\n```{prf:theorem}\n:label: ex-one\n```"
+    else:
+        for cell in notebook.cells[1:3]:
+            cell.metadata["mystnb"] = {"figure": {"name": "ex-one"}}
+    store(notebook, tree / "book/dense/other.ipynb")
+    assert "the label ex-one is taken by" in "\n".join(checks.has_unique_labels(tree))
 
 
 def test_ignore_comments_count_as_tags(tree: Path) -> None:

@@ -231,6 +231,18 @@ def has_whole_links(root: Path) -> Messages:
             yield f"{path.relative_to(root)}: the citation {key} is not in book/references.bib"
 
 
+def has_unique_labels(root: Path) -> Messages:
+    """A label belongs to one page: the build finds the second one too, minutes later."""
+    owners: dict[str, Path] = {}
+    for path in notebooks(root):
+        notebook = nbformat.read(path, as_version=4)
+        figures = [cell.metadata.get("mystnb", {}).get("figure", {}).get("name") for _, cell in code_cells(notebook)]
+        for label in [*filter(None, figures), *LABEL.findall(prose(notebook))]:
+            if label in owners:
+                yield f"{path.relative_to(root)}: the label {label} is taken by {owners[label].relative_to(root)}"
+            owners[label] = path
+
+
 def _cited(text: str) -> set[str]:
     return {key.strip() for group in CITATION.findall(text) for key in group.split(",")}
 
@@ -304,11 +316,15 @@ def has_pinned_requirements(root: Path) -> Messages:
             yield f"requirements.txt: not pinned, or no reason: {line}"
 
 
+TREE_CHECKS = (has_few_ignore_tags, is_in_contents, has_whole_links, has_unique_labels, has_no_private_words,
+               has_pinned_requirements)
+
+
 def problems(root: Path) -> list[str]:
     """All problems of the book at ``root``, which is the tree that the installed library comes from."""
     library = importlib.import_module("dropoutlib")
     table = library.catalogue()
     found = [f"{path.relative_to(root)}: {message}" for path in notebooks(root) for message in notebook_problems(path)]
-    for check in (has_few_ignore_tags, is_in_contents, has_whole_links, has_no_private_words, has_pinned_requirements):
+    for check in TREE_CHECKS:
         found += check(root)
     return [*found, *has_whole_rows(root, table), *has_docstrings_that_name_the_chapter(table, library)]
