@@ -2,9 +2,52 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+
+import torch
 from torch import Tensor
 
-__all__ = ["refuse_noise", "require_floating_point"]
+__all__ = ["is_autocast", "positive", "real", "refuse_noise", "require_callable", "require_features",
+           "require_floating_point"]
+
+
+def real(name: str, value: object) -> float:
+    """A real number, as a float.
+
+    Args:
+        name: what the argument is called in the message.
+        value: what the caller gave.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} has to be a real number, but got {value!r} of type {type(value).__name__}")
+    return float(value)
+
+
+def positive(name: str, value: object) -> float:
+    """A positive number that is not infinite, as a float.
+
+    Args:
+        name: what the argument is called in the message.
+        value: what the caller gave.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is not positive, or not finite.
+    """
+    number = real(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} has to be positive and finite, but got {value}")
+    return number
 
 
 def refuse_noise(noise: Tensor | None) -> None:
@@ -21,17 +64,67 @@ def refuse_noise(noise: Tensor | None) -> None:
                          "call train() (or training=True), or leave noise out")
 
 
-def require_floating_point(input: Tensor) -> None:
-    """Refuses an input that noise cannot be applied to.
+def require_callable(name: str, value: object) -> None:
+    """Refuses what is neither a function nor a module.
+
+    Args:
+        name: what the argument is called in the message.
+        value: what the caller gave.
+
+    Raises:
+        TypeError: if it cannot be called.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} has to be a function or a module, but got {value!r}")
+
+
+def require_features(input: Tensor, weight: Tensor) -> None:
+    """Refuses an input of a linear layer whose last axis does not fit the weight.
+
+    Args:
+        input: what the caller gave, of shape ``(..., in)``.
+        weight: of shape ``(out, in)``.
+
+    Raises:
+        TypeError: if the input is no tensor.
+        RuntimeError: if the input holds integers or booleans, if shapes do not fit, or if the types differ, outside of
+            autocast.
+    """
+    require_floating_point(input)
+    if weight.dim() != 2:
+        raise RuntimeError(f"weight has to be of shape (out, in), but got the shape {tuple(weight.shape)}")
+    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
+        raise RuntimeError(f"input has to have {weight.shape[1]} features, its last axis, for a weight of shape "
+                           f"{tuple(weight.shape)}, but got the shape {tuple(input.shape)}")
+    if input.dtype != weight.dtype and not is_autocast(input):
+        raise RuntimeError(f"input has to be of the type of the weight, {weight.dtype}, but got {input.dtype}")
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast chooses types on the device of a tensor.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Whether it is on.
+    """
+    kind = x.device.type
+    return bool(torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))
+
+
+def require_floating_point(input: Tensor, name: str = "input") -> None:
+    """Refuses what noise cannot be applied to.
 
     Args:
         input: what the caller gave.
+        name: what the argument is called in the message.
 
     Raises:
         TypeError: if it is no tensor.
         RuntimeError: if it holds integers or booleans.
     """
     if not isinstance(input, Tensor):
-        raise TypeError(f"input has to be a tensor, but got {type(input).__name__}")
+        raise TypeError(f"{name} has to be a tensor, but got {type(input).__name__}")
     if not (input.is_floating_point() or input.is_complex()):
-        raise RuntimeError(f"input has to be a floating point or complex tensor, but got {input.dtype}")
+        raise RuntimeError(f"{name} has to be a floating point or complex tensor, but got {input.dtype}")

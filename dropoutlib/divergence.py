@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dropoutlib.checks import require_floating_point
 from dropoutlib.kernels import is_eager
 
 __all__ = ["kingma_kl", "kl_divergence", "log_uniform_kl", "molchanov_kl"]
@@ -31,6 +32,7 @@ def kl_divergence(model: nn.Module) -> Tensor:
 
     Raises:
         ValueError: if no part of the model has a Kullback-Leibler term, so that nothing would be learned from it.
+        TypeError: if the model is no module, or if a ``kl()`` returns no tensor.
 
     Example:
         >>> import torch
@@ -39,11 +41,23 @@ def kl_divergence(model: nn.Module) -> Tensor:
         >>> torch.allclose(kl_divergence(model), model[0].kl() + model[1].kl())
         True
     """
-    terms: list[Tensor] = [part.kl() for part in model.modules() if callable(getattr(part, "kl", None))]  # type: ignore[operator]
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model has to be a module, but got {type(model).__name__}")
+    terms: list[Tensor] = []
+    for name, part in model.named_modules():
+        kl: Any = getattr(part, "kl", None)
+        if callable(kl):
+            terms.append(kl())
+            if not isinstance(terms[-1], Tensor):
+                raise TypeError(f"kl() of {name or 'the model'} ({type(part).__name__}) has to return a tensor, "
+                                f"but got {terms[-1]!r}")
     if not terms:
         raise ValueError(f"no part of the model {type(model).__name__} has a Kullback-Leibler term: "
                          "none of its layers learns its noise")
-    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term.to(total.device)
+    return total
 
 
 def log_uniform_kl(alpha: Tensor) -> Tensor:
@@ -52,12 +66,17 @@ def log_uniform_kl(alpha: Tensor) -> Tensor:
     It is the mean of 1/1 + 1/3 + ... + 1/(2J - 1) for J ~ Poisson(1/(2 alpha)): a sum of positive terms, where alpha is
     not small; where it is, its asymptotic series. The error is of the order of the rounding of the type of ``alpha``
     (half precision is computed in float32). Differentiable any number of times; each derivative is a Poisson mean, too.
+    What is not positive gives ``nan``, or infinity at 0.
 
     Args:
         alpha: variance of the multiplicative noise, positive, of any shape.
 
     Returns:
         Tensor: of the same shape; it falls from infinity (alpha = 0) to 0.
+
+    Raises:
+        TypeError: if ``alpha`` is no tensor.
+        RuntimeError: if ``alpha`` holds integers.
 
     Source:
         Kingma, Salimans and Welling, *Variational Dropout and the Local Reparameterization Trick* (2015), appendix C,
@@ -69,8 +88,10 @@ def log_uniform_kl(alpha: Tensor) -> Tensor:
         >>> log_uniform_kl(torch.tensor([0.01, 1.0, 100.0]))
         tensor([2.9327, 0.4267, 0.0050])
     """
+    require_floating_point(alpha, "alpha")
     precise = alpha if alpha.dtype in (torch.float32, torch.float64) else alpha.float()
-    mean = 1 / (2 * precise)
+    # Not 1/(2 alpha), whose derivative overflows where alpha is tiny and the divergence is not.
+    mean = torch.exp(-precise.log()) / 2
     # The compiler cannot trace a Function with a forward derivative; it differentiates the sum itself.
     result: Tensor = _poisson_mean(mean, 0) if torch.compiler.is_compiling() else _PoissonMean.apply(mean, 0)
     return result.to(alpha.dtype)
@@ -126,7 +147,7 @@ def _poisson_mean(mean: Tensor, order: int) -> Tensor:
     large = _LARGE[mean.dtype]
     small_mean = mean.clamp(max=large)
     # Where the values can be read, no more terms than they need.
-    largest = float(small_mean.max()) if is_eager(mean) and mean.numel() > 0 else large
+    largest = float(small_mean.nan_to_num(large).max()) if is_eager(mean) and mean.numel() > 0 else large
     scale = max(largest, 1.0)
     weight, polynomial = 1.0, []
     for j, value in enumerate(_differences(order, _terms(scale))):

@@ -1,11 +1,12 @@
 """A value known by its mean and variance, carried through the layers of a network.
 
 Sums and independent factors are exact.  A non-linearity is exact for a Gaussian value; the chapters on the Gaussian
-approximation measure what that costs.
+approximation measure what that costs.  Squares of float16 numbers above 255 overflow: carry moments in float32.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dropoutlib.checks import is_autocast
+
 __all__ = ["Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "probit", "relu", "sigmoid",
-           "squared_error"]
+           "squared_error", "sum_variance"]
 
 
 class Moments(NamedTuple):
@@ -76,8 +79,33 @@ def linear(value: Moments, weight: Tensor, bias: Tensor | None = None) -> Moment
         >>> moments.linear(value, torch.tensor([[1.0, 2.0]]))
         Moments(mean=tensor([3.]), variance=tensor([5.]))
     """
-    return Moments(torch.nn.functional.linear(value.mean, weight, bias),
-                   torch.nn.functional.linear(value.variance, weight**2))
+    return Moments(F.linear(value.mean, weight, bias), F.linear(value.variance, weight**2))
+
+
+def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
+    """Variance of a sum of terms ``w_j x_j`` that are multiplied by independent factors of variance ``alpha``.  Exact.
+
+    Args:
+        input: shape ``(..., in)``, not random.
+        weight: shape ``(out, in)``, not random.
+        alpha: a number, or of a shape that broadcasts to that of the weight.
+
+    Returns:
+        Tensor: of shape ``(..., out)``, sum over j of alpha w_j^2 x_j^2.  In float32 where float16 is computed with,
+        whose squares overflow above 255 and vanish below 2e-4.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import moments
+        >>> moments.sum_variance(torch.ones(2), torch.tensor([[3.0, 4.0]]))
+        tensor([25.])
+    """
+    autocast = is_autocast(input)
+    if (torch.get_autocast_dtype(input.device.type) if autocast else input.dtype) != torch.float16:
+        return F.linear(input.square(), alpha * weight.square())
+    with torch.autocast(input.device.type, enabled=False) if autocast else contextlib.nullcontext():
+        wide = alpha.float() if isinstance(alpha, Tensor) else alpha
+        return F.linear(input.float().square(), wide * weight.float().square())
 
 
 def relu(value: Moments) -> Moments:
@@ -99,7 +127,7 @@ def relu(value: Moments) -> Moments:
         >>> moments.relu(moments.Moments(torch.tensor(0.0), torch.tensor(1.0))).mean  # 1/sqrt(2 pi)
         tensor(0.3989)
     """
-    dtype = value.mean.dtype
+    dtype = torch.result_type(value.mean, 1.0)
     mean, variance = (part if part.is_mps else part.double() for part in value)  # mps has no float64
     certain = variance == 0
     std = torch.where(certain, 1.0, variance).sqrt()  # 1 keeps the gradient of the unused branch finite
@@ -212,12 +240,18 @@ def squared_error(value: Moments, target: Tensor) -> Tensor:
     Returns:
         Tensor: the expected loss of every element.
 
+    Raises:
+        ValueError: if the shapes differ.
+
     Example:
         >>> import torch
         >>> from dropoutlib import moments
         >>> moments.squared_error(moments.Moments(torch.tensor(1.0), torch.tensor(2.0)), torch.tensor(4.0))
         tensor(11.)
     """
+    if target.shape != value.mean.shape:
+        raise ValueError(f"target has to be of the shape {tuple(value.mean.shape)} of the output, "
+                         f"but got {tuple(target.shape)}")
     return (value.mean - target) ** 2 + value.variance
 
 

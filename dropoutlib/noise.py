@@ -12,14 +12,13 @@ a seed gives the same noise for the same call on the same device, not across siz
 from __future__ import annotations
 
 import math
-import numbers
 import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from dropoutlib.checks import require_floating_point
+from dropoutlib.checks import real, require_floating_point
 from dropoutlib.kernels import cpu, is_eager
 
 __all__ = ["Bernoulli", "Gaussian", "Replay", "Uniform", "given_mask", "select"]
@@ -51,7 +50,7 @@ class Bernoulli:
 
     def __init__(self, p: float) -> None:
         if type(p) is not float:
-            p = _real("dropout probability", p)
+            p = real("dropout probability", p)
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         self.p = p
@@ -179,8 +178,8 @@ class Gaussian:
     __slots__ = ("mean", "variance")
 
     def __init__(self, mean: float, variance: float) -> None:
-        self.mean = mean if type(mean) is float else _real("mean", mean)
-        self.variance = variance if type(variance) is float else _real("variance", variance)
+        self.mean = mean if type(mean) is float else real("mean", mean)
+        self.variance = variance if type(variance) is float else real("variance", variance)
         if not math.isfinite(self.mean):
             raise ValueError(f"mean has to be finite, but got {mean}")
         if not 0.0 <= self.variance < math.inf:
@@ -256,7 +255,8 @@ class Uniform:
         Args:
             x: the tensor that the noise is for, floating point or complex, of any shape.
             shared: axes along which one draw is shared; the numbers have size 1 there (an empty axis stays so).
-            noise: the numbers to use instead of a draw, floating point, broadcastable to the shape of the draw.
+            noise: the numbers to use instead of a draw, between 0 and 1, floating point, broadcastable to the shape of
+                the draw; others are refused wherever values can be read, that is outside of transforms.
                 With ``noise`` nothing is drawn and ``generator`` is not used.
             generator: draws from here instead of torch's global generator, whose state is left alone.
 
@@ -267,7 +267,7 @@ class Uniform:
 
         Raises:
             TypeError: an argument is no tensor or no generator.
-            ValueError: ``noise`` has a wrong shape, type or device.
+            ValueError: ``noise`` has a wrong shape, type, device or value.
             RuntimeError: as for :meth:`Bernoulli.sample`.
         """
         like = _draw_shape(x, shared)
@@ -276,6 +276,8 @@ class Uniform:
             _check_noise(noise, like)
             if not noise.is_floating_point():
                 raise ValueError(f"noise has to be of a floating point type, but got {noise.dtype}")
+            if is_eager(noise) and not bool(((noise >= 0) & (noise <= 1)).all()):
+                raise ValueError("noise has to be uniform numbers between 0 and 1, but it has other values")
             return noise.to(dtype)
         if generator is None:
             return torch.rand_like(like, dtype=dtype)
@@ -303,12 +305,6 @@ def select(x: Tensor, keep: Tensor, scale: float = 1.0) -> Tensor:
     if cpu.can_apply_mask(x, keep):
         return cpu.apply_mask(x, keep, scale)
     return torch.where(keep, x if scale == 1 else x * scale, 0)
-
-
-def _real(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} has to be a real number, but got {value!r} of type {type(value).__name__}")
-    return float(value)
 
 
 def _draw_shape(x: Tensor, shared: tuple[int, ...]) -> Tensor:

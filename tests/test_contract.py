@@ -240,11 +240,12 @@ def check_dtypes(layer: Layer, device: torch.device) -> None:
                 if hasattr(module, "mean"):
                     assert module.mean(x).dtype == dtype
                     assert module.variance(x).dtype == dtype.to_real()
-            y = layer(0.3, x)(x, noise=noise)
-            assert y.dtype == dtype
-            exact = x.detach().to(torch.complex128 if dtype.is_complex else torch.float64)
-            error = (y.to(torch.complex128) - layer(0.3, exact)(exact, noise=noise)).abs().max()
-            assert error < (4 if layer.elementwise else 40) * torch.finfo(dtype).eps, f"{dtype}: {error}"
+            for size in (1, 300):  # the square of 300 is no float16
+                y = layer(0.3, x)(size * x, noise=noise)
+                assert y.dtype == dtype
+                exact = (size * x.detach()).to(torch.complex128 if dtype.is_complex else torch.float64)
+                error = (y.to(torch.complex128) - layer(0.3, exact)(exact, noise=noise)).abs().max() / size
+                assert error < (4 if layer.elementwise else 40) * torch.finfo(dtype).eps, f"{dtype}: {error}"
 
 
 def check_autocast(layer: Layer, device: torch.device) -> None:
@@ -687,7 +688,9 @@ def check_bad_calls(layer: Layer, device: torch.device) -> None:
     assert_same(random_state(device), before)
     assert_same(x, values)
     if not layer.elementwise:
-        assert_raises((ValueError, RuntimeError), "5", lambda: module(layer.example((4, 5), device)))
+        for features in (5, 1):
+            bad = layer.example((4, features), device)
+            assert_raises((ValueError, RuntimeError), str(features), lambda bad=bad: module(bad))
 
 
 CHECKS = {name: function for name, function in list(globals().items()) if name.startswith("check_")}

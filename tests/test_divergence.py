@@ -98,6 +98,27 @@ def test_a_noisy_module_in_a_noisy_module_counts_too():
     torch.testing.assert_close(kl_divergence(outer), outer.kl() + inner.kl())
 
 
+def test_what_is_no_variance_is_not_hidden():
+    value = log_uniform_kl(torch.tensor([-1.0, math.nan, 0.0, 1.0]))
+    assert value[:2].isnan().all() and value[2] == math.inf
+    torch.testing.assert_close(value[3], log_uniform_kl(torch.tensor(1.0)))
+    with pytest.raises(RuntimeError, match=r"alpha.*int64"):
+        log_uniform_kl(torch.tensor(1))
+    with pytest.raises(TypeError, match=r"alpha.*float"):
+        log_uniform_kl(1.0)
+
+
+def test_a_term_that_is_no_tensor_is_named():
+    class Half(nn.Module):
+        def kl(self):
+            return 0.5
+
+    with pytest.raises(TypeError, match=r"kl\(\) of 1 \(Half\).*0.5"):
+        kl_divergence(nn.Sequential(nn.ReLU(), Half()))
+    with pytest.raises(TypeError, match=r"model.*list"):
+        kl_divergence([dropoutlib.VariationalDropoutLinear(2, 2)])
+
+
 def test_a_model_without_terms_is_refused():
     with pytest.raises(ValueError, match=r"Sequential.*learns its noise"):
         kl_divergence(nn.Sequential(nn.Linear(2, 2), dropoutlib.Dropout(0.5)))

@@ -164,3 +164,25 @@ def test_deviation_has_a_finite_gradient_everywhere():
     assert std.tolist() == [0, 2, 0]
     (gradient,) = torch.autograd.grad(std.sum(), variance)
     assert gradient.tolist() == [0, 0.25, 0]
+
+
+def test_a_sum_of_squares_is_exact_and_wide():
+    x, weight, alpha = torch.rand(4, 3).double(), torch.rand(2, 3).double(), torch.rand(2, 3).double()
+    expected = (alpha * weight**2 * x[:, None] ** 2).sum(-1)
+    torch.testing.assert_close(moments.sum_variance(x, weight, alpha), expected)
+    large, small = torch.full((1, 16), 300.0), torch.full((1, 16), 1e-4)
+    for value in (large, small):
+        found = moments.sum_variance(value.half(), torch.full((1, 16), 0.01).half())
+        torch.testing.assert_close(found, value[:, :1] ** 2 * 16e-4, rtol=2e-2, atol=0)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert moments.sum_variance(large, torch.ones(1, 16)).item() == 16 * 300.0**2
+
+
+def test_whole_numbers_become_floating_point():
+    value = moments.relu(moments.Moments(torch.tensor(1), torch.tensor(2)))
+    assert value.mean.dtype == torch.float32 and value.mean.item() != 1
+
+
+def test_the_squared_error_does_not_broadcast():
+    with pytest.raises(ValueError, match=r"target.*\(3, 1\).*\(3,\)"):
+        moments.squared_error(moments.Moments(torch.ones(3, 1), torch.ones(3, 1)), torch.ones(3))

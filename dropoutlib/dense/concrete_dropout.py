@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import refuse_noise, require_floating_point
+from ..checks import positive, refuse_noise, require_floating_point
 from ..methods import describe
 from ..noise import Bernoulli, Uniform
 
 __all__ = ["ConcreteDropout", "ConcreteDropout2d", "concrete_dropout", "concrete_dropout2d"]
 
 
-def concrete_dropout(input: Tensor, p_logit: Tensor, temperature: float = 0.1, training: bool = True, *,
+def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float = 0.1, training: bool = True, *,
                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Multiplies by a relaxed mask, differentiable in the probability of dropping.
 
@@ -23,7 +24,7 @@ def concrete_dropout(input: Tensor, p_logit: Tensor, temperature: float = 0.1, t
 
     Args:
         input: floating point tensor of any shape.
-        p_logit: log(p/(1 - p)), a tensor that broadcasts to the input.
+        p_logit: log(p/(1 - p)), finite: a number, or a tensor that broadcasts to the input.
         temperature: of the relaxation, positive.
         training: whether noise is applied; if not, the input is returned as it is.
         noise: numbers between 0 and 1 that replace the uniform draw, of a shape that broadcasts to ``input``.
@@ -33,8 +34,8 @@ def concrete_dropout(input: Tensor, p_logit: Tensor, temperature: float = 0.1, t
         Tensor of the shape and dtype of ``input``.
 
     Raises:
-        ValueError: if ``temperature`` is not positive, if ``noise`` does not broadcast to ``input``, or if it is given
-            while ``training`` is False.
+        ValueError: if ``temperature`` is not positive, if ``p_logit`` or ``noise`` does not broadcast to ``input``, if
+            ``noise`` is not between 0 and 1, or is given while ``training`` is False.
         RuntimeError: if the input holds integers or booleans, or if ``generator`` cannot be used here (see
             :class:`~dropoutlib.noise.Bernoulli`).
         TypeError: if the input is not a tensor.
@@ -49,7 +50,7 @@ def concrete_dropout(input: Tensor, p_logit: Tensor, temperature: float = 0.1, t
     return _relax(input, p_logit, temperature, training, (), noise, generator)
 
 
-def concrete_dropout2d(input: Tensor, p_logit: Tensor, temperature: float = 0.1, training: bool = True, *,
+def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: float = 0.1, training: bool = True, *,
                        noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """As :func:`concrete_dropout`, with one draw for every feature map.
 
@@ -57,7 +58,7 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor, temperature: float = 0.1,
 
     Args:
         input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-        p_logit: log(p/(1 - p)), a tensor that broadcasts to the input.
+        p_logit: log(p/(1 - p)), finite: a number, or a tensor that broadcasts to the input.
         temperature: of the relaxation, positive.
         training: whether noise is applied; if not, the input is returned as it is.
         noise: numbers between 0 and 1 that replace the uniform draw, of shape ``(N, C, 1, 1)`` or ``(C, 1, 1)``.
@@ -86,23 +87,27 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor, temperature: float = 0.1,
     return _relax(input, p_logit, temperature, training, (-2, -1), noise, generator)
 
 
-def _relax(input: Tensor, p_logit: Tensor, temperature: float, training: bool, shared: tuple[int, ...],
+def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training: bool, shared: tuple[int, ...],
            noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    _check_positive("temperature", temperature)
+    positive("temperature", temperature)
     require_floating_point(input)
     if not training:
         refuse_noise(noise)
         return input
     uniform = Uniform().sample(input, shared=shared, noise=noise, generator=generator)
-    logit = p_logit.to(uniform.dtype)
+    logit = torch.as_tensor(p_logit, dtype=uniform.dtype, device=uniform.device)
+    if torch.broadcast_shapes(logit.shape, input.shape) != input.shape:
+        raise ValueError(f"p_logit has to be broadcastable to the shape {tuple(input.shape)} of the input, "
+                         f"but got the shape {tuple(logit.shape)}")
     # (1 - z)/(1 - p) = (1 - z)(1 + exp(logit p)): nothing cancels, and neither u = 0 or 1 nor p near 1 gives a nan
     log_keep = F.logsigmoid(-(logit + torch.logit(uniform)) / temperature)
     return input * (log_keep.exp() + (logit + log_keep).exp()).to(input.dtype)
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} has to be positive and finite, but got {value}")
+def _inputs(module: Any) -> int | None:
+    """Number of inputs, each with a mask of its own."""
+    inputs: Any = getattr(module, "in_features", getattr(module, "in_channels", None))
+    return inputs if isinstance(inputs, int) else None
 
 
 @describe("concrete_dropout")
@@ -119,14 +124,14 @@ class ConcreteDropout(nn.Module):
     p is learned as its logit, ``p_logit``, by the gradient of the loss. The loss is the mean negative log-likelihood
     plus ``kl_divergence(model) / N``, with N training examples. For a loss that is *twice* the negative log-likelihood,
     as the authors' for regression (``((y - mean)**2 / variance + log(variance)).mean()``), add twice as much.
+    Keep ``p_logit`` out of an optimizer's weight decay, which would pull p to 1/2. A trained layer can be wrapped.
 
     The mean of the relaxed mask is not exactly 1 - p, and its moments have no closed form, so there is no
     ``mean()`` and ``variance()``: the test rule is exact in the limit of temperature 0. At 0.1 it is off by at most
     0.21 percent for p up to 1/2, which the chapter measures.
 
     Args:
-        module: sees the masked input, and has a ``weight`` whose second axis are the inputs, as
-            :class:`torch.nn.Linear` and the convolutions have. It may be noisy itself.
+        module: sees the masked input: a :class:`torch.nn.Linear` or a convolution, which may be noisy itself.
         p: where the probability of dropping starts, between 0 and 1, both excluded.
         temperature: of the relaxation. Lower is closer to a Bernoulli mask, with a noisier gradient of p.
         length_scale: l of the prior :math:`\mathcal N(0, l^{-2})` of every weight.
@@ -135,7 +140,7 @@ class ConcreteDropout(nn.Module):
         Input of any shape that ``module`` takes. ``noise``: uniform numbers, of a shape that broadcasts to the input's.
 
     Raises:
-        TypeError: if ``module`` is no module with a ``weight`` of two or more axes, or ``p`` no real number.
+        TypeError: if ``module`` is no linear or convolutional layer, or another argument no real number.
         ValueError: if ``p`` is not between 0 and 1, or is one of them; if ``temperature`` or ``length_scale`` is not
             positive.
 
@@ -157,18 +162,22 @@ class ConcreteDropout(nn.Module):
     def __init__(self, module: nn.Module, p: float = 0.1, temperature: float = 0.1, length_scale: float = 1.0) -> None:
         super().__init__()
         weight = getattr(module, "weight", None)
-        if not isinstance(module, nn.Module) or not isinstance(weight, Tensor) or weight.dim() < 2:
-            raise TypeError("module has to have a weight of shape (out, in, ...), as nn.Linear has, but got "
-                            f"{type(module).__name__}: wrap the layers of a Sequential one by one")
+        if not isinstance(module, nn.Module) or not isinstance(weight, Tensor) or _inputs(module) is None:
+            raise TypeError("module has to be a linear or convolutional layer, with a weight and in_features or "
+                            f"in_channels, but got {type(module).__name__}: wrap the layers of a Sequential one by one")
         p = Bernoulli(p).p
         if p in (0, 1):
             raise ValueError(f"dropout probability has to be between 0 and 1, both excluded, but got {p}: "
                              "its logit, which is learned, would be infinite")
-        _check_positive("temperature", temperature)
-        _check_positive("length_scale", length_scale)
         self.module = module
-        self.temperature, self.length_scale = temperature, length_scale
-        self.p_logit = nn.Parameter(torch.full((), math.log(p / (1 - p)), device=weight.device, dtype=weight.dtype))
+        self.temperature = positive("temperature", temperature)
+        self.length_scale = positive("length_scale", length_scale)
+        self._start = math.log(p / (1 - p))
+        self.p_logit = nn.Parameter(torch.full((), self._start, device=weight.device, dtype=weight.dtype))
+
+    def reset_parameters(self) -> None:
+        """Sets p to where it starts; the module has a method of this name for its own parameters."""
+        nn.init.constant_(self.p_logit, self._start)
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows of the layer."""
@@ -208,13 +217,14 @@ class ConcreteDropout(nn.Module):
         is not dropped and does not count; the authors' code for PyTorch counts it.
 
         Returns:
-            Tensor: a number, differentiable in ``p_logit`` and the weight.
+            Tensor: a number, differentiable in ``p_logit`` and the weight; float32 for layers of half precision, where
+            the sum would overflow.
         """
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
-        inputs = weight.shape[1] * int(getattr(self.module, "groups", 1))
-        entropy = F.softplus(self.p_logit) - self.p_logit * self.p
-        squares = weight.square().sum() * (1 + self.p_logit.exp())  # 1/(1 - p)
-        return self.length_scale**2 / 2 * squares - inputs * entropy
+        given: Any = self.module.weight
+        weight, logit = (part if part.dtype == torch.float64 else part.float() for part in (given, self.p_logit))
+        entropy = F.softplus(logit) - logit * torch.sigmoid(logit)
+        squares = weight.square().sum() * (1 + logit.exp())  # 1/(1 - p)
+        return self.length_scale**2 / 2 * squares - (_inputs(self.module) or 0) * entropy
 
 
 @describe("concrete_dropout")

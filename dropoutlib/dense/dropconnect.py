@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import moments
-from ..checks import refuse_noise, require_floating_point
+from ..checks import is_autocast, refuse_noise, require_callable, require_features
 from ..kernels import is_eager
 from ..kernels.cpu import Selector
 from ..methods import describe
@@ -24,6 +24,7 @@ Activation = Callable[[Tensor], Tensor]
 _CLOSED_FORMS: dict[Any, Callable[[Moments], Moments]] = {
     torch.relu: moments.relu, F.relu: moments.relu, nn.ReLU: moments.relu,
     torch.sigmoid: moments.sigmoid, F.sigmoid: moments.sigmoid, nn.Sigmoid: moments.sigmoid,
+    torch.special.expit: moments.sigmoid,
 }
 
 
@@ -70,7 +71,7 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     """
     law = Bernoulli(p)
     _check_choices(inference, num_samples, sharing)
-    require_floating_point(input)
+    require_features(input, weight)
     if training:
         pre_activation = _drop(input, weight, bias, law, sharing, noise, generator)
         return pre_activation if activation is None else activation(pre_activation)
@@ -88,8 +89,8 @@ def _check_choices(inference: str, num_samples: int, sharing: str) -> None:
         raise ValueError(f"inference has to be 'gaussian', 'mean' or 'sampled', but got {inference!r}")
     if sharing not in ("sample", "batch"):
         raise ValueError(f"sharing has to be 'sample' or 'batch', but got {sharing!r}")
-    if num_samples < 1:
-        raise ValueError(f"num_samples has to be at least 1, but got {num_samples}")
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples has to be a whole number, at least 1, but got {num_samples!r}")
 
 
 def _mean_weights(weight: Tensor, bias: Tensor | None, law: Bernoulli) -> tuple[Tensor, Tensor | None]:
@@ -105,23 +106,31 @@ def _pre_activation(input: Tensor, weight: Tensor, bias: Tensor | None, law: Ber
     if law.p in (0, 1):
         return Moments(mean, torch.zeros_like(mean))
     ratio = law.p / (1 - law.p)
-    return Moments(mean, ratio * F.linear(input.square(), weight.square(), None if bias is None else bias.square()))
+    variance = moments.sum_variance(input, weight, ratio)
+    return Moments(mean, variance if bias is None else variance + ratio * bias.to(variance.dtype).square())
 
 
 def _activated(activation: Activation, value: Moments) -> Moments:
     """Moments of the activation of a Gaussian."""
     closed_form = _CLOSED_FORMS.get(type(activation) if isinstance(activation, nn.Module) else activation)
     if closed_form is not None:
-        return closed_form(value)
-    mean = moments.expectation(activation, value)
-    return Moments(mean, moments.expectation(lambda z: (activation(z) - mean).square(), value))
+        result = closed_form(value)
+    else:
+        mean = moments.expectation(activation, value)
+        result = Moments(mean, moments.expectation(lambda z: (activation(z) - mean).square(), value))
+    return _in_type_of(value.mean, result)
+
+
+def _in_type_of(x: Tensor, value: Moments) -> Moments:
+    """Variances are computed in float32 where float16 is the type of the layer."""
+    return Moments(value.mean.to(x.dtype), value.variance.to(x.dtype))
 
 
 def _sampled(value: Moments, activation: Activation, num_samples: int, noise: Tensor | None,
              generator: torch.Generator | None) -> Tensor:
     like = value.mean.expand(num_samples, *value.mean.shape)
     normal = Gaussian(0.0, 1.0).sample(like, noise=noise, generator=generator)
-    return activation(value.mean + moments.deviation(value.variance) * normal).mean(0)
+    return activation(value.mean + moments.deviation(value.variance).to(normal.dtype) * normal).mean(0)
 
 
 # Training
@@ -148,25 +157,22 @@ def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sh
     rows = input.unsqueeze(1) if input.dim() == 2 else input.flatten(1, -2)  # (batch, rows that share a mask, in)
     output = scale * _masked_product(rows, weight, law, keep_weight, generator)
     if masked_bias is not None:
-        output = output + masked_bias.unsqueeze(1)
+        output = output + masked_bias.unsqueeze(1).to(output.dtype)
     return output.view(*input.shape[:-1], -1) if input.numel() else output.reshape(*input.shape[:-1], weight.shape[0])
 
 
 def _masked_product(input: Tensor, weight: Tensor, law: Bernoulli, keep: Tensor | None,
                     generator: torch.Generator | None) -> Tensor:
     """``input[b] @ (mask[b] * weight).T`` for every example b; input of shape ``(batch, rows, in)``."""
-    if torch.amp.is_autocast_available(input.device.type) and torch.is_autocast_enabled(input.device.type):
+    if is_autocast(input):
         dtype = torch.get_autocast_dtype(input.device.type)
         input, weight = input.to(dtype), weight.to(dtype)
-    if input.shape[-1] != weight.shape[1]:
-        raise RuntimeError(f"input has {input.shape[-1]} features (shape {tuple(input.shape)}), "
-                           f"but the weight is of shape {tuple(weight.shape)}")
     if is_eager(input) and is_eager(weight) and (keep is None or is_eager(keep)):
         masks = Replay(law, weight, len(input), noise=keep, generator=generator)
         output: Tensor = _Product.apply(masks, None, input, weight)
         return output
     if keep is None:
-        keep = law.sample(weight.detach().expand(len(input), -1, -1), generator=generator)
+        keep = law.sample(weight.detach().expand(input.shape[0], -1, -1), generator=generator)
     return input @ select(weight, keep).mT
 
 
@@ -261,8 +267,9 @@ class DropConnectLinear(nn.Linear):
     {four_answers}
 
     In evaluation, ``inference="gaussian"`` gives the mean of the *activation* under :math:`\mathcal N(\mu, s^2)`:
-    :math:`\mu` without an activation, in closed form for ReLU, by the probit approximation for the logistic function
-    (within 0.02), by Gauss-Hermite quadrature for any other function. ``"mean"`` is the activation of :math:`\mu`.
+    :math:`\mu` without an activation, in closed form for ReLU (``torch.relu``, ``F.relu`` or the module), by the probit
+    approximation for the logistic function (``torch.sigmoid`` or the module; within 0.02), by Gauss-Hermite quadrature
+    for any other function, which has to act on every element by itself. ``"mean"`` is the activation of :math:`\mu`.
     ``"sampled"``, the paper's, averages the activation over draws from the Gaussian, and so is random at test time.
 
     Trained weights of :class:`torch.nn.Linear` load and mean the same. Masks are drawn example by example, again in
@@ -290,8 +297,8 @@ class DropConnectLinear(nn.Linear):
 
     Raises:
         ValueError: if ``p`` is not between 0 and 1; if ``inference`` or ``sharing`` is none of the above; if
-            ``num_samples`` is less than 1.
-        TypeError: if ``p`` is not a real number.
+            ``num_samples`` is no whole number, or less than 1.
+        TypeError: if ``p`` is not a real number, or ``activation`` cannot be called.
 
     Source:
         Wan, Zeiler, Zhang, LeCun and Fergus, *Regularization of Neural Networks using DropConnect* (2013), sections 2
@@ -314,6 +321,8 @@ class DropConnectLinear(nn.Linear):
                  dtype: torch.dtype | None = None) -> None:
         p = Bernoulli(p).p
         _check_choices(inference, num_samples, sharing)
+        if activation is not None:
+            require_callable("activation", activation)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.p, self.activation = p, activation
         self.inference, self.num_samples, self.sharing = inference, num_samples, sharing
@@ -369,4 +378,4 @@ class DropConnectLinear(nn.Linear):
 
     def _moments(self, input: Tensor) -> Moments:
         value = _pre_activation(input, self.weight, self.bias, Bernoulli(self.p))
-        return value if self.activation is None else _activated(self.activation, value)
+        return _in_type_of(value.mean, value) if self.activation is None else _activated(self.activation, value)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import moments
-from ..checks import refuse_noise, require_floating_point
+from ..checks import refuse_noise, require_features
 from ..methods import describe
 from ..moments import Moments
 from ..noise import Bernoulli, Gaussian
@@ -49,15 +49,15 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         tensor([12.])
     """
     ratio = _variance_ratio(p)
-    require_floating_point(input)
+    require_features(input, weight)
     mean = F.linear(input, weight, bias)
     if not training:
         refuse_noise(noise)
         return mean
     if p == 0 and noise is None:
         return mean
-    variance = ratio * F.linear(input.square(), weight.square())
-    return mean + moments.deviation(variance) * Gaussian(0.0, 1.0).sample(mean, noise=noise, generator=generator)
+    std = moments.deviation(moments.sum_variance(input, weight, ratio)).to(mean.dtype)
+    return mean + std * Gaussian(0.0, 1.0).sample(mean, noise=noise, generator=generator)
 
 
 def _variance_ratio(p: float) -> float:
@@ -158,11 +158,18 @@ class FastDropoutLinear(nn.Linear):
 
         Returns:
             Moments: of shape ``(..., out_features)``, exact for independent inputs.
+
+        Raises:
+            ValueError: if ``mean`` is a Moments and ``variance`` is given as well.
+            RuntimeError: if shapes do not fit or the means are integers.
         """
         if isinstance(mean, Moments):
+            if variance is not None:
+                raise ValueError("variance was given, but mean is a Moments, which has one")
             mean, variance = mean
         value = Moments(mean, torch.zeros_like(mean) if variance is None else variance)
         _variance_ratio(self.p)
+        require_features(mean, self.weight)
         return moments.linear(moments.multiply(value, Bernoulli(self.p), 1 / (1 - self.p)), self.weight, self.bias)
 
     def mean(self, input: Tensor) -> Tensor:
@@ -185,4 +192,4 @@ class FastDropoutLinear(nn.Linear):
         Returns:
             Tensor of shape ``(..., out_features)``.
         """
-        return _variance_ratio(self.p) * F.linear(input.square(), self.weight.square())
+        return moments.sum_variance(input, self.weight, _variance_ratio(self.p)).to(input.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import refuse_noise, require_floating_point
+from ..checks import real, refuse_noise, require_callable, require_features
 from ..methods import describe
 from ..noise import Uniform, given_mask, select
 
@@ -42,7 +42,8 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
         Tensor of shape ``(..., out)``.
 
     Raises:
-        ValueError: if ``noise`` does not broadcast to the output, or if it is given while ``training`` is False.
+        ValueError: if ``noise`` does not broadcast to the output, or if it is given while ``training`` is False; if
+            ``belief_bias`` is given without ``belief_weight``.
         RuntimeError: if shapes do not fit, if the input holds integers or booleans, or if ``generator`` cannot be
             used here (see :class:`~dropoutlib.noise.Bernoulli`).
         TypeError: if the input is not a tensor.
@@ -56,7 +57,12 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
         >>> functional.standout_linear(torch.ones(1), weight, training=False)  # 1 sigmoid(1), 2 sigmoid(2)
         tensor([0.7311, 1.7616])
     """
-    require_floating_point(input)
+    require_features(input, weight)
+    if belief_weight is None and belief_bias is not None:
+        raise ValueError("belief_bias was given without belief_weight")
+    if belief_weight is not None and belief_weight.shape != weight.shape:
+        raise RuntimeError(f"belief_weight has to be of the shape {tuple(weight.shape)} of the weight, "
+                           f"but got {tuple(belief_weight.shape)}")
     pre_activation = F.linear(input, weight, bias)
     logit = alpha * pre_activation + beta if belief_weight is None else F.linear(input, belief_weight, belief_bias)
     hidden = activation(pre_activation)
@@ -119,6 +125,7 @@ class StandoutLinear(nn.Linear):
 
     Raises:
         ValueError: if ``belief`` is neither ``"shared"`` nor ``"learned"``.
+        TypeError: if ``activation`` cannot be called, or ``alpha`` or ``beta`` is no real number.
 
     Source:
         Ba and Frey, *Adaptive dropout for training deep neural networks* (2013).
@@ -140,14 +147,21 @@ class StandoutLinear(nn.Linear):
                  dtype: torch.dtype | None = None) -> None:
         if belief not in ("shared", "learned"):
             raise ValueError(f"belief has to be 'shared' or 'learned', but got {belief!r}")
+        require_callable("activation", activation)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = activation
-        self.alpha, self.beta, self.belief = alpha, beta, belief
+        self.alpha, self.beta, self.belief = real("alpha", alpha), real("beta", beta), belief
         self.register_parameter("belief_weight", None)
         self.register_parameter("belief_bias", None)
         if belief == "learned":
             self.belief_weight = nn.Parameter(torch.empty_like(self.weight))
             self.belief_bias = nn.Parameter(self.weight.new_empty(out_features))
+            self._start_belief()
+
+    def reset_parameters(self) -> None:
+        """Draws initial weights as :class:`torch.nn.Linear` does; a learned belief starts from them."""
+        super().reset_parameters()
+        if self._parameters.get("belief_weight") is not None:  # not yet when torch's constructor calls
             self._start_belief()
 
     @torch.no_grad()

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import refuse_noise, require_floating_point
+from ..checks import refuse_noise, require_features
 from ..divergence import log_uniform_kl
 from ..methods import describe
-from ..moments import deviation
+from ..moments import deviation, sum_variance
 from ..noise import Bernoulli, Gaussian
 
 __all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
 
 
-def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, kind: str = "A",
-                               training: bool = True, *, noise: Tensor | None = None,
+def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float,
+                               kind: str = "A", training: bool = True, *, noise: Tensor | None = None,
                                generator: torch.Generator | None = None) -> Tensor:
     """A linear layer with multiplicative Gaussian noise of variance ``alpha``.
 
@@ -29,7 +29,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
         input: floating point tensor of shape ``(..., in)``.
         weight: of shape ``(out, in)``.
         bias: of shape ``(out,)``; ``None`` for none.
-        alpha: variance of the noise: a number, one for each input ``(in,)``, or (kind A) for each weight
+        alpha: variance of the noise, positive: a number, one for each input ``(in,)``, or (kind A) for each weight
             ``(out, in)``.
         kind: ``"A"``: noise on every weight, drawn as one Gaussian for every output; ``"B"``: noise on the inputs.
         training: whether noise is applied.
@@ -56,16 +56,16 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
         tensor([12.])
     """
     _check_kind(kind)
-    require_floating_point(input)
+    require_features(input, weight)
     if not training:
         refuse_noise(noise)
         return F.linear(input, weight, bias)
     law = Gaussian(0.0, 1.0)
     if kind == "B":
-        factor = 1 + alpha.sqrt() * law.sample(input, noise=noise, generator=generator)
+        factor = 1 + alpha**0.5 * law.sample(input, noise=noise, generator=generator)
         return F.linear(input * factor.to(input.dtype), weight, bias)
     mean = F.linear(input, weight, bias)
-    std = deviation(F.linear(input.square(), alpha * weight.square()))
+    std = deviation(sum_variance(input, weight, alpha)).to(mean.dtype)
     return mean + std * law.sample(mean, noise=noise, generator=generator)
 
 
@@ -87,7 +87,8 @@ class VariationalDropoutLinear(nn.Linear):
 
     The loss is the mean negative log-likelihood plus ``kl_divergence(model) / N``, N the number of training examples;
     without the second term, alpha goes to zero. ``alpha`` is stored as its logarithm, ``log_alpha``. It is not bounded:
-    the divergence is exact for every alpha, while the paper's approximation holds up to 1 only.
+    the divergence is exact for every alpha, while the paper's approximation holds up to 1 only. Keep it out of an
+    optimizer's weight decay, which would pull alpha to 1.
 
     Trained weights of :class:`torch.nn.Linear` load and mean the same; ``log_alpha`` then keeps its value. With the
     log-uniform prior the posterior is improper, and for kind B the divergence is not that of any proper pair of laws
@@ -143,8 +144,14 @@ class VariationalDropoutLinear(nn.Linear):
                              "not to the weights")
         super().__init__(in_features, out_features, bias, device, dtype)
         self.kind, self.alpha_per = kind, alpha_per
-        start = math.log(p / (1 - p))
-        self.log_alpha = nn.Parameter(torch.full(shapes[alpha_per], start, device=device, dtype=dtype))
+        self._start = math.log(p / (1 - p))
+        self.log_alpha = nn.Parameter(torch.full(shapes[alpha_per], self._start, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Draws initial weights as :class:`torch.nn.Linear` does, and sets alpha to where it starts."""
+        super().reset_parameters()
+        if "log_alpha" in self._parameters:  # not yet when torch's constructor calls
+            nn.init.constant_(self.log_alpha, self._start)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         key = f"{prefix}log_alpha"
@@ -195,10 +202,12 @@ class VariationalDropoutLinear(nn.Linear):
         of an input have. Divided by nothing; the bias has no noise and does not count.
 
         Returns:
-            Tensor: a number, differentiable in ``log_alpha``; it does not depend on the weights.
+            Tensor: a number, differentiable in ``log_alpha``; it does not depend on the weights. It is float32 for
+            layers of half precision, where the sum would overflow.
         """
         noisy = self.weight.numel() if self.kind == "A" else self.in_features
-        return log_uniform_kl(self.alpha).sum() * (noisy / self.log_alpha.numel())
+        log_alpha = self.log_alpha if self.log_alpha.dtype == torch.float64 else self.log_alpha.float()
+        return log_uniform_kl(log_alpha.exp()).sum() * (noisy / self.log_alpha.numel())
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the output without noise.
@@ -220,4 +229,4 @@ class VariationalDropoutLinear(nn.Linear):
         Returns:
             Tensor of shape ``(..., out_features)``.
         """
-        return F.linear(input.square(), self.alpha * self.weight.square())
+        return sum_variance(input, self.weight, self.alpha).to(input.dtype)

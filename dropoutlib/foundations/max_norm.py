@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import weakref
 from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from ..checks import real
 from ..methods import describe
 
 __all__ = ["MaxNorm", "max_norm_"]
@@ -83,9 +83,7 @@ def max_norm_(module_or_tensor: _ModuleOrTensor, max_norm: float, dim: int = 0) 
 
 
 def _check_max_norm(max_norm: float) -> None:
-    if isinstance(max_norm, bool) or not isinstance(max_norm, numbers.Real):
-        raise TypeError(f"max_norm has to be a real number, but got {max_norm!r} of type {type(max_norm).__name__}")
-    if not max_norm > 0:
+    if not real("max_norm", max_norm) > 0:
         raise ValueError(f"max_norm has to be a positive number, but got {max_norm}")
 
 

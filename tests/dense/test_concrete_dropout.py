@@ -145,7 +145,41 @@ def test_one_draw_a_feature_map(device: str) -> None:
             layer(torch.ones(shape, device=device))
 
 
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv2d, nn.ConvTranspose2d])
+def test_every_input_has_one_coin(kind) -> None:
+    layer = ConcreteDropout(kind(6, 4, **({} if kind is nn.Linear else {"kernel_size": 3, "groups": 2})), p=0.5)
+    nn.init.zeros_(layer.module.weight)
+    assert layer.kl().item() == pytest.approx(-6 * math.log(2))
+
+
+def test_the_divergence_of_half_precision_is_finite() -> None:
+    layer = ConcreteDropout(nn.Linear(600, 600), p=0.5)
+    nn.init.ones_(layer.module.weight)
+    expected = layer.kl()
+    assert expected > torch.finfo(torch.float16).max
+    torch.testing.assert_close(layer.half().kl(), expected)
+
+
+def test_reset_gives_p_back_its_start() -> None:
+    layer = ConcreteDropout(nn.Linear(2, 2), p=0.2)
+    nn.init.constant_(layer.p_logit, 3.0)
+    layer.reset_parameters()
+    assert layer.p.item() == pytest.approx(0.2)
+
+
+def test_a_logit_may_be_a_number_but_not_larger_than_the_input() -> None:
+    uniform = torch.rand(3)
+    assert torch.equal(functional.concrete_dropout(torch.ones(3), 0.5, noise=uniform),
+                       functional.concrete_dropout(torch.ones(3), torch.tensor(0.5), noise=uniform))
+    with pytest.raises(ValueError, match=r"p_logit.*\(3,\).*\(5, 3\)"):
+        functional.concrete_dropout(torch.ones(3), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        functional.concrete_dropout(torch.ones(3), 0.0, noise=torch.tensor([0.5, 1.5, 0.5]))
+
+
 BAD = {
+    "embedding": (lambda: ConcreteDropout(nn.Embedding(2, 2)), TypeError, "in_features.*Embedding"),
+    "temperature no number": (lambda: ConcreteDropout(nn.Linear(2, 2), temperature="a"), TypeError, "temperature.*'a'"),
     "no weight": (lambda: ConcreteDropout(nn.ReLU()), TypeError, "weight.*ReLU"),
     "sequential": (lambda: ConcreteDropout(nn.Sequential(nn.Linear(2, 2))), TypeError, "weight.*Sequential"),
     "batch norm": (lambda: ConcreteDropout(nn.BatchNorm1d(2)), TypeError, "weight.*BatchNorm1d"),

@@ -204,6 +204,34 @@ def test_bad_input(call, words) -> None:
         call()
 
 
-def test_a_wrong_number_of_features_names_both() -> None:
-    with pytest.raises(RuntimeError, match=r"5 features.*\(3, 4\)"):
-        DropConnectLinear(4, 3)(torch.ones(2, 5))
+def test_shapes_and_types_that_do_not_fit_are_named() -> None:
+    layer = DropConnectLinear(4, 3)
+    for words, call in (
+            (r"4 features.*\(3, 4\).*\(2, 5\)", lambda: layer(torch.ones(2, 5))),
+            (r"float32, but got torch.float64", lambda: layer(torch.ones(2, 4).double())),
+            (r"weight.*\(out, in\).*\(4,\)", lambda: functional.drop_connect_linear(torch.ones(4), torch.ones(4)))):
+        with pytest.raises(RuntimeError, match=words):
+            call()
+    for activation in ("relu", 1):
+        with pytest.raises(TypeError, match=f"activation.*{activation}"):
+            DropConnectLinear(4, 3, activation=activation)
+
+
+@pytest.mark.parametrize("activation", [torch.relu, torch.sigmoid, torch.tanh])
+@pytest.mark.parametrize("inference", ["gaussian", "sampled"])
+def test_the_test_rule_survives_squares_that_float16_cannot_hold(activation, inference) -> None:
+    layer = DropConnectLinear(16, 2, activation=activation, inference=inference).eval()
+    with torch.no_grad():
+        layer.weight.fill_(0.01)
+        layer.bias.zero_()
+    x, noise = torch.full((1, 16), 300.0), torch.randn(100, 1, 2) if inference == "sampled" else None
+    expected = layer(x, noise=noise)
+    torch.testing.assert_close(layer.half()(x.half(), noise=noise).float(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_autocast_gives_its_type_with_a_bias_too() -> None:
+    x = torch.rand(3, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for sharing in ("sample", "batch"):
+            layer = DropConnectLinear(4, 2, sharing=sharing)
+            assert layer(x).dtype == layer.eval()(x).dtype == torch.bfloat16

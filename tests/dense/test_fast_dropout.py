@@ -107,6 +107,12 @@ def test_functional_twin() -> None:
     assert torch.equal(functional.fast_dropout_linear(*arguments, False), layer.eval()(x))
 
 
+def test_two_variances_are_one_too_many() -> None:
+    value = moments.Moments(torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match="variance was given"):
+        FastDropoutLinear(2, 2).moments(value, value.variance)
+
+
 def test_refuses_p_one_and_says_why() -> None:
     layer = layer_of(2, 2)
     layer.p = 1.0

@@ -137,6 +137,34 @@ def test_dropping_selects_and_nan_is_not_hidden(device: str) -> None:
     assert layer(x, noise=torch.zeros(1, device=device)).flatten().tolist() == [0, 0, 0]
 
 
+def test_reset_draws_new_weights_and_the_belief_starts_from_them() -> None:
+    layer = StandoutLinear(3, 4, alpha=2.0, beta=1.0, belief="learned")
+    before = layer.weight.clone()
+    nn.init.zeros_(layer.belief_weight)
+    layer.reset_parameters()
+    assert not torch.equal(layer.weight, before)
+    torch.testing.assert_close(layer.belief_weight, 2 * layer.weight)
+    torch.testing.assert_close(layer.belief_bias, 2 * layer.bias + 1)
+
+
+BAD = {
+    "activation": (lambda: StandoutLinear(2, 2, activation=None), TypeError, "activation.*None"),
+    "alpha": (lambda: StandoutLinear(2, 2, alpha="a"), TypeError, "alpha.*'a'"),
+    "beta": (lambda: StandoutLinear(2, 2, beta=None), TypeError, "beta.*None"),
+    "belief bias": (lambda: functional.standout_linear(torch.ones(2), torch.ones(3, 2), belief_bias=torch.ones(3)),
+                    ValueError, "belief_bias.*without"),
+    "belief weight": (lambda: functional.standout_linear(torch.ones(2), torch.ones(3, 2),
+                                                         belief_weight=torch.ones(1, 2)),
+                      RuntimeError, r"belief_weight.*\(3, 2\).*\(1, 2\)"),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "words"), BAD.values(), ids=BAD)
+def test_bad_input(call, kind, words) -> None:
+    with pytest.raises(kind, match=words):
+        call()
+
+
 def test_functional_twin_and_bad_belief() -> None:
     layer, x = layer_of(3, 4, alpha=2.0, beta=1.0, belief="learned"), torch.randn(5, 3, dtype=torch.float64)
     keep = torch.rand(5, 4) >= 0.5

@@ -114,6 +114,32 @@ def test_functional_twin() -> None:
         assert torch.equal(functional.variational_dropout_linear(*arguments, False), layer.eval()(x))
 
 
+def test_reset_gives_a_layer_back_its_start() -> None:
+    with torch.device("meta"):
+        layer = VariationalDropoutLinear(3, 2, p=0.2, alpha_per="weight")
+    layer = layer.to_empty(device="cpu")
+    with torch.no_grad():
+        layer.log_alpha.fill_(math.nan)
+    layer.reset_parameters()
+    torch.testing.assert_close(layer.p, torch.full((2, 3), 0.2))
+
+
+def test_the_divergence_of_half_precision_is_finite() -> None:
+    layer = VariationalDropoutLinear(1024, 1024)
+    expected = layer.kl()
+    assert expected > torch.finfo(torch.float16).max
+    torch.testing.assert_close(layer.half().kl(), expected)
+
+
+@pytest.mark.parametrize("logarithm", [-80.0, -50.0, 50.0, 80.0])
+def test_the_gradient_of_the_divergence_of_extreme_noise(logarithm) -> None:
+    layer = VariationalDropoutLinear(1, 1)
+    with torch.no_grad():
+        layer.log_alpha.fill_(logarithm)
+    layer.kl().backward()
+    assert layer.log_alpha.grad.item() == pytest.approx(-0.5 if logarithm < 0 else 0.0)
+
+
 BAD = {
     "kind": (lambda: VariationalDropoutLinear(2, 2, kind="C"), r"kind.*'C'"),
     "alpha_per": (lambda: VariationalDropoutLinear(2, 2, alpha_per="output"), r"alpha_per.*'output'"),
