@@ -370,7 +370,8 @@ def _check_noise(noise: Tensor, like: Tensor) -> None:
     if not isinstance(noise, Tensor):
         raise TypeError(f"noise has to be a tensor, but got {type(noise).__name__}")
     missing = like.dim() - noise.dim()
-    if missing < 0 or any(n not in (1, s) for n, s in zip(noise.shape, like.shape[missing:], strict=True)):
+    # Not `n not in (1, s)`: with dynamic sizes the compiler takes two symbols of one size for different.
+    if missing < 0 or any(n != 1 and n != s for n, s in zip(noise.shape, like.shape[missing:], strict=True)):
         raise ValueError(f"noise has to be broadcastable to the shape {tuple(like.shape)} of the draw, "
                          f"but got the shape {tuple(noise.shape)}")
     if noise.device != like.device:

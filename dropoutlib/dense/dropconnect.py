@@ -19,8 +19,6 @@ from ..noise import Bernoulli, Gaussian, Replay, given_mask, select
 
 __all__ = ["DropConnectLinear", "drop_connect_linear"]
 
-Activation = Callable[[Tensor], Tensor]
-
 _CLOSED_FORMS: dict[Any, Callable[[Moments], Moments]] = {
     torch.relu: moments.relu, F.relu: moments.relu, nn.ReLU: moments.relu,
     torch.sigmoid: moments.sigmoid, F.sigmoid: moments.sigmoid, nn.Sigmoid: moments.sigmoid,
@@ -29,7 +27,7 @@ _CLOSED_FORMS: dict[Any, Callable[[Moments], Moments]] = {
 
 
 def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
-                        training: bool = True, *, activation: Activation | None = None, inference: str = "gaussian",
+                        training: bool = True, *, activation: Callable[[Tensor], Tensor] | None = None, inference: str = "gaussian",
                         num_samples: int = 100, sharing: str = "sample", noise: Tensor | None = None,
                         generator: torch.Generator | None = None) -> Tensor:
     """A linear layer with dropped weights, and an activation.
@@ -110,7 +108,7 @@ def _pre_activation(input: Tensor, weight: Tensor, bias: Tensor | None, law: Ber
     return Moments(mean, variance if bias is None else variance + ratio * bias.to(variance.dtype).square())
 
 
-def _activated(activation: Activation, value: Moments) -> Moments:
+def _activated(activation: Callable[[Tensor], Tensor], value: Moments) -> Moments:
     """Moments of the activation of a Gaussian."""
     closed_form = _CLOSED_FORMS.get(type(activation) if isinstance(activation, nn.Module) else activation)
     if closed_form is not None:
@@ -126,7 +124,7 @@ def _in_type_of(x: Tensor, value: Moments) -> Moments:
     return Moments(value.mean.to(x.dtype), value.variance.to(x.dtype))
 
 
-def _sampled(value: Moments, activation: Activation, num_samples: int, noise: Tensor | None,
+def _sampled(value: Moments, activation: Callable[[Tensor], Tensor], num_samples: int, noise: Tensor | None,
              generator: torch.Generator | None) -> Tensor:
     like = value.mean.expand(num_samples, *value.mean.shape)
     normal = Gaussian(0.0, 1.0).sample(like, noise=noise, generator=generator)
@@ -316,7 +314,7 @@ class DropConnectLinear(nn.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5,
-                 activation: Activation | None = None, inference: str = "gaussian", num_samples: int = 100,
+                 activation: Callable[[Tensor], Tensor] | None = None, inference: str = "gaussian", num_samples: int = 100,
                  sharing: str = "sample", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         p = Bernoulli(p).p
