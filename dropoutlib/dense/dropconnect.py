@@ -27,9 +27,9 @@ _CLOSED_FORMS: dict[Any, Callable[[Moments], Moments]] = {
 
 
 def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
-                        training: bool = True, *, activation: Callable[[Tensor], Tensor] | None = None, inference: str = "gaussian",
-                        num_samples: int = 100, sharing: str = "sample", noise: Tensor | None = None,
-                        generator: torch.Generator | None = None) -> Tensor:
+                        training: bool = True, *, activation: Callable[[Tensor], Tensor] | None = None,
+                        inference: str = "gaussian", num_samples: int = 100, sharing: str = "sample",
+                        noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """A linear layer with dropped weights, and an activation.
 
     See :class:`~dropoutlib.DropConnectLinear`.
@@ -314,8 +314,8 @@ class DropConnectLinear(nn.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5,
-                 activation: Callable[[Tensor], Tensor] | None = None, inference: str = "gaussian", num_samples: int = 100,
-                 sharing: str = "sample", *, device: torch.device | str | None = None,
+                 activation: Callable[[Tensor], Tensor] | None = None, inference: str = "gaussian",
+                 num_samples: int = 100, sharing: str = "sample", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         p = Bernoulli(p).p
         _check_choices(inference, num_samples, sharing)

@@ -173,7 +173,7 @@ class VariationalDropoutLinear(nn.Linear):
 
     @property
     def p(self) -> Tensor:
-        """The probability of dropping whose inverted mask has the variance alpha: alpha/(1 + alpha)."""
+        """The probability of dropping for which an inverted mask has the variance alpha, alpha/(1 + alpha)."""
         return torch.sigmoid(self.log_alpha)
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
