@@ -74,7 +74,7 @@ def require_callable(name: str, value: object) -> None:
     Raises:
         TypeError: if it cannot be called.
     """
-    if not callable(value):
+    if not callable(value) or isinstance(value, type):
         raise TypeError(f"{name} has to be a function or a module, but got {value!r}")
 
 

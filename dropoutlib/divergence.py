@@ -32,7 +32,7 @@ def kl_divergence(model: nn.Module) -> Tensor:
 
     Raises:
         ValueError: if no part of the model has a Kullback-Leibler term, so that nothing would be learned from it.
-        TypeError: if the model is no module, or if a ``kl()`` returns no tensor.
+        TypeError: if the model is no module, or if a ``kl()`` returns no tensor with one number.
 
     Example:
         >>> import torch
@@ -48,9 +48,9 @@ def kl_divergence(model: nn.Module) -> Tensor:
         kl: Any = getattr(part, "kl", None)
         if callable(kl):
             terms.append(kl())
-            if not isinstance(terms[-1], Tensor):
-                raise TypeError(f"kl() of {name or 'the model'} ({type(part).__name__}) has to return a tensor, "
-                                f"but got {terms[-1]!r}")
+            if not isinstance(terms[-1], Tensor) or terms[-1].dim() > 0:
+                raise TypeError(f"kl() of {name or 'the model'} ({type(part).__name__}) has to return a tensor with "
+                                f"one number, a sum, but got {terms[-1]!r}")
     if not terms:
         raise ValueError(f"no part of the model {type(model).__name__} has a Kullback-Leibler term: "
                          "none of its layers learns its noise")

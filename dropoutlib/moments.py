@@ -102,7 +102,7 @@ def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0) -> 
     """
     autocast = is_autocast(input)
     if (torch.get_autocast_dtype(input.device.type) if autocast else input.dtype) != torch.float16:
-        return F.linear(input.square(), alpha * weight.square())
+        return F.linear(input.square(), (alpha * weight.square()).to(weight.dtype))
     with torch.autocast(input.device.type, enabled=False) if autocast else contextlib.nullcontext():
         wide = alpha.float() if isinstance(alpha, Tensor) else alpha
         return F.linear(input.float().square(), wide * weight.float().square())

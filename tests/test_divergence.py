@@ -110,11 +110,14 @@ def test_what_is_no_variance_is_not_hidden():
 
 def test_a_term_that_is_no_tensor_is_named():
     class Half(nn.Module):
-        def kl(self):
-            return 0.5
+        term = 0.5
 
-    with pytest.raises(TypeError, match=r"kl\(\) of 1 \(Half\).*0.5"):
-        kl_divergence(nn.Sequential(nn.ReLU(), Half()))
+        def kl(self):
+            return self.term
+
+    for Half.term in (0.5, torch.full((2,), 0.5)):
+        with pytest.raises(TypeError, match=r"kl\(\) of 1 \(Half\).*0.5"):
+            kl_divergence(nn.Sequential(nn.ReLU(), Half()))
     with pytest.raises(TypeError, match=r"model.*list"):
         kl_divergence([dropoutlib.VariationalDropoutLinear(2, 2)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import positive, refuse_noise, require_floating_point
+from ..kernels import is_eager
 from ..methods import describe
 from ..noise import Bernoulli, Uniform
 
@@ -96,7 +98,8 @@ def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training:
         return input
     uniform = Uniform().sample(input, shared=shared, noise=noise, generator=generator)
     logit = torch.as_tensor(p_logit, dtype=uniform.dtype, device=uniform.device)
-    if torch.broadcast_shapes(logit.shape, input.shape) != input.shape:
+    missing = input.dim() - logit.dim()
+    if missing < 0 or any(n != 1 and n != s for n, s in zip(logit.shape, input.shape[missing:], strict=True)):
         raise ValueError(f"p_logit has to be broadcastable to the shape {tuple(input.shape)} of the input, "
                          f"but got the shape {tuple(logit.shape)}")
     # (1 - z)/(1 - p) = (1 - z)(1 + exp(logit p)): nothing cancels, and neither u = 0 or 1 nor p near 1 gives a nan
@@ -126,8 +129,8 @@ class ConcreteDropout(nn.Module):
     as the authors' for regression (``((y - mean)**2 / variance + log(variance)).mean()``), add twice as much.
     Keep ``p_logit`` out of an optimizer's weight decay, which would pull p to 1/2. A trained layer can be wrapped.
 
-    The mean of the relaxed mask is not exactly 1 - p, and its moments have no closed form, so there is no
-    ``mean()`` and ``variance()``: the test rule is exact in the limit of temperature 0. At 0.1 it is off by at most
+    The mean of the factor is not exactly 1, and its moments have no closed form, so there is no ``mean()`` and
+    ``variance()``: the test rule is the layer's mean in the limit of temperature 0. At 0.1 it is off by at most
     0.21 percent for p up to 1/2, which the chapter measures.
 
     Args:
@@ -181,7 +184,7 @@ class ConcreteDropout(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows of the layer."""
-        p = "" if self.p_logit.is_meta else f"p={self.p.item():.4g}, "
+        p = "" if self.p_logit.is_meta or not is_eager(self.p_logit) else f"p={self.p.item():.4g}, "
         return f"{p}temperature={self.temperature}, length_scale={self.length_scale}"
 
     @property
@@ -205,15 +208,21 @@ class ConcreteDropout(nn.Module):
             ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
             RuntimeError: if the input holds integers or booleans.
         """
-        output: Tensor = self.module(concrete_dropout(
-            input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator))
+        return self._apply_module(concrete_dropout(
+            input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator), generator)
+
+    def _apply_module(self, masked: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A module that is noisy itself draws from the same generator."""
+        takes_it = generator is not None and "generator" in inspect.signature(self.module.forward).parameters
+        output: Tensor = self.module(masked, generator=generator) if takes_it else self.module(masked)
         return output
 
     def kl(self) -> Tensor:
-        r"""Divergence from the prior, up to a constant: :math:`\frac{l^2}{2(1-p)} \|W\|_F^2 - K H(p)`.
+        r"""Approximate divergence from the prior, up to a constant: :math:`\frac{l^2}{2(1-p)} \|W\|_F^2 - n H(p)`.
 
-        W is the module's weight, as it is used, and K the number of its inputs, one mask each. H is the entropy of a
-        coin, computed from the logit, so that value and gradient stay finite for any p. Divided by nothing. The bias
+        W is the module's weight, as it is used, and n the number of its inputs, one mask each. H is the entropy of a
+        coin, computed from the logit, so that its value and gradient stay finite for any p. The approximation is one
+        for weights that are not close to zero. Divided by nothing. The bias
         is not dropped and does not count; the authors' code for PyTorch counts it.
 
         Returns:
@@ -274,6 +283,5 @@ class ConcreteDropout2d(ConcreteDropout):
                 in evaluation.
             RuntimeError: if the input holds integers or booleans.
         """
-        output: Tensor = self.module(concrete_dropout2d(
-            input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator))
-        return output
+        return self._apply_module(concrete_dropout2d(
+            input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator), generator)

@@ -172,12 +172,14 @@ class StandoutLinear(nn.Linear):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         if self.belief == "learned" and f"{prefix}weight" in state_dict and f"{prefix}belief_weight" not in state_dict:
-            beliefs = [f"{prefix}belief_weight", f"{prefix}belief_bias"]
-            state_dict.update(zip(beliefs, (self.belief_weight, self.belief_bias), strict=True))
+            weight, bias = state_dict[f"{prefix}weight"], state_dict.get(f"{prefix}bias")
+            start = {f"{prefix}belief_weight": self.alpha * weight,
+                     f"{prefix}belief_bias": weight.new_full((self.out_features,), self.beta) if bias is None
+                     else self.alpha * bias + self.beta}
+            state_dict.update(start)
             super()._load_from_state_dict(state_dict, prefix, *arguments)
-            for belief in beliefs:
+            for belief in start:
                 del state_dict[belief]
-            self._start_belief()
         else:
             super()._load_from_state_dict(state_dict, prefix, *arguments)
 

@@ -87,8 +87,8 @@ class VariationalDropoutLinear(nn.Linear):
 
     The loss is the mean negative log-likelihood plus ``kl_divergence(model) / N``, N the number of training examples;
     without the second term, alpha goes to zero. ``alpha`` is stored as its logarithm, ``log_alpha``. It is not bounded:
-    the divergence is exact for every alpha, while the paper's approximation holds up to 1 only. Keep it out of an
-    optimizer's weight decay, which would pull alpha to 1.
+    the divergence is exact for every alpha (its gradient in float32 for ``log_alpha`` between -80 and 80), while the
+    paper's approximation holds up to 1 only. Keep it out of an optimizer's weight decay, which would pull alpha to 1.
 
     Trained weights of :class:`torch.nn.Linear` load and mean the same; ``log_alpha`` then keeps its value. With the
     log-uniform prior the posterior is improper, and for kind B the divergence is not that of any proper pair of laws
@@ -157,7 +157,9 @@ class VariationalDropoutLinear(nn.Linear):
         key = f"{prefix}log_alpha"
         of_linear = f"{prefix}weight" in state_dict and key not in state_dict
         if of_linear:
-            state_dict[key] = self.log_alpha
+            device = state_dict[f"{prefix}weight"].device
+            state_dict[key] = (torch.full_like(self.log_alpha, self._start, device=device) if self.log_alpha.is_meta
+                               else self.log_alpha)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         if of_linear:
             del state_dict[key]
@@ -168,8 +170,8 @@ class VariationalDropoutLinear(nn.Linear):
 
     @property
     def alpha(self) -> Tensor:
-        """Variance of the multiplicative noise."""
-        return self.log_alpha.exp()
+        """Variance of the multiplicative noise, in float32 for layers of half precision."""
+        return (self.log_alpha if self.log_alpha.dtype == torch.float64 else self.log_alpha.float()).exp()
 
     @property
     def p(self) -> Tensor:
@@ -206,8 +208,7 @@ class VariationalDropoutLinear(nn.Linear):
             layers of half precision, where the sum would overflow.
         """
         noisy = self.weight.numel() if self.kind == "A" else self.in_features
-        log_alpha = self.log_alpha if self.log_alpha.dtype == torch.float64 else self.log_alpha.float()
-        return log_uniform_kl(log_alpha.exp()).sum() * (noisy / self.log_alpha.numel())
+        return log_uniform_kl(self.alpha).sum() * (noisy / self.log_alpha.numel())
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the output without noise.

@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from scipy.stats import binom
 from torch import nn
 
-from dropoutlib import ConcreteDropout, ConcreteDropout2d, functional, kl_divergence
+from dropoutlib import ConcreteDropout, ConcreteDropout2d, DropConnectLinear, functional, kl_divergence
 
 
 def logit(p: float) -> float:
@@ -160,6 +160,13 @@ def test_the_divergence_of_half_precision_is_finite() -> None:
     torch.testing.assert_close(layer.half().kl(), expected)
 
 
+def test_a_noisy_module_draws_from_the_same_generator() -> None:
+    layer, x = ConcreteDropout(DropConnectLinear(8, 4)), torch.ones(3, 8)
+    before = torch.get_rng_state()
+    first, second = (layer(x, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(before, torch.get_rng_state())
+
+
 def test_reset_gives_p_back_its_start() -> None:
     layer = ConcreteDropout(nn.Linear(2, 2), p=0.2)
     nn.init.constant_(layer.p_logit, 3.0)
@@ -173,6 +180,8 @@ def test_a_logit_may_be_a_number_but_not_larger_than_the_input() -> None:
                        functional.concrete_dropout(torch.ones(3), torch.tensor(0.5), noise=uniform))
     with pytest.raises(ValueError, match=r"p_logit.*\(3,\).*\(5, 3\)"):
         functional.concrete_dropout(torch.ones(3), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"p_logit.*\(3,\).*\(7,\)"):
+        functional.concrete_dropout(torch.ones(3), torch.zeros(7))
     with pytest.raises(ValueError, match="between 0 and 1"):
         functional.concrete_dropout(torch.ones(3), 0.0, noise=torch.tensor([0.5, 1.5, 0.5]))
 

@@ -212,8 +212,8 @@ def test_shapes_and_types_that_do_not_fit_are_named() -> None:
             (r"weight.*\(out, in\).*\(4,\)", lambda: functional.drop_connect_linear(torch.ones(4), torch.ones(4)))):
         with pytest.raises(RuntimeError, match=words):
             call()
-    for activation in ("relu", 1):
-        with pytest.raises(TypeError, match=f"activation.*{activation}"):
+    for activation in ("relu", 1, nn.ReLU):
+        with pytest.raises(TypeError, match=f"activation.*{getattr(activation, '__name__', activation)}"):
             DropConnectLinear(4, 3, activation=activation)
 
 

@@ -147,6 +147,15 @@ def test_reset_draws_new_weights_and_the_belief_starts_from_them() -> None:
     torch.testing.assert_close(layer.belief_bias, 2 * layer.bias + 1)
 
 
+def test_weights_of_a_linear_layer_are_assigned_to_a_layer_without_memory() -> None:
+    layer = StandoutLinear(8, 4, alpha=2.0, beta=1.0, belief="learned", device="meta")
+    linear = nn.Linear(8, 4)
+    layer.load_state_dict(linear.state_dict(), assign=True)
+    torch.testing.assert_close(layer.belief_weight, 2 * linear.weight)
+    torch.testing.assert_close(layer.belief_bias, 2 * linear.bias + 1)
+    assert layer(torch.rand(3, 8)).shape == (3, 4)
+
+
 BAD = {
     "activation": (lambda: StandoutLinear(2, 2, activation=None), TypeError, "activation.*None"),
     "alpha": (lambda: StandoutLinear(2, 2, alpha="a"), TypeError, "alpha.*'a'"),

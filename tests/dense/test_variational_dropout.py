@@ -124,6 +124,22 @@ def test_reset_gives_a_layer_back_its_start() -> None:
     torch.testing.assert_close(layer.p, torch.full((2, 3), 0.2))
 
 
+def test_weights_of_a_linear_layer_are_assigned_to_a_layer_without_memory() -> None:
+    layer = VariationalDropoutLinear(8, 4, p=0.2, device="meta")
+    linear = nn.Linear(8, 4)
+    layer.load_state_dict(linear.state_dict(), assign=True)
+    x = torch.rand(3, 8)
+    assert layer(x).shape == (3, 4) and torch.equal(layer.eval()(x), linear(x))
+    assert layer.p.item() == pytest.approx(0.2)
+
+
+def test_large_noise_in_half_precision_is_finite() -> None:
+    layer = VariationalDropoutLinear(8, 4).half()
+    with torch.no_grad():
+        layer.log_alpha.fill_(12.0)
+    assert layer(torch.rand(3, 8).half()).isfinite().all()
+
+
 def test_the_divergence_of_half_precision_is_finite() -> None:
     layer = VariationalDropoutLinear(1024, 1024)
     expected = layer.kl()
