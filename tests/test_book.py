@@ -340,6 +340,18 @@ def test_citations_are_a_list() -> None:
     assert accessible.make_accessible("<p>nothing to mend<br></p>") == "<p>nothing to mend<br></p>"
 
 
+@pytest.mark.parametrize(("linked", "documented", "expected"), [
+    ("dropoutlib.Dropout", "dropoutlib.Dropout", "dropoutlib.Dropout"),
+    ("dropoutlib.dropout", "dropoutlib.functional.dropout", "dropoutlib.functional.dropout"),
+    ("dropoutlib.kingma_kl", "dropoutlib.divergence.kingma_kl", "dropoutlib.divergence.kingma_kl"),
+    ("dropoutlib.divergence.kingma_kl", "dropoutlib.divergence.kingma_kl", "dropoutlib.divergence.kingma_kl"),
+    ("dropoutlib.unknown", "dropoutlib.Dropout", "dropoutlib.unknown")])
+def test_source_code_links_back_to_the_documented_name(linked: str, documented: str, expected: str) -> None:
+    page = '<a class="viewcode-back" href="../api/a.html#{}">[docs]</a>'
+    assert accessible.find_the_functions(page.format(linked), "dropoutlib.divergence", {documented}) \
+        == page.format(expected)
+
+
 def test_arrows_of_the_navigation_have_a_name() -> None:
     html = '<summary><span class="toctree-toggle" role="presentation"></span></summary><summary>Named</summary>'
     once = accessible.name_the_toggles(html)

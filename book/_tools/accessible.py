@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from bs4 import BeautifulSoup
 from sphinx.application import Sphinx
 
-LOST_BACKLINK = re.compile(r"functional\.html#dropoutlib\.(?!functional\.)")
+BACKLINK = re.compile(r'(?<=class="viewcode-back" href=")([^"#]*#)dropoutlib\.([^"]+)')
 TOGGLE = re.compile(r'<summary>(\s*<span class="toctree-toggle")')
 
 
@@ -49,24 +50,35 @@ def name_the_toggles(page: str) -> str:
     return TOGGLE.sub(r'<summary aria-label="Pages of this section">\1', page)
 
 
-def find_the_functions(body: str) -> str:
+def find_the_functions(body: str, module: str, documented: Container[str]) -> str:
     """Mends the links from a page of source code back to the functions.
 
-    Sphinx remembers one documented name of a module's objects, that of the layers (``dropoutlib.Dropout``), and takes
-    it for the functions too, which are documented as ``dropoutlib.functional.dropout``.
+    Sphinx remembers one package for all documented objects of a module, that of the first (``dropoutlib`` of
+    ``dropoutlib.Dropout``), although others may be documented as ``dropoutlib.functional.dropout`` or by their module.
 
     Args:
         body: the HTML.
+        module: the module whose source code the page shows.
+        documented: the full names of all documented objects.
 
     Returns:
         str: the mended HTML.
     """
-    return LOST_BACKLINK.sub("functional.html#dropoutlib.functional.", body)
+    def mended(link: re.Match[str]) -> str:
+        page, name = link.groups()
+        packages = ("dropoutlib", "dropoutlib.functional", module)
+        found = [f"{package}.{name}" for package in packages if f"{package}.{name}" in documented]
+        return page + (found[0] if found else f"dropoutlib.{name}")
+
+    return BACKLINK.sub(mended, body)
 
 
 def _mend_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     if "body" in context:
-        context["body"] = find_the_functions(make_accessible(context["body"]))
+        context["body"] = make_accessible(context["body"])
+    if pagename.startswith("_modules/"):
+        module = pagename.removeprefix("_modules/").replace("/", ".")
+        context["body"] = find_the_functions(context["body"], module, app.env.domaindata["py"]["objects"])
 
 
 def _mend_navigation(app: Sphinx, exception: Exception | None) -> None:
