@@ -5,6 +5,19 @@ private source of randomness) in ``forward``, and has a functional twin in :mod:
 """
 
 from . import functional
+from .convolutional.cutout import Cutout
+from .convolutional.max_drop import MaxDrop
+from .convolutional.pooling_dropout import (
+    AvgPoolDropout1d,
+    AvgPoolDropout2d,
+    AvgPoolDropout3d,
+    MaxPoolDropout1d,
+    MaxPoolDropout2d,
+    MaxPoolDropout3d,
+    StochasticPool2d,
+)
+from .convolutional.spatial_dropout import SpatialDropout1d, SpatialDropout2d, SpatialDropout3d
+from .convolutional.stochastic_rate_dropout import StochasticRateDropout
 from .dense.concrete_dropout import ConcreteDropout, ConcreteDropout2d
 from .dense.dropconnect import DropConnectLinear
 from .dense.fast_dropout import FastDropoutLinear
@@ -15,9 +28,13 @@ from .divergence import kl_divergence
 from .foundations.max_norm import MaxNorm, max_norm_
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .methods import catalogue
+from .surgery import audit, replace
 
 __version__ = "0.1.0"
 
-__all__ = ["ConcreteDropout", "ConcreteDropout2d", "DropConnectLinear", "Dropout", "FastDropoutLinear",
-           "GaussianDropout", "MaxNorm", "StandoutLinear", "VariationalDropoutLinear", "WeightScalingDropout",
-           "catalogue", "functional", "kl_divergence", "max_norm_"]
+__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d", "Cutout",
+           "DropConnectLinear", "Dropout", "FastDropoutLinear", "GaussianDropout", "MaxDrop", "MaxNorm",
+           "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d", "SpatialDropout1d", "SpatialDropout2d",
+           "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
+           "VariationalDropoutLinear", "WeightScalingDropout", "audit", "catalogue", "functional", "kl_divergence",
+           "max_norm_", "replace"]

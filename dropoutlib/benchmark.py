@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dropoutlib import DropConnectLinear
-from dropoutlib.functional import dropout, gaussian_dropout
+from dropoutlib.functional import dropout, gaussian_dropout, max_pool_dropout2d, spatial_dropout2d
 
-__all__ = ["dropconnect_table", "main", "measure", "table"]
+__all__ = ["dropconnect_table", "main", "maps_table", "measure", "table"]
 
 Function = Callable[[Tensor], Tensor]
 _SECONDS = 2e-3  # of repetitions that one timing covers, so that the clock's own resolution does not matter
 _EXPONENTS = (8, 10, 12, 13, 14, 16, 18, 20)
+_MAPS = ((32, 64, 32, 32), (128, 32, 16, 16), (16, 64, 56, 56))
 _ROWS = ("Dropout, p = 0.5", "Dropout, p = 0.3", "Gaussian dropout, p = 0.5", "x * 2")
 
 
@@ -49,7 +50,7 @@ def _pairs() -> dict[str, tuple[Function, Function]]:
 
 def _timer(function: Function, x: Tensor, parameters: Sequence[Tensor] = ()) -> Callable[[int], float]:
     """Seconds of one forward and backward, averaged over a number of repetitions."""
-    gradient = torch.randn_like(x)
+    gradient = torch.randn_like(function(x))
     leaves = [x, *parameters]
     # With one thread the time that the processor works is the time, less what it spends on other programs.
     clock = time.perf_counter if x.is_cuda or torch.get_num_threads() > 1 else time.process_time
@@ -153,19 +154,73 @@ def dropconnect_table(device: str = "cpu", batch: int = 128, features: int = 512
             "`einsum`, masks in memory": (einsum, layer), "`DropConnectLinear`": (layer, layer),
             '`DropConnectLinear(sharing="batch")`': (shared, shared), "linear layer": (layer.mean, layer)}
         timers = {name: _timer(function, x, list(owner.parameters())) for name, (function, owner) in variants.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in timers}
-        for turn in range(rounds + 1):
-            print(f"p = {p}, round {turn}", file=sys.stderr, flush=True)
-            for name, timer in timers.items():
-                taken = timer(1)
-                if turn:  # the first round warms up
-                    seconds[name].append(taken)
+        seconds = _in_turn(timers, rounds, f"p = {p}")
         reference = seconds["`einsum`, masks in memory"]
-        rows += [[name, str(p), f"{1e3 * statistics.median(times):.1f}",
-                  f"{statistics.median(a / b for a, b in zip(reference, times, strict=True)):.1f}"]
+        rows += [[name, str(p), _milliseconds(times), f"{_ratio(reference, times):.1f}"]
                  for name, times in seconds.items()]
     return "\n".join([f"{_where(device)}; batch {batch}, {features} inputs and outputs, forward and backward, float32.",
                       "", *_markdown(["", "p", "milliseconds", "times as fast"], rows)])
+
+
+def maps_table(device: str = "cpu", shapes: Sequence[tuple[int, ...]] = _MAPS, rounds: int = 25) -> str:
+    """Compares spatial dropout and max-pooling dropout with what one writes without them.
+
+    Args:
+        device: where the tensors lie.
+        shapes: of the maps, ``(N, C, H, W)``.
+        rounds: how often each variant is timed; the variants take turns.
+
+    Returns:
+        A Markdown table under a line that says where it was measured.
+    """
+    rows = []
+    for shape in shapes:
+        x = torch.randn(shape, device=device, requires_grad=True)
+        for p in (0.5, 0.3):
+            pairs = _pairs_on_maps(p)
+            timers = {f"{row}, {index}": _timer(function, x)
+                      for row, pair in pairs.items() for index, function in enumerate(pair)}
+            seconds = _in_turn(timers, rounds, f"{shape}, p = {p}")
+            for row in pairs:
+                reference, measured = seconds[f"{row}, 0"], seconds[f"{row}, 1"]
+                rows.append([row, " x ".join(map(str, shape)), str(p), _milliseconds(measured),
+                             f"{_ratio(reference, measured):.2f}"])
+    return "\n".join([f"{_where(device)}; forward and backward, float32, contiguous.",
+                      "", *_markdown(["measured against", "maps", "p", "milliseconds", "times as fast"], rows)])
+
+
+def _pairs_on_maps(p: float) -> dict[str, tuple[Function, Function]]:
+    def drop(x: Tensor) -> Tensor:
+        return x * torch.empty_like(x, requires_grad=False).bernoulli_(1 - p)
+
+    return {
+        "`spatial_dropout2d` against `x * 2`": (lambda x: x * 2, lambda x: spatial_dropout2d(x, p)),
+        "`spatial_dropout2d` against `F.dropout2d`": (lambda x: F.dropout2d(x, p), lambda x: spatial_dropout2d(x, p)),
+        "`max_pool_dropout2d`, 2 x 2, against `bernoulli_` and `F.max_pool2d`": (
+            lambda x: F.max_pool2d(drop(x), 2), lambda x: max_pool_dropout2d(x, 2, p=p)),
+        "`max_pool_dropout2d`, 3 x 3 with stride 2, against the same": (
+            lambda x: F.max_pool2d(drop(x), 3, 2, 1), lambda x: max_pool_dropout2d(x, 3, 2, 1, p=p)),
+    }
+
+
+def _in_turn(timers: dict[str, Callable[[int], float]], rounds: int, what: str) -> dict[str, list[float]]:
+    """Seconds of every variant in every round; the variants take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    for turn in range(rounds + 1):
+        print(f"{what}, round {turn}", file=sys.stderr, flush=True)
+        for name, timer in timers.items():
+            taken = timer(1)
+            if turn:  # the first round warms up
+                seconds[name].append(taken)
+    return seconds
+
+
+def _milliseconds(times: Sequence[float]) -> str:
+    return f"{1e3 * statistics.median(times):.1f}"
+
+
+def _ratio(reference: Sequence[float], measured: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(reference, measured, strict=True))
 
 
 def _where(device: str) -> str:
@@ -188,11 +243,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1)")
     parser.add_argument("--dropconnect", action="store_true", help="compare DropConnect instead, in a table of its own")
+    parser.add_argument("--maps", action="store_true", help="compare layers on feature maps instead")
     parser.add_argument("--output", type=Path, help="write the table to this file, with the command that made it")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    text = dropconnect_table(options.device) if options.dropconnect else table(
-        [2**k for k in _EXPONENTS], options.device)
+    if options.dropconnect:
+        text = dropconnect_table(options.device)
+    elif options.maps:
+        text = maps_table(options.device)
+    else:
+        text = table([2**k for k in _EXPONENTS], options.device)
     print(text)
     if options.output is not None:
         words = sys.argv[1:] if arguments is None else arguments

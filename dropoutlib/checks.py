@@ -8,8 +8,8 @@ import numbers
 import torch
 from torch import Tensor
 
-__all__ = ["is_autocast", "positive", "real", "refuse_noise", "require_callable", "require_features",
-           "require_floating_point"]
+__all__ = ["is_autocast", "positive", "positive_integer", "real", "refuse_noise", "require_callable",
+           "require_features", "require_floating_point", "require_images"]
 
 
 def real(name: str, value: object) -> float:
@@ -48,6 +48,27 @@ def positive(name: str, value: object) -> float:
     if not 0 < number < math.inf:
         raise ValueError(f"{name} has to be positive and finite, but got {value}")
     return number
+
+
+def positive_integer(name: str, value: object) -> int:
+    """A whole number, at least 1.
+
+    Args:
+        name: what the argument is called in the message.
+        value: what the caller gave.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} has to be a whole number, but got {value!r} of type {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} has to be at least 1, but got {value}")
+    return int(value)
 
 
 def refuse_noise(noise: Tensor | None) -> None:
@@ -128,3 +149,19 @@ def require_floating_point(input: Tensor, name: str = "input") -> None:
         raise TypeError(f"{name} has to be a tensor, but got {type(input).__name__}")
     if not (input.is_floating_point() or input.is_complex()):
         raise RuntimeError(f"{name} has to be a floating point or complex tensor, but got {input.dtype}")
+
+
+def require_images(input: Tensor) -> None:
+    """Refuses what is neither one image nor a batch of images.
+
+    Args:
+        input: what the caller gave.
+
+    Raises:
+        TypeError: if it is no tensor.
+        RuntimeError: if it holds integers or booleans, or has another number of axes than 3 or 4.
+    """
+    require_floating_point(input)
+    if input.dim() not in (3, 4):
+        raise RuntimeError("input has to be of shape (N, C, H, W) or (C, H, W), "
+                           f"but got the shape {tuple(input.shape)}")

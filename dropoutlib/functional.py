@@ -7,6 +7,19 @@ uniform), so that gradients reach the parameters. It is refused where ``training
 use it. ``generator`` makes the draw reproducible without touching the global state of torch.
 """
 
+from .convolutional.cutout import cutout
+from .convolutional.max_drop import max_drop
+from .convolutional.pooling_dropout import (
+    avg_pool_dropout1d,
+    avg_pool_dropout2d,
+    avg_pool_dropout3d,
+    max_pool_dropout1d,
+    max_pool_dropout2d,
+    max_pool_dropout3d,
+    stochastic_pool2d,
+)
+from .convolutional.spatial_dropout import spatial_dropout1d, spatial_dropout2d, spatial_dropout3d
+from .convolutional.stochastic_rate_dropout import stochastic_rate_dropout
 from .dense.concrete_dropout import concrete_dropout, concrete_dropout2d
 from .dense.dropconnect import drop_connect_linear
 from .dense.fast_dropout import fast_dropout_linear
@@ -16,5 +29,8 @@ from .dense.variational_dropout import variational_dropout_linear
 from .foundations.max_norm import max_norm_
 from .foundations.standard_dropout import dropout, weight_scaling_dropout
 
-__all__ = ["concrete_dropout", "concrete_dropout2d", "drop_connect_linear", "dropout", "fast_dropout_linear",
-           "gaussian_dropout", "max_norm_", "standout_linear", "variational_dropout_linear", "weight_scaling_dropout"]
+__all__ = ["avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d", "concrete_dropout", "concrete_dropout2d",
+           "cutout", "drop_connect_linear", "dropout", "fast_dropout_linear", "gaussian_dropout", "max_drop",
+           "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "spatial_dropout1d",
+           "spatial_dropout2d", "spatial_dropout3d", "standout_linear", "stochastic_pool2d", "stochastic_rate_dropout",
+           "variational_dropout_linear", "weight_scaling_dropout"]

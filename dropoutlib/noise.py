@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from dropoutlib.checks import real, require_floating_point
 from dropoutlib.kernels import cpu, is_eager
 
-__all__ = ["Bernoulli", "Gaussian", "Replay", "Uniform", "given_mask", "select"]
+__all__ = ["Bernoulli", "Gaussian", "Position", "Replay", "Uniform", "given_mask", "select"]
 
 _REPLAYED = 1 << 16  # elements of the masks that a Replay draws at a time, at least one example
 
@@ -283,6 +284,62 @@ class Uniform:
             return torch.rand_like(like, dtype=dtype)
         _check_generator(generator, x)
         return _in_format_of(like, torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator))
+
+
+class Position:
+    """Positions on a grid, each as probable as the other.
+
+    Args:
+        sizes: number of positions along each axis of the grid, at least 1.
+
+    Example:
+        >>> positions = Position((32, 48)).sample(torch.empty(5, 2))
+        >>> bool((positions >= 0).all() and (positions < torch.tensor([32, 48])).all())
+        True
+    """
+
+    __slots__ = ("sizes",)
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = tuple(sizes)
+
+    def __repr__(self) -> str:
+        return f"Position(sizes={self.sizes})"
+
+    def sample(self, x: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draws a position for every entry of ``x`` but for its last axis, which holds the coordinates.
+
+        Args:
+            x: of shape ``(..., axes of the grid)``; its values are not read.
+            noise: positions to use instead of a draw, whole numbers, broadcastable to the shape of ``x``; positions
+                off the grid are refused wherever values can be read.
+            generator: draws from here instead of torch's global generator, whose state is left alone.
+
+        Returns:
+            Whole numbers of type int64, of the shape and on the device of ``x``.
+
+        Raises:
+            TypeError: an argument is no tensor or no generator.
+            ValueError: ``noise`` has a wrong shape, type, device or value.
+            RuntimeError: as for :meth:`Bernoulli.sample`.
+        """
+        if noise is not None:
+            return self._given(noise, x)
+        source: dict[str, Any] = {}  # with dynamic sizes the compiler refuses even generator=None
+        if generator is not None:
+            _check_generator(generator, x)
+            source["generator"] = generator
+        return torch.stack([torch.randint(size, x.shape[:-1], device=x.device, **source) for size in self.sizes], -1)
+
+    def _given(self, noise: Tensor, x: Tensor) -> Tensor:
+        _check_noise(noise, x)
+        if noise.is_complex() or noise.dtype is torch.bool:
+            raise ValueError(f"noise has to be whole numbers, but got {noise.dtype}")
+        last = torch.tensor([size - 1 for size in self.sizes], device=noise.device)
+        if is_eager(noise) and not bool(((noise >= 0) & (noise <= last) & (noise == noise.long())).all()):
+            raise ValueError(f"noise has to be positions on a grid of the sizes {self.sizes}, counted from 0, "
+                             "but it has other values")
+        return noise.long().expand(x.shape)
 
 
 def select(x: Tensor, keep: Tensor, scale: float = 1.0) -> Tensor:

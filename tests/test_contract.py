@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import pickle
 import re
@@ -69,6 +70,57 @@ class Layer:
 
     def without_noise(self, x: Tensor) -> Tensor:
         return x
+
+    def mapped(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The function of a batch, for what is left of a batch under vmap."""
+        return function
+
+    def one_of_each(self, values: Tensor) -> Tensor:
+        """Of the elements that share a draw, one."""
+        return values
+
+
+class LayerOnMaps(Layer):
+    """Makes layers without weights that act on maps.
+
+    Args:
+        make: makes the layer from ``p``.
+        axes: sizes of the spatial axes behind the maps.
+        single: whether an input without batch axis is taken.
+        shared: whether the positions of a map share one draw.
+    """
+
+    elementwise = False
+
+    def __init__(self, make: Callable[[float], nn.Module], axes: tuple[int, ...], single: bool = True,
+                 shared: bool = True) -> None:
+        super().__init__(make)
+        self.axes, self.single, self.shared = axes, single, shared
+
+    def example(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
+        return example((*shape, *self.axes), device, dtype)
+
+    def noise(self, x: Tensor) -> Tensor:
+        if not self.shared:
+            return example_noise(x.shape, x.device)
+        return example_noise((*x.shape[: -len(self.axes)], *(1 for _ in self.axes)), x.device)
+
+    def mapped(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if self.single:
+            return function
+        return lambda *values: function(*(value.unsqueeze(0) for value in values)).squeeze(0)
+
+    def one_of_each(self, values: Tensor) -> Tensor:
+        for _ in self.axes:
+            values = values.select(-1, 0)
+        return values
+
+
+class LayerThatCuts(LayerOnMaps):
+    """Makes layers whose noise is the places of squares."""
+
+    def noise(self, x: Tensor) -> Tensor:
+        return example_noise((*x.shape[:-3], 3, 2), x.device)
 
 
 class LayerWithWeights(Layer):
@@ -132,11 +184,24 @@ WITH_WEIGHTS = {
         lambda p, n, **where: dropoutlib.ConcreteDropout2d(nn.Conv2d(n, n, 1, bias=False, **where), p=p).to(**where),
         noise=lambda x: (*x.shape[:-2], 1, 1), axes=(3, 2)),
 }
+ON_MAPS = {
+    "SpatialDropout1d": LayerOnMaps(dropoutlib.SpatialDropout1d, (3,)),
+    "SpatialDropout2d": LayerOnMaps(dropoutlib.SpatialDropout2d, (3, 2), single=False),
+    "SpatialDropout3d": LayerOnMaps(dropoutlib.SpatialDropout3d, (3, 2, 2)),
+    "MaxDrop": LayerOnMaps(dropoutlib.MaxDrop, (1, 1)),  # of one position the maximum is every position
+    "Cutout": LayerThatCuts(lambda p: dropoutlib.Cutout(7, num_holes=3), (16, 16)),
+}
+POOLS = {  # with windows of one element, so that the output has the shape of the input
+    name: LayerOnMaps(lambda p, name=name: getattr(dropoutlib, name)(1, p=p), (1,) * axes, shared=False)
+    for axes in (1, 2, 3) for name in (f"AvgPoolDropout{axes}d", f"MaxPoolDropout{axes}d")
+}
 TABLE = sorted({name for row in dropoutlib.catalogue().values() for name in row.layers})
 
 
 def subject(name: str) -> Layer:
-    return WITH_WEIGHTS.get(name) or Layer(getattr(dropoutlib, name))
+    if name == "StochasticRateDropout":  # without a stochastic rate it is standard dropout
+        return Layer(lambda p: dropoutlib.StochasticRateDropout(low=p, high=p))
+    return WITH_WEIGHTS.get(name) or ON_MAPS.get(name) or POOLS.get(name) or Layer(getattr(dropoutlib, name))
 
 
 LAYERS = sorted({*TABLE, *WITH_WEIGHTS})
@@ -145,9 +210,17 @@ LAYERS = sorted({*TABLE, *WITH_WEIGHTS})
 _MATMUL = "zero times an inf is nan in a matrix product; the method's own tests see what a dropped weight leaves"
 _PRODUCT = "its output is a matrix product, in the format that torch gives it"
 _LEARNED = "its rate is learned, or depends on the input: there is no attribute p to assign"
+_RANDOM_RATE = "its rate is drawn at every call, below 1: there is no attribute p to assign"
+_PLACES = "its noise is the place of a square, without p: the method's own tests sum over all places"
 OPT_OUTS = {
     ("max_norm_", "*"): "no layer: it changes weights, and has neither noise nor an output",
     ("MaxNorm", "*"): "no layer: it changes weights, and has neither noise nor an output",
+    ("StochasticPool2d", "*"): "a window of one element, which keeps the shape, has nothing to draw; it has no p",
+    **{(name, "check_onnx"): "a pool has operations of its own; the method's own tests export it" for name in POOLS},
+    ("AvgPoolDropout3d", "check_dtypes"): "torch's avg_pool3d has no half precision on the CPU",
+    ("AvgPoolDropout3d", "check_autocast"): "autocast computes avg_pool3d in float32",
+    ("MaxPoolDropout3d", "check_autocast"): "autocast computes max_pool3d in float32",
+    ("AvgPoolDropout3d", "check_memory_format"): "torch's avg_pool3d does not keep channels last",
     ("GaussianDropout", "check_zero_means_zero"): "a Gaussian factor is never zero: nothing is dropped",
     ("GaussianDropout", "check_p_one"): "its variance is infinite at p = 1, which it refuses",
     ("GaussianDropout", "check_exact_moments"): "its law is continuous: there is nothing to enumerate",
@@ -163,6 +236,12 @@ OPT_OUTS = {
     ("ConcreteDropout", "check_test_rule"): "no closed form for the mean, which the test rule misses by a little",
     ("ConcreteDropout2d", "check_test_rule"): "no closed form for the mean, which the test rule misses by a little",
     ("StandoutLinear", "check_exact_moments"): "every unit has its own probability: see the method's own tests",
+    **{("StochasticRateDropout", check): _RANDOM_RATE
+       for check in ("check_drop_in", "check_p_one", "check_p_assigned", "check_bad_p")},
+    **{("Cutout", check): _PLACES
+       for check in ("check_drop_in", "check_zero_means_zero", "check_p_zero", "check_p_one", "check_p_assigned",
+                     "check_bad_p", "check_exact_moments", "check_statistics")},
+    ("Cutout", "check_test_rule"): "images are whole at test time: the test rule is no mean",
     **{(name, "check_zero_means_zero"): _MATMUL for name in WITH_WEIGHTS},
     **{(name, "check_memory_format"): _PRODUCT for name in WITH_WEIGHTS},
     **{(name, check): _LEARNED for name in WITH_WEIGHTS if name not in ("DropConnectLinear", "FastDropoutLinear")
@@ -196,7 +275,7 @@ def assert_raises(kind: type[Exception] | tuple[type[Exception], ...], words: st
 def check_drop_in(layer: Layer, device: torch.device) -> None:
     x = layer.example(SMALL, device, torch.float32)
     module = layer(0.3, x)
-    if not layer.elementwise:
+    if isinstance(layer, LayerWithWeights):
         linear = next(part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d)))
         replaced = type(linear)(5, 5, **({} if isinstance(linear, nn.Linear) else {"kernel_size": 1}))
         linear.load_state_dict({**linear.state_dict(), "weight": replaced.weight.detach()})
@@ -211,8 +290,10 @@ def check_drop_in(layer: Layer, device: torch.device) -> None:
 
 
 def check_shapes(layer: Layer, device: torch.device) -> None:
-    shapes = [(7,), (0, 4), (4, 5), LARGE]
-    if not (isinstance(layer, LayerWithWeights) and layer.axes):
+    shapes = [(0, 4), (4, 5), LARGE]
+    if getattr(layer, "single", True):
+        shapes += [(7,)]
+    if not getattr(layer, "axes", ()):
         shapes += [(1,), (2, 3, 4), (2, 3, 4, 5), (1, 2, 3, 4, 5)]
     if layer.elementwise:
         shapes += [(), (0,), (3, 0)]
@@ -254,19 +335,19 @@ def check_autocast(layer: Layer, device: torch.device) -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16):
             y = module(x.bfloat16())
             assert y.dtype == torch.bfloat16
-            assert module(x).dtype == (torch.float32 if layer.elementwise else torch.bfloat16)
+            assert module(x).dtype == (torch.bfloat16 if isinstance(layer, LayerWithWeights) else torch.float32)
         (gradient,) = torch.autograd.grad(y.float().sum(), x)
         assert gradient.isfinite().all() and gradient.dtype == torch.float32
 
 
 def check_memory_format(layer: Layer, device: torch.device) -> None:
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
     for size in (3, 12):
-        image = example((size, size, size, size), device).to(memory_format=torch.channels_last)
-        volume = example((2, size, size, size, size), device).to(memory_format=torch.channels_last_3d)
-        for module in (layer(0.3, image), layer(0.3, image).eval()):
-            assert module(image).is_contiguous(memory_format=torch.channels_last)
-            assert module(volume).is_contiguous(memory_format=torch.channels_last_3d)
-        assert layer(0.3, image)(image, noise=layer.noise(image)).is_contiguous(memory_format=torch.channels_last)
+        for rank in {2, 3} & {len(layer.axes)} if isinstance(layer, LayerOnMaps) else (2, 3):
+            x = example((size,) * (2 + rank), device).to(memory_format=formats[rank])
+            for module in (layer(0.3, x), layer(0.3, x).eval()):
+                assert module(x).is_contiguous(memory_format=formats[rank])
+            assert layer(0.3, x)(x, noise=layer.noise(x)).is_contiguous(memory_format=formats[rank])
 
 
 def check_strides(layer: Layer, device: torch.device) -> None:
@@ -295,7 +376,7 @@ def check_meta(layer: Layer, device: torch.device) -> None:
 def check_zero_means_zero(layer: Layer, device: torch.device) -> None:
     for shape in (SMALL, LARGE):
         for bad in (math.inf, -math.inf, math.nan):
-            x = torch.full(shape, bad, device=device).requires_grad_()
+            x = torch.full_like(layer.example(shape, device), bad).requires_grad_()
             y = layer(0.5, x)(x)
             dropped = y == 0
             assert 0 < dropped.sum() < dropped.numel(), "nothing is dropped, or everything"
@@ -303,9 +384,10 @@ def check_zero_means_zero(layer: Layer, device: torch.device) -> None:
             y.sum().backward()
             assert (x.grad[dropped] == 0).all() and x.grad.isfinite().all()
 
-            keep = example_mask(shape, device)
+            noise = layer.noise(x).bool()
+            keep = noise.expand(x.shape)
             x = torch.where(keep, 1.0, bad).requires_grad_()
-            y = layer(0.5, x)(x, noise=keep)
+            y = layer(0.5, x)(x, noise=noise)
             assert (y[~keep] == 0).all() and (y[keep] != 0).all()
             (gradient,) = torch.autograd.grad(y, x, torch.where(keep, 1.0, bad))
             assert (gradient[~keep] == 0).all() and gradient.isfinite().all()
@@ -328,7 +410,7 @@ def check_p_zero(layer: Layer, device: torch.device) -> None:
 def check_p_one(layer: Layer, device: torch.device) -> None:
     for shape in (SMALL, LARGE):
         for value in (1.0, math.inf, math.nan) if layer.elementwise else (1.0,):
-            x = torch.full(shape, value, device=device).requires_grad_()
+            x = torch.full_like(layer.example(shape, device), value).requires_grad_()
             before = random_state(device)
             for noise in (None, torch.zeros_like(layer.noise(x))):
                 y = layer(1.0, x)(x, noise=noise)
@@ -370,13 +452,17 @@ def check_test_rule(layer: Layer, device: torch.device) -> None:
 def check_exact_moments(layer: Layer, device: torch.device) -> None:
     """mean() and variance() are those of the sum over all masks, and so is the test output."""
     x = torch.tensor([[1.3, -0.4], [-1.7, 0.9]], dtype=torch.float64, device=device)
+    if isinstance(layer, LayerOnMaps):
+        x = x.reshape(2, 2, *(1 for _ in layer.axes)) * layer.example((2, 2), device)
     for p in (0.2, 0.5, 0.73):
         module = layer(p, x)
         law = distribution(lambda keep, module=module: module(x, noise=keep.to(device)), layer.noise(x).shape, p)
         for actual, expected in [(module.mean(x), law.mean()), (module.variance(x), law.variance()),
                                  (layer(p, x).eval()(x), law.mean())]:
             torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-12)
-        torch.testing.assert_close(law.covariance(), torch.diag(law.variance().flatten()), rtol=0, atol=1e-12)
+        covariance = law.covariance().reshape(4, x[0, 0].numel(), 4, x[0, 0].numel())
+        for one, other in itertools.permutations(range(4), 2):  # of different draws
+            assert covariance[one, :, other].abs().max() < 1e-12
 
 
 def check_statistics(layer: Layer, device: torch.device) -> None:
@@ -389,6 +475,10 @@ def check_statistics(layer: Layer, device: torch.device) -> None:
             outputs = torch.stack([module(x).detach() for _ in range(calls)])
             with torch.no_grad():  # mean 0, variance 1, independent
                 noise = (outputs - module.mean(x)) / module.variance(x).sqrt()
+                alone = layer.one_of_each(noise)
+                spread = alone.reshape(*alone.shape, *(1 for _ in range(noise.dim() - alone.dim())))
+                assert (noise - spread).abs().max() < 1e-9, "elements that share a draw differ"
+                noise = alone
             assert_mean(noise, 0.0, f"mean, p={p}, {shape}")
             assert_mean(noise**2, 1.0, f"variance, p={p}, {shape}")
             for lags in lag_pairs(noise.shape):
@@ -420,7 +510,7 @@ def product_at(noise: Tensor, lags: tuple[int, ...]) -> Tensor:
 
 def check_p_assigned(layer: Layer, device: torch.device) -> None:
     """p is read at every call, as tools that look for it and change it expect."""
-    x = example(LARGE, device)
+    x = layer.example(LARGE, device)
     noise = layer.noise(x)
     module = layer(0.3, x)
     module.p = 0.0
@@ -495,7 +585,7 @@ def check_parameter_gradients(layer: Layer, device: torch.device) -> None:
     def function(*values: Tensor) -> Tensor:
         return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,), {"noise": noise})
 
-    assert not layer.elementwise or not values
+    assert isinstance(layer, LayerWithWeights) or not values
     if values:
         leaves = tuple(value.detach().requires_grad_() for value in values)
         assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True)
@@ -533,7 +623,7 @@ def check_compile(layer: Layer, device: torch.device) -> None:
     noise = layer.noise(x)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, noise=noise), module(x, noise=noise))
-    if layer.elementwise:
+    if layer.elementwise and isinstance(module, _DropoutNd):
         module.p = 0.0
         assert_same(compiled(x), x)
 
@@ -553,17 +643,18 @@ def check_vmap(layer: Layer, device: torch.device) -> None:
     for columns in (40, 4096) if layer.elementwise else (40,):
         x = torch.ones_like(layer.example((6, columns), device, torch.float32))
         module = layer(0.5, x)
-        assert_raises(RuntimeError, "randomness", lambda module=module, x=x: torch.vmap(module)(x))
-        same = torch.vmap(module, randomness="same")(x)
+        single = layer.mapped(module)
+        assert_raises(RuntimeError, "randomness", lambda single=single, x=x: torch.vmap(single)(x))
+        same = torch.vmap(single, randomness="same")(x)
         assert (same == same[0]).all() and len(same[0].unique()) > 1
-        different = torch.vmap(module, randomness="different")(x)
-        closed_over = torch.vmap(lambda _, x=x, module=module: module(x[0]), randomness="different")(x)
+        different = torch.vmap(single, randomness="different")(x)
+        closed_over = torch.vmap(lambda _, x=x, single=single: single(x[0]), randomness="different")(x)
         for y in (different, closed_over):
             assert y.shape == x.shape and len(y.unique(dim=0)) == 6
         noise = layer.noise(x).float()
-        mapped = torch.vmap(lambda x, noise, module=module: module(x, noise=noise))(x, noise)
+        mapped = torch.vmap(layer.mapped(lambda x, noise, module=module: module(x, noise=noise)))(x, noise)
         torch.testing.assert_close(mapped, module(x, noise=noise))
-        torch.testing.assert_close(torch.vmap(layer(0.5, x).eval())(x), layer(0.5, x).eval()(x))
+        torch.testing.assert_close(torch.vmap(layer.mapped(layer(0.5, x).eval()))(x), layer(0.5, x).eval()(x))
 
 
 def check_functional_transforms(layer: Layer, device: torch.device) -> None:
@@ -579,7 +670,8 @@ def check_functional_transforms(layer: Layer, device: torch.device) -> None:
         assert_homogeneous(layer, x, gradient, function(x))
         y, tangent = torch.func.jvp(function, (x,), (x,))
         torch.testing.assert_close(tangent, y)
-        per_example = torch.vmap(torch.func.grad(lambda x, n, f=function: f(x, n).sum()))(x, noise)
+        single = layer.mapped(function)
+        per_example = torch.vmap(torch.func.grad(lambda x, n, f=single: f(x, n).sum()))(x, noise)
         torch.testing.assert_close(per_example, gradient)
         drawn, vjp = torch.func.vjp(module, x)
         assert_homogeneous(layer, x, vjp(torch.ones_like(x))[0], drawn)
@@ -653,7 +745,7 @@ def check_copies(layer: Layer, device: torch.device) -> None:
 
 
 def check_bad_p(layer: Layer, device: torch.device) -> None:
-    x = example(SMALL, device)
+    x = layer.example(SMALL, device)
     for p in (-0.1, 1.1, math.nan, math.inf):
         assert_raises(ValueError, f"probability has to be.*got {p}", lambda p=p: layer(p, x))
         for module in (layer(0.5, x), layer(0.5, x).eval()):
@@ -687,7 +779,7 @@ def check_bad_calls(layer: Layer, device: torch.device) -> None:
         assert_raises(kind, words, call)
     assert_same(random_state(device), before)
     assert_same(x, values)
-    if not layer.elementwise:
+    if isinstance(layer, LayerWithWeights):
         for features in (5, 1):
             bad = layer.example((4, features), device)
             assert_raises((ValueError, RuntimeError), str(features), lambda bad=bad: module(bad))
@@ -716,8 +808,9 @@ def test_the_table_holds_every_layer() -> None:
                 if isinstance(value := getattr(dropoutlib, name), type) and issubclass(value, nn.Module)}
     assert exported <= set(TABLE)
     assert all(hasattr(dropoutlib, name) for name in TABLE)
+    assert ON_MAPS.keys() <= exported
     assert all(name in WITH_WEIGHTS or issubclass(getattr(dropoutlib, name), _DropoutNd)
-               for name in exported)
+               for name in exported if (name, "check_drop_in") not in OPT_OUTS)
 
 
 @pytest.mark.parametrize(("name", "check"), [pair for pair in OPT_OUTS if pair[1] != "*"])
@@ -726,16 +819,18 @@ def test_an_opt_out_is_needed(name: str, check: str) -> None:
         CHECKS[check](subject(name), torch.device("cpu"))
 
 
-ELEMENTWISE = sorted({name for name, _ in covered()} - set(WITH_WEIGHTS))
+OWN_ARGUMENTS = {"Cutout", "MaxDrop", "StochasticRateDropout"}  # not (input, p, training); see their own tests
+WITHOUT_WEIGHTS = sorted({name for name, _ in covered()} - set(WITH_WEIGHTS) - set(POOLS) - OWN_ARGUMENTS)
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
 def test_functional_twin(name: str, device: str) -> None:
-    layer = getattr(dropoutlib, name)
+    layer, kind = getattr(dropoutlib, name), subject(name)
     twin = getattr(functional, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
     generator = torch.Generator(device)
     for shape in (SMALL, LARGE):
-        x, noise = example(shape, torch.device(device)), example_noise(shape, torch.device(device))
+        x = kind.example(shape, torch.device(device))
+        noise = kind.noise(x)
         assert_same(twin(x, 0.3, noise=noise), layer(0.3)(x, noise=noise))
         assert_same(twin(x, 0.3, False), layer(0.3).eval()(x))
         assert_same(twin(x, p=0.3, training=True, generator=generator.manual_seed(5)),
@@ -746,11 +841,14 @@ def test_functional_twin(name: str, device: str) -> None:
         twin(x, math.nan)
 
 
+ON_VECTORS = sorted(name for name in {name for name, _ in covered()} if not getattr(subject(name), "axes", ()))
+
+
 def test_full_compiler(device: str) -> None:
     """The layers in one network, through the whole compiler."""
     torch._dynamo.reset()
     x = example((256, 64), torch.device(device), torch.float32)
-    subjects = [subject(name) for name in sorted({name for name, _ in covered()} - {"ConcreteDropout2d"})]
+    subjects = [subject(name) for name in ON_VECTORS]
     layers = nn.ModuleList(layer(0.3, x) for layer in subjects)
 
     def function(x: Tensor) -> Tensor:
@@ -795,8 +893,7 @@ def _train_in_parallel(rank: int, directory: str, names: list[str]) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_distributed_data_parallel(tmp_path) -> None:
-    names = sorted({name for name, _ in covered()} - {"ConcreteDropout2d"})
-    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path), names), nprocs=2)
+    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path), ON_VECTORS), nprocs=2)
     parameters = [torch.load(tmp_path / f"parameters{rank}") for rank in range(2)]
     assert_same(parameters[0], parameters[1])
     assert all(parameter.isfinite().all() for parameter in parameters[0])

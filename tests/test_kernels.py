@@ -71,6 +71,36 @@ def test_taken_backward(calls):
     assert calls == [*BOTH, "apply_mask"]
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 32, 16), (2, 8, 512), (4, 4, 8, 8, 8), (1, 1, 256, 32), (2**14,)])
+@pytest.mark.parametrize("drops", ["some", "all", "none", "the first", "the last"])
+def test_rows_that_share_a_draw_are_scaled_as_rows(shape, drops, monkeypatch):
+    rows = []
+    monkeypatch.setattr(cpu, "_scaled_rows", lambda *arguments, as_rows=cpu._scaled_rows:
+                        rows.append(1) or as_rows(*arguments))
+    keep = torch.full((*shape[:2], *(1 for _ in shape[2:])) if len(shape) > 1 else (1,), drops != "all")
+    if drops.startswith("the"):
+        keep.view(-1)[-1 if drops == "the last" else 0] = False
+    elif drops == "some":
+        keep = torch.rand(keep.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    x = torch.randn(shape)
+    x.masked_fill_(~keep & (x > 1), math.inf).masked_fill_(~keep & (x < -1), math.nan).requires_grad_()
+    y = select(x, keep, 1 / 0.7)
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert len(rows) == 2
+    assert torch.equal(y, torch.where(keep, x * (1 / 0.7), 0))
+    assert torch.equal(gradient, torch.where(keep, torch.full(shape, 1 / 0.7), 0))
+
+
+@pytest.mark.parametrize("change", [lambda x: x.double(), lambda x: x.contiguous(memory_format=torch.channels_last),
+                                    lambda x: x[..., ::2], lambda x: x[..., :2, :2]],
+                         ids=["float64", "channels last", "strided", "small maps"])
+def test_rows_are_not_taken_elsewhere(change, monkeypatch):
+    monkeypatch.setattr(cpu, "_scaled_rows", None)
+    x = change(torch.randn(64, 64, 16, 16))
+    keep = torch.rand(64, 64, 1, 1) < 0.5
+    assert torch.equal(select(x, keep, 2.0), torch.where(keep, 2 * x, 0))
+
+
 def test_tensors_are_eager_only_where_they_have_memory():
     assert is_eager(torch.zeros(3)) and is_eager(torch.zeros(()))
     assert not is_eager(torch.zeros(3).to_sparse())
@@ -153,3 +183,10 @@ def test_benchmark_of_dropconnect(device):
         for name in ("`einsum`, masks in memory", "`DropConnectLinear`", '`DropConnectLinear(sharing="batch")`')}
     assert all(ratio == "1.0" for name, _, _, ratio in rows if "einsum" in name)
     assert torch.__version__ in lines[0]
+
+
+def test_benchmark_on_maps(device):
+    lines = benchmark.maps_table(device, shapes=[(2, 3, 4, 4)], rounds=2).splitlines()
+    assert lines[0].startswith(f"torch {torch.__version__}")
+    assert len(lines) == 2 + 2 + 8 and all("2 x 3 x 4 x 4" in line for line in lines[4:])
+    assert all(float(cell) > 0 for line in lines[4:] for cell in line.split("|")[4:6])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import positive, refuse_noise, require_floating_point
+from ..checks import positive, refuse_noise, require_floating_point, require_images
 from ..kernels import is_eager
 from ..methods import describe
 from ..noise import Bernoulli, Uniform
@@ -70,8 +70,8 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: floa
         Tensor of the shape and dtype of ``input``.
 
     Raises:
-        ValueError: as for :func:`concrete_dropout`, and if the input has neither 3 nor 4 axes.
-        RuntimeError: as for :func:`concrete_dropout`.
+        ValueError: as for :func:`concrete_dropout`.
+        RuntimeError: as for :func:`concrete_dropout`, and if the input has neither 3 nor 4 axes.
         TypeError: as for :func:`concrete_dropout`.
 
     Example:
@@ -82,10 +82,7 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: floa
         >>> output.mean((1, 2)).round(decimals=3)
         tensor([0., 2.])
     """
-    require_floating_point(input)
-    if input.dim() not in (3, 4):
-        raise ValueError("input has to be of shape (N, C, H, W) or (C, H, W), "
-                         f"but got the shape {tuple(input.shape)}")
+    require_images(input)
     return _relax(input, p_logit, temperature, training, (-2, -1), noise, generator)
 
 
@@ -279,9 +276,8 @@ class ConcreteDropout2d(ConcreteDropout):
             Tensor: what the module makes of it.
 
         Raises:
-            ValueError: if the input has neither 3 nor 4 axes, if ``noise`` does not broadcast to the draw, or is given
-                in evaluation.
-            RuntimeError: if the input holds integers or booleans.
+            ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
+            RuntimeError: if the input has neither 3 nor 4 axes, or holds integers or booleans.
         """
         return self._apply_module(concrete_dropout2d(
             input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator), generator)

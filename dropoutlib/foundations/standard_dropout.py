@@ -45,15 +45,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         >>> functional.dropout(torch.ones(4), p=0.5, noise=torch.tensor([1, 0, 0, 1]))
         tensor([2., 0., 0., 2.])
     """
-    law = Bernoulli(p)
-    if not training:
-        refuse_noise(noise)
-        return input
-    if p == 0 and noise is None:
-        return input
-    scale = 1 / (1 - p) if p < 1 else 1.0  # where everything is dropped, nothing is scaled
-    output = _drop(input, law, scale, noise, generator)
-    return input.copy_(output) if inplace else output
+    return inverted(input, p, training, inplace, (), noise, generator)
 
 
 def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
@@ -97,11 +89,37 @@ def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True,
     return _drop(input, law, 1.0, noise, generator)
 
 
-def _drop(input: Tensor, law: Bernoulli, scale: float, noise: Tensor | None,
-          generator: torch.Generator | None) -> Tensor:
+def inverted(input: Tensor, p: float, training: bool, inplace: bool, shared: tuple[int, ...], noise: Tensor | None,
+             generator: torch.Generator | None) -> Tensor:
+    """Inverted dropout, one draw shared along some axes."""
+    law = Bernoulli(p)
+    if not training:
+        refuse_noise(noise)
+        return input
+    if p == 0 and noise is None:
+        return input
+    scale = 1 / (1 - p) if p < 1 else 1.0  # where everything is dropped, nothing is scaled
+    output = _drop(input, law, scale, noise, generator, shared)
+    return input.copy_(output) if inplace else output
+
+
+def inverted_mean(input: Tensor, p: float) -> Tensor:
+    """Mean of inverted dropout, element by element."""
+    return input if p < 1 else _scale(input, p)
+
+
+def inverted_variance(input: Tensor, p: float) -> Tensor:
+    """Variance of inverted dropout, element by element."""
+    if p in (0, 1):
+        return torch.zeros_like(input.abs().square())
+    return p / (1 - p) * input.abs().square()
+
+
+def _drop(input: Tensor, law: Bernoulli, scale: float, noise: Tensor | None, generator: torch.Generator | None,
+          shared: tuple[int, ...] = ()) -> Tensor:
     if law.p == 1 and noise is None:  # nothing to draw
         return select(input, torch.zeros_like(input, dtype=torch.bool))
-    return select(input, law.sample(input, noise=noise, generator=generator), scale)
+    return select(input, law.sample(input, shared=shared, noise=noise, generator=generator), scale)
 
 
 def _scale(input: Tensor, p: float) -> Tensor:
@@ -192,7 +210,7 @@ class Dropout(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
-        return input if self.p < 1 else _scale(input, self.p)
+        return inverted_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
         """Variance of the training output given the layer's input: p/(1 - p) times its square.
@@ -205,9 +223,7 @@ class Dropout(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
-        if self.p in (0, 1):
-            return torch.zeros_like(input.abs().square())
-        return self.p / (1 - self.p) * input.abs().square()
+        return inverted_variance(input, self.p)
 
 
 @describe("standard_dropout")

@@ -8,12 +8,14 @@ or ``nan`` leaves nothing behind) many elements at a time, where ``torch.where``
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.functional import embedding_bag
 
 from dropoutlib.kernels import is_eager
 
@@ -21,6 +23,7 @@ __all__ = ["Selector", "apply_mask", "can_apply_mask", "can_draw_mask", "draw_ma
 
 _CHUNK = 1 << 16  # elements; the random words of a chunk stay in the cache
 _SMALLEST = 3 << 11  # elements; below, the plain expressions cost less than the calls made here
+_ROW = 256  # elements; from here on the rows that share a draw are scaled as rows
 _PLACES = torch.tensor([[1], [2], [4], [8], [16], [32], [64], [-128]], dtype=torch.int8)  # of the bits of a byte
 _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -109,12 +112,30 @@ def apply_mask(x: Tensor, keep: Tensor, scale: float) -> Tensor:
 
 
 def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    if scale != 1 and _shares_rows(x, keep):
+        return _scaled_rows(x, keep, scale)
     integer = _SAME_SIZE[x.element_size()]
     bits = torch.empty_like(keep, dtype=integer).copy_(keep)
     values = x.view(integer)
     bits = bits.mul_(values) if keep.shape == x.shape else values * bits
     y = bits.view(x.dtype)
     return y if scale == 1 else y.mul_(scale)
+
+
+def _shares_rows(x: Tensor, keep: Tensor) -> bool:
+    """Whether each draw is for many elements in a row, as for the positions of a feature map."""
+    axes = sum(1 for _ in itertools.takewhile(lambda n: n == 1, reversed(keep.shape)))
+    return (x.dtype is torch.float32 and x.is_contiguous() and 0 < _ROW * keep.numel() <= x.numel()
+            and keep.shape[:x.dim() - axes] == x.shape[:x.dim() - axes])
+
+
+def _scaled_rows(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    """Selects and scales in one pass: the sum over a bag of rows that holds the row itself, or nothing."""
+    kept = keep.reshape(-1)
+    index = kept.nonzero().squeeze(1)
+    output = embedding_bag(index, x.view(kept.numel(), -1), kept.cumsum(0) - kept.long(), mode="sum",
+                           per_sample_weights=x.new_full(index.shape, scale))
+    return output.view(x.shape)
 
 
 class Selector:

@@ -1,0 +1,1 @@
+"""Methods for convolutional networks: one module a method."""

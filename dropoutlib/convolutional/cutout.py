@@ -1,0 +1,184 @@
+"""Cutout: a square of the input image is set to zero, at a random place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import positive_integer, refuse_noise, require_images
+from ..methods import describe
+from ..noise import Position, select
+from ..windows import squares
+
+__all__ = ["Cutout", "cutout"]
+
+
+def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, *, noise: Tensor | None = None,
+           generator: torch.Generator | None = None) -> Tensor:
+    """Sets squares of images to zero.
+
+    See :class:`~dropoutlib.Cutout`.
+
+    Args:
+        input: floating point or complex tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+        size: length of a side of a square, in pixels.
+        num_holes: number of squares in an image, which may overlap.
+        training: whether squares are cut out; if not, the input is returned as it is.
+        noise: centres that replace the draw, row and column, whole numbers of shape ``(N, num_holes, 2)``, or
+            ``(num_holes, 2)`` for one image.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: if ``size`` or ``num_holes`` is below 1, if ``noise`` does not broadcast to the draw, is off the
+            image, or is given while ``training`` is False.
+        RuntimeError: if the input is of another rank, or holds integers or booleans: convert and normalise first.
+        TypeError: if the input is not a tensor, or ``size`` or ``num_holes`` not a whole number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> functional.cutout(torch.ones(1, 4, 5), size=3, noise=torch.tensor([[1, 4]]))[0]
+        tensor([[1., 1., 1., 0., 0.],
+                [1., 1., 1., 0., 0.],
+                [1., 1., 1., 0., 0.],
+                [1., 1., 1., 1., 1.]])
+    """
+    size, num_holes = positive_integer("size", size), positive_integer("num_holes", num_holes)
+    require_images(input)
+    if not training:
+        refuse_noise(noise)
+        return input
+    height, width = input.shape[-2:]
+    if input.numel() == 0:
+        return input.clone()
+    law = Position((height, width))
+    centres = law.sample(input.new_empty((*input.shape[:-3], num_holes, 2)), noise=noise, generator=generator)
+    hidden = squares(centres, size, height, width).any(-3)
+    return select(input, ~hidden.unsqueeze(-3))
+
+
+@describe("cutout")
+class Cutout(nn.Module):
+    r"""Sets squares of the input image to zero: a data augmentation for training.
+
+    Every image has squares of its own, the same for all its channels, around centres that are uniform over **all**
+    pixels. A square that reaches over the edge is clipped, so less than ``size * size`` pixels are hidden on average:
+    19.1 %, not 25 %, for squares of 16 on images of 32. In evaluation the input is returned as it is.
+
+    {four_answers}
+
+    Nothing is rescaled. Zero should be the mean: apply it after the normalisation. It takes batches on any device, as
+    the first layer of a model, and single images, as the last transform of a data pipeline; a transform has no
+    ``train()``, it belongs in the pipeline of the training data alone.
+    An odd size is what it says; the authors' code makes it even by dropping one row and column.
+    Hiding selects: an ``inf`` or ``nan`` in a square becomes 0, with a zero gradient.
+
+    Args:
+        size: length of a side of a square, in pixels. It may be larger than the image.
+        num_holes: number of squares in an image, which may overlap.
+
+    Shape:
+        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output has the same one. ``noise``: the centres, row and column,
+        whole numbers of shape ``(N, num_holes, 2)`` or ``(num_holes, 2)``, or of one that broadcasts to it.
+
+    Raises:
+        ValueError: if ``size`` or ``num_holes`` is below 1.
+        TypeError: if one of them is not a whole number.
+
+    Source:
+        DeVries and Taylor, *Improved Regularization of Convolutional Neural Networks with Cutout* (2017), section 3,
+        and its code. Chapter: Cutout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import Cutout
+        >>> augment = Cutout(size=16)
+        >>> augment(torch.randn(8, 3, 32, 32)).shape
+        torch.Size([8, 3, 32, 32])
+        >>> round(augment.expected_area(32, 32), 4)
+        0.1914
+    """
+
+    def __init__(self, size: int, num_holes: int = 1) -> None:
+        super().__init__()
+        self.size = positive_integer("size", size)
+        self.num_holes = positive_integer("num_holes", num_holes)
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        return f"size={self.size}, num_holes={self.num_holes}"
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Hides squares in training and returns the input in evaluation.
+
+        Args:
+            input: floating point or complex tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+            noise: centres that replace the draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape, dtype and memory format of ``input``.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to the draw, is off the image, or is given in evaluation.
+            RuntimeError: if the input is of another rank, or holds integers or booleans.
+        """
+        return cutout(input, self.size, self.num_holes, self.training, noise=noise, generator=generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output: the input times the probability that a pixel is seen.
+
+        Args:
+            input: floating point or complex tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        return input * self._seen(input)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output, pixel by pixel.
+
+        Args:
+            input: floating point or complex tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        seen = self._seen(input)
+        return seen * (1 - seen) * input.abs().square()
+
+    def expected_area(self, height: int, width: int) -> float:
+        r"""Expected share of the pixels that are hidden.
+
+        With one square, a side of n pixels contributes the factor :math:`\frac{L}{n}\left(1 - \frac{L}{4n}\right)`,
+        where L is ``size``, even and at most 2n.
+
+        Args:
+            height: rows of the image.
+            width: columns of the image.
+
+        Returns:
+            A number between 0 and 1.
+        """
+        image = torch.empty(1, positive_integer("height", height), positive_integer("width", width),
+                            dtype=torch.float64)
+        return 1 - self._seen(image).mean().item()
+
+    def _seen(self, input: Tensor) -> Tensor:
+        """Probability that a pixel is outside of all squares, of shape ``(H, W)``."""
+        require_images(input)
+        height, width = input.shape[-2:]
+        hit = [self._centres_that_hit(n, input) / n for n in (height, width)]
+        return ((1 - hit[0][:, None] * hit[1]) ** self.num_holes).to(input.dtype)
+
+    def _centres_that_hit(self, length: int, like: Tensor) -> Tensor:
+        """For every place on an axis, the number of centres whose square covers it."""
+        place = torch.arange(length, device=like.device, dtype=torch.float64)
+        first = (place - (self.size - 1 - self.size // 2)).clamp(min=0)
+        last = (place + self.size // 2).clamp(max=length - 1)
+        return last - first + 1

@@ -1,0 +1,207 @@
+"""Max-drop: the largest activation of a map, or of a position, is set to zero with probability p."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..checks import positive_integer, refuse_noise, require_images
+from ..methods import describe
+from ..noise import Bernoulli, select
+from ..windows import squares
+
+__all__ = ["MaxDrop", "max_drop"]
+
+_SHARED = {"feature": (-2, -1), "channel": (-3,)}
+
+
+def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int = 1, training: bool = True, *,
+             noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Drops the largest activation of every map, or of every position, with probability p.
+
+    See :class:`~dropoutlib.MaxDrop`.
+
+    Args:
+        input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+        p: probability of dropping a maximum.
+        mode: ``"feature"``: the maximum of a map over its positions; ``"channel"``: of a position over the channels.
+        window: length of the side of the square that is dropped around the maximum of a map.
+        training: whether noise is applied; if not, the input is returned as it is.
+        noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C, 1, 1)`` for ``mode="feature"`` and
+            ``(N, 1, H, W)`` for ``mode="channel"``, or one that broadcasts to it.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``mode`` is another word, if ``window`` is below 1 or given
+            with ``mode="channel"``, if ``noise`` does not broadcast to the draw, or is given while ``training`` is
+            False.
+        RuntimeError: if the input is of another rank, or holds no real floating point numbers.
+        TypeError: if the input is not a tensor, ``p`` not a real number or ``window`` not a whole number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> x = torch.tensor([[[1., 2.], [4., 3.]]])
+        >>> functional.max_drop(x, p=0.4, noise=torch.zeros(1, 1, 1)).round(decimals=4)
+        tensor([[[1.1111, 2.2222],
+                 [0.0000, 3.3333]]])
+    """
+    law = Bernoulli(p)
+    _check(mode, window)
+    _require_real_images(input)
+    if not training:
+        refuse_noise(noise)
+        return input
+    if (p == 0 and noise is None) or input.numel() == 0:
+        return input
+    dropped = peaks(input, mode, window)
+    if p < 1 or noise is not None:
+        dropped = dropped & ~law.sample(input, shared=_SHARED[mode], noise=noise, generator=generator)
+    return select(input, ~dropped, _scale(input, p, mode, window))
+
+
+def peaks(input: Tensor, mode: str, window: int = 1) -> Tensor:
+    """Where the largest activations are; of equal ones the first.
+
+    Args:
+        input: of shape ``(..., C, H, W)``.
+        mode: ``"feature"`` or ``"channel"``.
+        window: length of the side of the square around the maximum of a map.
+
+    Returns:
+        Bool tensor of the shape of ``input``.
+    """
+    height, width = input.shape[-2:]
+    if mode == "feature":
+        place = input.detach().flatten(-2).argmax(-1)
+        where = squares(torch.stack([place // width, place % width], -1), window, height, width)
+    else:
+        channel = input.detach().argmax(-3, keepdim=True)
+        where = torch.arange(input.shape[-3], device=input.device)[:, None, None] == channel
+    return torch.zeros_like(input, dtype=torch.bool).logical_or(where)  # in the memory format of the input
+
+
+def _check(mode: str, window: int) -> None:
+    if mode not in _SHARED:
+        raise ValueError(f'mode has to be "feature" or "channel", but got {mode!r}')
+    if positive_integer("window", window) > 1 and mode == "channel":
+        raise ValueError(f'window is for mode="feature": a position has no neighbours among the channels, '
+                         f"but got window={window}")
+
+
+def _require_real_images(input: Tensor) -> None:
+    require_images(input)
+    if input.is_complex():
+        raise RuntimeError(f"input has to be real, because complex numbers have no order, but got {input.dtype}")
+
+
+def _scale(input: Tensor, p: float, mode: str, window: int) -> float:
+    """What keeps the sum of a constant input, but for squares that are clipped."""
+    channels, height, width = input.shape[-3:]
+    square = min(window, height) * min(window, width)
+    share = square / (height * width) if mode == "feature" else 1 / channels
+    return 1 / (1 - p * share) if p * share < 1 else 1.0  # where everything is dropped, nothing is scaled
+
+
+@describe("max_drop")
+class MaxDrop(_DropoutNd):
+    r"""Drops the largest activations, those that most of what follows relies on.
+
+    In training the maximum of every feature map (``mode="feature"``), or of every position over the channels
+    (``mode="channel"``), becomes 0 with probability p; everything else is kept. All is divided by
+    :math:`1 - p s`, where s is the share of what can be dropped: :math:`k^2/(HW)` for a window of side k, or
+    :math:`1/C`. In evaluation the input is returned as it is.
+
+    {four_answers}
+
+    The division keeps the mean of a constant input. A maximum is larger than its share, so for all other inputs the
+    output's sum is too small in training: by the factor :math:`\frac{1 - p\,a_{\max}/\sum a}{1 - p s}`.
+    :meth:`mean` is exact. Where some activations are equal, the first is taken. A negative maximum is dropped too,
+    that is, raised to 0. The authors' code differs for channels: it takes a window there as well, around the maximum
+    in its map, and computes a scale of 1, through a division of whole numbers.
+    *MaxDropout* by Santos et al. is another method: it drops all that is above a threshold.
+
+    Args:
+        p: probability of dropping a maximum. The attribute ``p`` may be changed later.
+        mode: ``"feature"`` or ``"channel"``.
+        window: length of the side of the square that is dropped around the maximum of a map, clipped at its edges.
+
+    Shape:
+        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output has the same one. ``noise``: the keep mask, 0 or 1, of
+        shape ``(N, C, 1, 1)`` for features and ``(N, 1, H, W)`` for channels, or one that broadcasts to it.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``mode`` is another word, if ``window`` is below 1, or above 1
+            with ``mode="channel"``.
+        TypeError: if ``p`` is not a real number or ``window`` not a whole number.
+
+    Source:
+        Park and Kwak, *Analysis on the Dropout Effect in Convolutional Neural Networks* (2016), and its code.
+        Chapter: Max-drop.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import MaxDrop
+        >>> layer = MaxDrop(p=0.2, mode="feature", window=3)
+        >>> layer(torch.rand(8, 16, 10, 10)).shape
+        torch.Size([8, 16, 10, 10])
+    """
+
+    def __init__(self, p: float = 0.1, mode: str = "feature", window: int = 1) -> None:
+        super().__init__(Bernoulli(p).p)
+        _check(mode, window)
+        self.mode, self.window = mode, window
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        return f"p={self.p}, mode={self.mode!r}" + (f", window={self.window}" if self.mode == "feature" else "")
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Drops maxima in training and returns the input in evaluation.
+
+        Args:
+            input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+            noise: keep mask that replaces the draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape, dtype and memory format of ``input``.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
+            RuntimeError: if the input is of another rank, or holds no real floating point numbers.
+        """
+        return max_drop(input, self.p, self.mode, self.window, self.training, noise=noise, generator=generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input, which is not the test output.
+
+        Args:
+            input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        scale = _scale(input, self.p, self.mode, self.window)
+        return torch.where(self._peaks(input), (1 - self.p) * scale * input, scale * input)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input, element by element: that of the maxima.
+
+        Args:
+            input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        scale = _scale(input, self.p, self.mode, self.window)
+        return torch.where(self._peaks(input), self.p * (1 - self.p) * scale**2 * input.square(), 0)
+
+    def _peaks(self, input: Tensor) -> Tensor:
+        _require_real_images(input)
+        return peaks(input, self.mode, self.window)

@@ -1,0 +1,964 @@
+"""Pooling with dropped inputs: maximum, mean, and a draw in proportion to the activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..checks import refuse_noise
+from ..foundations.standard_dropout import inverted
+from ..methods import describe
+from ..noise import Bernoulli, Uniform, select
+from ..windows import Windows
+
+__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "MaxPoolDropout1d", "MaxPoolDropout2d",
+           "MaxPoolDropout3d", "StochasticPool2d", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
+           "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "stochastic_pool2d"]
+
+_MAX_POOLS: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVG_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+# Maximum
+
+
+def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                       padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
+                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
+                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Maximum of every window of a sequence, dropped elements counting as 0.
+
+    See :class:`~dropoutlib.MaxPoolDropout1d`.
+
+    Args:
+        input: floating point tensor of shape ``(N, C, L)`` or ``(C, L)``.
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides; it never wins.
+        dilation: step from element to element of a window.
+        ceil_mode: whether windows that reach over the end count.
+        p: probability of dropping an element.
+        training: whether elements are dropped; if not, the rule ``inference`` is used.
+        inference: ``"expected"`` or ``"scaled"``.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.max_pool1d`` gives.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, if a size is too small, if ``noise``
+            does not broadcast to ``input``, or if it is given while ``training`` is False.
+        RuntimeError: if the input has a wrong number of axes, is smaller than a window or holds integers; if the
+            padding is larger than half of a window; if ``generator`` cannot be used here (see
+            :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor, or an argument no number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 4)
+        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 4)
+        >>> functional.max_pool_dropout1d(x, 2, noise=keep).flatten()
+        tensor([1., 3.])
+        >>> functional.max_pool_dropout1d(x, 2, training=False).flatten()  # 4/2 + 1/4, 3/2 + 2/4
+        tensor([2.2500, 2.0000])
+    """
+    windows = Windows(1, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, windows, p, training, inference, noise, generator)
+
+
+
+def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                       padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
+                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
+                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Maximum of every window of an image, dropped elements counting as 0.
+
+    See :class:`~dropoutlib.MaxPoolDropout2d`.
+
+    Args:
+        input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides; it never wins.
+        dilation: step from element to element of a window.
+        ceil_mode: whether windows that reach over the end count.
+        p: probability of dropping an element.
+        training: whether elements are dropped; if not, the rule ``inference`` is used.
+        inference: ``"expected"`` or ``"scaled"``.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.max_pool2d`` gives.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, if a size is too small, if ``noise``
+            does not broadcast to ``input``, or if it is given while ``training`` is False.
+        RuntimeError: if the input has a wrong number of axes, is smaller than a window or holds integers; if the
+            padding is larger than half of a window; if ``generator`` cannot be used here (see
+            :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor, or an argument no number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
+        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 4)
+        >>> functional.max_pool_dropout2d(x, (1, 2), noise=keep).flatten()
+        tensor([1., 3.])
+        >>> functional.max_pool_dropout2d(x, (1, 2), training=False).flatten()  # 4/2 + 1/4, 3/2 + 2/4
+        tensor([2.2500, 2.0000])
+    """
+    windows = Windows(2, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, windows, p, training, inference, noise, generator)
+
+
+
+def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                       padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
+                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
+                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Maximum of every window of a volume, dropped elements counting as 0.
+
+    See :class:`~dropoutlib.MaxPoolDropout3d`.
+
+    Args:
+        input: floating point tensor of shape ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides; it never wins.
+        dilation: step from element to element of a window.
+        ceil_mode: whether windows that reach over the end count.
+        p: probability of dropping an element.
+        training: whether elements are dropped; if not, the rule ``inference`` is used.
+        inference: ``"expected"`` or ``"scaled"``.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.max_pool3d`` gives.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, if a size is too small, if ``noise``
+            does not broadcast to ``input``, or if it is given while ``training`` is False.
+        RuntimeError: if the input has a wrong number of axes, is smaller than a window or holds integers; if the
+            padding is larger than half of a window; if ``generator`` cannot be used here (see
+            :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor, or an argument no number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 4)
+        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 1, 4)
+        >>> functional.max_pool_dropout3d(x, (1, 1, 2), noise=keep).flatten()
+        tensor([1., 3.])
+        >>> functional.max_pool_dropout3d(x, (1, 1, 2), training=False).flatten()  # 4/2 + 1/4, 3/2 + 2/4
+        tensor([2.2500, 2.0000])
+    """
+    windows = Windows(3, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, windows, p, training, inference, noise, generator)
+
+
+def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inference: str, noise: Tensor | None,
+              generator: torch.Generator | None) -> Tensor:
+    law = Bernoulli(p)
+    _check_inference(inference)
+    windows.check(input)
+    if training:
+        if law.p > 0 or noise is not None:
+            keep = torch.zeros_like(input, dtype=torch.bool) if law.p == 1 and noise is None else law.sample(
+                input, noise=noise, generator=generator)
+            input = select(input, keep)
+        return _maximum(input, windows)
+    refuse_noise(noise)
+    if law.p == 0:
+        return _maximum(input, windows)
+    if inference == "scaled":
+        return law.mean * _maximum(input, windows)
+    return _in_format_of(input, _expected(input, windows, law.p)[0])
+
+
+def _check_inference(inference: str) -> None:
+    if inference not in ("expected", "scaled"):
+        raise ValueError(f"inference has to be 'expected' or 'scaled', but got {inference!r}")
+
+
+def _maximum(input: Tensor, windows: Windows) -> Tensor:
+    return _MAX_POOLS[windows.axes](input, windows.kernel, windows.stride, windows.padding, windows.dilation,
+                                    windows.ceil_mode)
+
+
+def _in_format_of(input: Tensor, output: Tensor) -> Tensor:
+    """Torch's pools keep channels last."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    kept = formats.get(input.dim())
+    if kept is None or input.is_contiguous() or not input.is_contiguous(memory_format=kept):
+        return output
+    return output.contiguous(memory_format=kept)
+
+
+def _expected(input: Tensor, windows: Windows, p: float) -> tuple[Tensor, Tensor]:
+    """Mean and mean square of the maximum.
+
+    The element of rank r from the top wins if it is kept and the r larger ones are dropped. A negative one wins only
+    if nothing is dropped, because what is dropped counts as 0.
+    """
+    elements = windows.of(input, -math.inf).sort(dim=-1, descending=True).values
+    ranks = torch.arange(elements.shape[-1], device=input.device, dtype=input.dtype)
+    chances = (1 - p) * p**ranks
+    positive = torch.where(elements >= 0, elements, 0)
+    largest = elements[..., 0]
+    count = windows.of(torch.ones_like(input), 0.0).sum(-1)
+    nothing_dropped = torch.where(largest < 0, largest, 0) * (1 - p) ** count
+    mean = (chances * positive).sum(-1) + nothing_dropped
+    return mean, (chances * positive.square()).sum(-1) + nothing_dropped * torch.where(largest < 0, largest, 0)
+
+
+class _MaxPoolDropout(_DropoutNd):
+    """What the three ranks share."""
+
+    _axes: int
+
+    def __init__(self, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                 padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1, ceil_mode: bool = False,
+                 p: float = 0.5, inference: str = "expected") -> None:
+        super().__init__(Bernoulli(p).p)
+        _check_inference(inference)
+        self._windows = Windows(self._axes, kernel_size, stride, padding, dilation, ceil_mode)
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.dilation, self.ceil_mode, self.inference = padding, dilation, ceil_mode, inference
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        return (f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+                f"dilation={self.dilation}, ceil_mode={self.ceil_mode}, p={self.p}, inference={self.inference!r}")
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Drops elements and takes the maximum in training, applies the test rule in evaluation.
+
+        Args:
+            input: floating point tensor, of a shape that the layer takes.
+            noise: keep mask that replaces the draw, of a shape that broadcasts to the input's; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape that torch's pooling gives.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
+            RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds integers.
+        """
+        return _max_pool(input, self._windows, self.p, self.training, self.inference, noise, generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: exact for every window.
+
+        Args:
+            input: tensor of a shape that the layer takes.
+
+        Returns:
+            Tensor of the shape of the output.
+        """
+        return _max_pool(input, self._windows, self.p, False, "expected", None, None)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input: exact for every window.
+
+        Overlapping windows share masks, so their outputs are correlated.
+
+        Args:
+            input: tensor of a shape that the layer takes.
+
+        Returns:
+            Tensor of the shape of the output.
+        """
+        self._windows.check(input)
+        mean, square = _expected(input, self._windows, Bernoulli(self.p).p)
+        return (square - mean.square()).clamp(min=0)
+
+
+@describe("pooling_dropout")
+class MaxPoolDropout1d(_MaxPoolDropout):
+    """Maximum of every window of a sequence whose elements are dropped.
+
+    It takes the place of :class:`torch.nn.MaxPool1d`.
+
+    In training every element of the input is kept with probability 1 - p and set to 0 with probability p, before the
+    windows are laid: windows that overlap share masks. With non-negative elements a_1 <= ... <= a_n, the maximum is a_i
+    with probability (1 - p) p^(n - i), and 0 with probability p^n.
+
+    {four_answers}
+
+    In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
+    negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
+    that the second largest element wins if the largest is dropped. Nothing is scaled in training.
+
+    With p = 0 it equals torch's layer. Padding never wins. A dropped ``inf`` or ``nan`` becomes 0.
+
+    Args:
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides, at most half of a window.
+        dilation: step from element to element of a window.
+        ceil_mode: whether windows that reach over the end count.
+        p: probability of dropping an element. The attribute ``p`` may be changed later.
+        inference: the test rule, ``"expected"`` or ``"scaled"``.
+
+    Shape:
+        Input ``(N, C, L)`` or ``(C, L)``; the output is that of torch's layer.
+        ``noise``: the keep mask, 0 or 1, of a shape that broadcasts to the input's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, or a size is too small.
+        RuntimeError: if the padding is larger than half of a window.
+        TypeError: if ``p`` is not a real number or a size no whole number.
+
+    Source:
+        Wu and Gu, *Towards dropout training for convolutional neural networks* (2015). Chapter: Pooling dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import MaxPoolDropout1d
+        >>> layer = MaxPoolDropout1d(2, p=0.5)
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 4)
+        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 4)).flatten()
+        tensor([1., 3.])
+        >>> layer.eval()(x).flatten()
+        tensor([2.2500, 2.0000])
+    """
+
+    _axes = 1
+
+
+
+@describe("pooling_dropout")
+class MaxPoolDropout2d(_MaxPoolDropout):
+    """Maximum of every window of an image whose elements are dropped.
+
+    It takes the place of :class:`torch.nn.MaxPool2d`.
+
+    In training every element of the input is kept with probability 1 - p and set to 0 with probability p, before the
+    windows are laid: windows that overlap share masks. With non-negative elements a_1 <= ... <= a_n, the maximum is a_i
+    with probability (1 - p) p^(n - i), and 0 with probability p^n.
+
+    {four_answers}
+
+    In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
+    negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
+    that the second largest element wins if the largest is dropped. Nothing is scaled in training.
+
+    With p = 0 it equals torch's layer. Padding never wins. A dropped ``inf`` or ``nan`` becomes 0.
+
+    Args:
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides, at most half of a window.
+        dilation: step from element to element of a window.
+        ceil_mode: whether windows that reach over the end count.
+        p: probability of dropping an element. The attribute ``p`` may be changed later.
+        inference: the test rule, ``"expected"`` or ``"scaled"``.
+
+    Shape:
+        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output is that of torch's layer.
+        ``noise``: the keep mask, 0 or 1, of a shape that broadcasts to the input's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, or a size is too small.
+        RuntimeError: if the padding is larger than half of a window.
+        TypeError: if ``p`` is not a real number or a size no whole number.
+
+    Source:
+        Wu and Gu, *Towards dropout training for convolutional neural networks* (2015). Chapter: Pooling dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import MaxPoolDropout2d
+        >>> layer = MaxPoolDropout2d((1, 2), p=0.5)
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
+        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 4)).flatten()
+        tensor([1., 3.])
+        >>> layer.eval()(x).flatten()
+        tensor([2.2500, 2.0000])
+    """
+
+    _axes = 2
+
+
+
+@describe("pooling_dropout")
+class MaxPoolDropout3d(_MaxPoolDropout):
+    """Maximum of every window of a volume whose elements are dropped.
+
+    It takes the place of :class:`torch.nn.MaxPool3d`.
+
+    In training every element of the input is kept with probability 1 - p and set to 0 with probability p, before the
+    windows are laid: windows that overlap share masks. With non-negative elements a_1 <= ... <= a_n, the maximum is a_i
+    with probability (1 - p) p^(n - i), and 0 with probability p^n.
+
+    {four_answers}
+
+    In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
+    negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
+    that the second largest element wins if the largest is dropped. Nothing is scaled in training.
+
+    With p = 0 it equals torch's layer. Padding never wins. A dropped ``inf`` or ``nan`` becomes 0.
+
+    Args:
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides, at most half of a window.
+        dilation: step from element to element of a window.
+        ceil_mode: whether windows that reach over the end count.
+        p: probability of dropping an element. The attribute ``p`` may be changed later.
+        inference: the test rule, ``"expected"`` or ``"scaled"``.
+
+    Shape:
+        Input ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is that of torch's layer.
+        ``noise``: the keep mask, 0 or 1, of a shape that broadcasts to the input's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, or a size is too small.
+        RuntimeError: if the padding is larger than half of a window.
+        TypeError: if ``p`` is not a real number or a size no whole number.
+
+    Source:
+        Wu and Gu, *Towards dropout training for convolutional neural networks* (2015). Chapter: Pooling dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import MaxPoolDropout3d
+        >>> layer = MaxPoolDropout3d((1, 1, 2), p=0.5)
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 4)
+        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 1, 4)).flatten()
+        tensor([1., 3.])
+        >>> layer.eval()(x).flatten()
+        tensor([2.2500, 2.0000])
+    """
+
+    _axes = 3
+
+
+# Mean
+
+
+def avg_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                       padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+                       p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
+                       generator: torch.Generator | None = None) -> Tensor:
+    """Mean of every window of a sequence behind inverted dropout.
+
+    See :class:`~dropoutlib.AvgPoolDropout1d`.
+
+    Args:
+        input: floating point tensor of shape ``(N, C, L)`` or ``(C, L)``.
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: zeros that are added on both sides.
+        ceil_mode: whether windows that reach over the end count.
+        count_include_pad: whether the padding counts in the number that is divided by.
+        p: probability of dropping an element.
+        training: whether elements are dropped.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.avg_pool1d`` gives.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if a size is too small, if ``noise`` does not broadcast to
+            ``input``, or if it is given while ``training`` is False.
+        RuntimeError: as for :func:`max_pool_dropout1d`.
+        TypeError: if the input is not a tensor, or an argument no number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 4)
+        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 4)
+        >>> functional.avg_pool_dropout1d(x, 2, noise=keep).flatten()
+        tensor([1., 5.])
+    """
+    windows = Windows(1, kernel_size, stride, padding, 1, ceil_mode)
+    return _avg_pool(input, windows, count_include_pad, p, training, noise, generator)
+
+
+
+def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                       padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+                       p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
+                       generator: torch.Generator | None = None) -> Tensor:
+    """Mean of every window of an image behind inverted dropout.
+
+    See :class:`~dropoutlib.AvgPoolDropout2d`.
+
+    Args:
+        input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: zeros that are added on both sides.
+        ceil_mode: whether windows that reach over the end count.
+        count_include_pad: whether the padding counts in the number that is divided by.
+        p: probability of dropping an element.
+        training: whether elements are dropped.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.avg_pool2d`` gives.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if a size is too small, if ``noise`` does not broadcast to
+            ``input``, or if it is given while ``training`` is False.
+        RuntimeError: as for :func:`max_pool_dropout2d`.
+        TypeError: if the input is not a tensor, or an argument no number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
+        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 4)
+        >>> functional.avg_pool_dropout2d(x, (1, 2), noise=keep).flatten()
+        tensor([1., 5.])
+    """
+    windows = Windows(2, kernel_size, stride, padding, 1, ceil_mode)
+    return _avg_pool(input, windows, count_include_pad, p, training, noise, generator)
+
+
+
+def avg_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                       padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+                       p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
+                       generator: torch.Generator | None = None) -> Tensor:
+    """Mean of every window of a volume behind inverted dropout.
+
+    See :class:`~dropoutlib.AvgPoolDropout3d`.
+
+    Args:
+        input: floating point tensor of shape ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: zeros that are added on both sides.
+        ceil_mode: whether windows that reach over the end count.
+        count_include_pad: whether the padding counts in the number that is divided by.
+        p: probability of dropping an element.
+        training: whether elements are dropped.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.avg_pool3d`` gives.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if a size is too small, if ``noise`` does not broadcast to
+            ``input``, or if it is given while ``training`` is False.
+        RuntimeError: as for :func:`max_pool_dropout3d`.
+        TypeError: if the input is not a tensor, or an argument no number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 4)
+        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 1, 4)
+        >>> functional.avg_pool_dropout3d(x, (1, 1, 2), noise=keep).flatten()
+        tensor([1., 5.])
+    """
+    windows = Windows(3, kernel_size, stride, padding, 1, ceil_mode)
+    return _avg_pool(input, windows, count_include_pad, p, training, noise, generator)
+
+
+def _avg_pool(input: Tensor, windows: Windows, count_include_pad: bool, p: float, training: bool, noise: Tensor | None,
+              generator: torch.Generator | None) -> Tensor:
+    windows.check(input)
+    return _average(inverted(input, p, training, False, (), noise, generator), windows, count_include_pad)
+
+
+def _average(input: Tensor, windows: Windows, count_include_pad: bool) -> Tensor:
+    return _AVG_POOLS[windows.axes](input, windows.kernel, windows.stride, windows.padding, windows.ceil_mode,
+                                    count_include_pad)
+
+
+class _AvgPoolDropout(_DropoutNd):
+    """What the three ranks share."""
+
+    _axes: int
+
+    def __init__(self, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                 padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+                 p: float = 0.5) -> None:
+        super().__init__(Bernoulli(p).p)
+        self._windows = Windows(self._axes, kernel_size, stride, padding, 1, ceil_mode)
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.ceil_mode, self.count_include_pad = padding, ceil_mode, count_include_pad
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        return (f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+                f"ceil_mode={self.ceil_mode}, count_include_pad={self.count_include_pad}, p={self.p}")
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Drops elements in training, and takes the mean.
+
+        Args:
+            input: floating point tensor, of a shape that the layer takes.
+            noise: keep mask that replaces the draw, of a shape that broadcasts to the input's; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape that torch's pooling gives.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
+            RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds integers.
+        """
+        return _avg_pool(input, self._windows, self.count_include_pad, self.p, self.training, noise, generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: the mean of the window (zero if p = 1).
+
+        Args:
+            input: tensor of a shape that the layer takes.
+
+        Returns:
+            Tensor of the shape of the output.
+        """
+        output = _average(input, self._windows, self.count_include_pad)
+        return output if self.p < 1 else torch.zeros_like(output)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input: p/(1 - p) times the sum of squares over n^2.
+
+        Overlapping windows share masks, so their outputs are correlated.
+
+        Args:
+            input: tensor of a shape that the layer takes.
+
+        Returns:
+            Tensor of the shape of the output.
+        """
+        squares = _average(input.square(), self._windows, self.count_include_pad)
+        if self.p in (0, 1):
+            return torch.zeros_like(squares)
+        # The mean of ones is the number of elements over the number that torch divides by.
+        ones = torch.ones_like(input)
+        divided_by = self._windows.of(ones, 0.0).sum(-1) / _average(ones, self._windows, self.count_include_pad)
+        return self.p / (1 - self.p) * squares / divided_by
+
+
+@describe("pooling_dropout")
+class AvgPoolDropout1d(_AvgPoolDropout):
+    """Mean of every window of a sequence behind inverted dropout.
+
+    It takes the place of :class:`torch.nn.AvgPool1d`.
+
+    In training every element x of the input becomes x/(1 - p) with probability 1 - p and 0 with probability p, before
+    the windows are laid: windows that overlap share masks. The mean of the output is the mean of the window, so that
+    evaluation is torch's layer. The variance, for n elements, is p/(1 - p) times their sum of squares over n^2.
+
+    {four_answers}
+
+    The mean is over all elements of the window, dropped ones included. Dividing by the number of those that are kept
+    would be another method, without a rule for a window that loses all of them.
+
+    Args:
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: zeros that are added on both sides, at most half of a window.
+        ceil_mode: whether windows that reach over the end count.
+        count_include_pad: whether the padding counts in the number that is divided by.
+        p: probability of dropping an element. The attribute ``p`` may be changed later.
+
+    Shape:
+        Input ``(N, C, L)`` or ``(C, L)``; the output is that of torch's layer.
+        ``noise``: the keep mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, or a size is too small.
+        RuntimeError: if the padding is larger than half of a window.
+        TypeError: if ``p`` is not a real number or a size no whole number.
+
+    Source:
+        Dropout before a layer that takes means; the maximum is due to Wu and Gu, *Towards dropout training for
+        convolutional neural networks* (2015). Chapter: Pooling dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import AvgPoolDropout1d
+        >>> layer = AvgPoolDropout1d(2, p=0.5)
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 4)
+        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 4)).flatten()
+        tensor([1., 5.])
+        >>> layer.variance(x).flatten()  # (1 + 16)/4, (4 + 9)/4
+        tensor([4.2500, 3.2500])
+    """
+
+    _axes = 1
+
+
+
+@describe("pooling_dropout")
+class AvgPoolDropout2d(_AvgPoolDropout):
+    """Mean of every window of an image behind inverted dropout.
+
+    It takes the place of :class:`torch.nn.AvgPool2d`.
+
+    In training every element x of the input becomes x/(1 - p) with probability 1 - p and 0 with probability p, before
+    the windows are laid: windows that overlap share masks. The mean of the output is the mean of the window, so that
+    evaluation is torch's layer. The variance, for n elements, is p/(1 - p) times their sum of squares over n^2.
+
+    {four_answers}
+
+    The mean is over all elements of the window, dropped ones included. Dividing by the number of those that are kept
+    would be another method, without a rule for a window that loses all of them.
+
+    Args:
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: zeros that are added on both sides, at most half of a window.
+        ceil_mode: whether windows that reach over the end count.
+        count_include_pad: whether the padding counts in the number that is divided by.
+        p: probability of dropping an element. The attribute ``p`` may be changed later.
+
+    Shape:
+        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output is that of torch's layer.
+        ``noise``: the keep mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, or a size is too small.
+        RuntimeError: if the padding is larger than half of a window.
+        TypeError: if ``p`` is not a real number or a size no whole number.
+
+    Source:
+        Dropout before a layer that takes means; the maximum is due to Wu and Gu, *Towards dropout training for
+        convolutional neural networks* (2015). Chapter: Pooling dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import AvgPoolDropout2d
+        >>> layer = AvgPoolDropout2d((1, 2), p=0.5)
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
+        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 4)).flatten()
+        tensor([1., 5.])
+        >>> layer.variance(x).flatten()  # (1 + 16)/4, (4 + 9)/4
+        tensor([4.2500, 3.2500])
+    """
+
+    _axes = 2
+
+
+
+@describe("pooling_dropout")
+class AvgPoolDropout3d(_AvgPoolDropout):
+    """Mean of every window of a volume behind inverted dropout.
+
+    It takes the place of :class:`torch.nn.AvgPool3d`.
+
+    In training every element x of the input becomes x/(1 - p) with probability 1 - p and 0 with probability p, before
+    the windows are laid: windows that overlap share masks. The mean of the output is the mean of the window, so that
+    evaluation is torch's layer. The variance, for n elements, is p/(1 - p) times their sum of squares over n^2.
+
+    {four_answers}
+
+    The mean is over all elements of the window, dropped ones included. Dividing by the number of those that are kept
+    would be another method, without a rule for a window that loses all of them.
+
+    Args:
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: zeros that are added on both sides, at most half of a window.
+        ceil_mode: whether windows that reach over the end count.
+        count_include_pad: whether the padding counts in the number that is divided by.
+        p: probability of dropping an element. The attribute ``p`` may be changed later.
+
+    Shape:
+        Input ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is that of torch's layer.
+        ``noise``: the keep mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, or a size is too small.
+        RuntimeError: if the padding is larger than half of a window.
+        TypeError: if ``p`` is not a real number or a size no whole number.
+
+    Source:
+        Dropout before a layer that takes means; the maximum is due to Wu and Gu, *Towards dropout training for
+        convolutional neural networks* (2015). Chapter: Pooling dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import AvgPoolDropout3d
+        >>> layer = AvgPoolDropout3d((1, 1, 2), p=0.5)
+        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 4)
+        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 1, 4)).flatten()
+        tensor([1., 5.])
+        >>> layer.variance(x).flatten()  # (1 + 16)/4, (4 + 9)/4
+        tensor([4.2500, 3.2500])
+    """
+
+    _axes = 3
+
+
+# In proportion to the activations
+
+
+def stochastic_pool2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                      padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, training: bool = True, *,
+                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """One element of every window, drawn with a probability in proportion to its size.
+
+    See :class:`~dropoutlib.StochasticPool2d`.
+
+    Args:
+        input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides; it is never drawn.
+        ceil_mode: whether windows that reach over the end count.
+        training: whether an element is drawn; if not, the mean over the draw is taken.
+        noise: uniform numbers between 0 and 1 that replace the draw, of a shape that broadcasts to the output's.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.max_pool2d`` gives.
+
+    Raises:
+        ValueError: if a size is too small, if ``noise`` does not broadcast to the output, is not between 0 and 1, or is
+            given while ``training`` is False.
+        RuntimeError: as for :func:`max_pool_dropout2d`.
+        TypeError: if the input is not a tensor, or a size no whole number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> x = torch.tensor([[[1.0, 3.0]]])
+        >>> functional.stochastic_pool2d(x, (1, 2), noise=torch.tensor([0.2])), functional.stochastic_pool2d(
+        ...     x, (1, 2), noise=torch.tensor([0.3]))
+        (tensor([[[1.]]]), tensor([[[3.]]]))
+        >>> functional.stochastic_pool2d(x, (1, 2), training=False)  # (1 + 9)/(1 + 3)
+        tensor([[[2.5000]]])
+    """
+    windows = Windows(2, kernel_size, stride, padding, 1, ceil_mode)
+    return _stochastic_pool(input, windows, training, noise, generator)
+
+
+def _stochastic_pool(input: Tensor, windows: Windows, training: bool, noise: Tensor | None,
+                     generator: torch.Generator | None) -> Tensor:
+    windows.check(input)
+    elements = windows.of(input, 0.0).clamp(min=0)
+    if not training:
+        refuse_noise(noise)
+        return _power_mean(elements, 1)
+    uniform = Uniform().sample(elements[..., 0].detach(), noise=noise, generator=generator)
+    with torch.no_grad():
+        below = elements.to(uniform.dtype).cumsum(-1)
+        drawn = (below <= (uniform * below[..., -1]).unsqueeze(-1)).sum(-1).clamp(max=elements.shape[-1] - 1)
+    return elements.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+
+
+def _power_mean(elements: Tensor, power: int) -> Tensor:
+    """Mean of a power of the drawn element; 0 where there is nothing to draw."""
+    total = elements.sum(-1)
+    chances = elements / torch.where(total > 0, total, 1).unsqueeze(-1)
+    return (chances * elements**power).sum(-1)
+
+
+@describe("pooling_dropout")
+class StochasticPool2d(_DropoutNd):
+    """Draws one element of every window with a probability in proportion to its size.
+
+    In training the output is the element a_i of its window with probability a_i / (a_1 + ... + a_n). Negative elements
+    count as 0; where nothing is positive, the output is 0. Every window has a draw of its own. There is no p.
+
+    {four_answers}
+
+    In evaluation the output is the mean over the draw, the sum of squares over the sum. Here the *size* of an element
+    decides, in :class:`MaxPoolDropout2d` its rank.
+
+    Args:
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides, at most half of a window; it is never drawn.
+        ceil_mode: whether windows that reach over the end count.
+
+    Shape:
+        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output is that of :class:`torch.nn.MaxPool2d`. ``noise``: uniform
+        numbers between 0 and 1, of a shape that broadcasts to the output's.
+
+    Raises:
+        ValueError: if a size is too small.
+        RuntimeError: if the padding is larger than half of a window.
+        TypeError: if a size is no whole number.
+
+    Source:
+        Zeiler and Fergus, *Stochastic Pooling for Regularization of Deep Convolutional Neural Networks* (2013).
+        Chapter: Pooling dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import StochasticPool2d
+        >>> layer = StochasticPool2d((1, 2))
+        >>> layer(torch.tensor([[[1.0, 3.0]]]), noise=torch.tensor([0.3]))
+        tensor([[[3.]]])
+    """
+
+    def __init__(self, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                 padding: int | tuple[int, ...] = 0, ceil_mode: bool = False) -> None:
+        super().__init__(0.0)
+        self._windows = Windows(2, kernel_size, stride, padding, 1, ceil_mode)
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.ceil_mode = padding, ceil_mode
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        return (f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+                f"ceil_mode={self.ceil_mode}")
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Draws in training and takes the mean over the draw in evaluation.
+
+        Args:
+            input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+            noise: uniform numbers that replace the draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape that torch's pooling gives.
+
+        Raises:
+            ValueError: if ``noise`` has a wrong shape or value, or is given in evaluation.
+            RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds integers.
+        """
+        return _stochastic_pool(input, self._windows, self.training, noise, generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: sum of squares over sum, of every window.
+
+        Args:
+            input: tensor of a shape that the layer takes.
+
+        Returns:
+            Tensor of the shape of the output.
+        """
+        return _stochastic_pool(input, self._windows, False, None, None)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input, of every window.
+
+        Args:
+            input: tensor of a shape that the layer takes.
+
+        Returns:
+            Tensor of the shape of the output.
+        """
+        self._windows.check(input)
+        elements = self._windows.of(input, 0.0).clamp(min=0)
+        return (_power_mean(elements, 2) - _power_mean(elements, 1).square()).clamp(min=0)

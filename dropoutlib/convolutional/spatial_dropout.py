@@ -1,0 +1,304 @@
+"""Spatial dropout: whole feature maps are kept or set to zero, one draw for all positions of a map."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..checks import require_floating_point
+from ..foundations.standard_dropout import inverted, inverted_mean, inverted_variance
+from ..methods import describe
+from ..noise import Bernoulli
+
+__all__ = ["SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "spatial_dropout1d", "spatial_dropout2d",
+           "spatial_dropout3d"]
+
+# Number of spatial axes: the shapes that are taken, and what is said of others.
+_SHAPES = {1: ({2, 3}, "(N, C, L) or (C, L)"), 2: ({4}, "(N, C, H, W)"), 3: ({4, 5}, "(N, C, D, H, W) or (C, D, H, W)")}
+_HINTS = {(2, 3): ": use SpatialDropout1d for (N, C, L), and input[None] for a single image (C, H, W)",
+          (1, 4): ": use SpatialDropout2d for (N, C, H, W)", (2, 5): ": use SpatialDropout3d for (N, C, D, H, W)"}
+
+
+def spatial_dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
+                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Inverted dropout of whole feature maps of a sequence.
+
+    See :class:`~dropoutlib.SpatialDropout1d`.
+
+    Args:
+        input: floating point or complex tensor of shape ``(N, C, L)`` or ``(C, L)``.
+        p: probability of dropping a map.
+        training: whether noise is applied; if not, the input is returned as it is.
+        inplace: whether the result is written into ``input``.
+        noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C, 1)`` or one that broadcasts to it.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to the draw, or if it is given
+            while ``training`` is False.
+        RuntimeError: if the input has another number of axes; else as for :func:`~dropoutlib.functional.dropout`.
+        TypeError: if the input is not a tensor or ``p`` not a real number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> keep = torch.tensor([1, 0]).reshape(2, 1)
+        >>> functional.spatial_dropout1d(torch.ones(1, 2, 3), p=0.5, noise=keep).sum(2)
+        tensor([[6., 0.]])
+    """
+    return _spatial(input, p, training, inplace, 1, noise, generator)
+
+
+
+def spatial_dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
+                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Inverted dropout of whole feature maps of an image.
+
+    See :class:`~dropoutlib.SpatialDropout2d`.
+
+    Args:
+        input: floating point or complex tensor of shape ``(N, C, H, W)``.
+        p: probability of dropping a map.
+        training: whether noise is applied; if not, the input is returned as it is.
+        inplace: whether the result is written into ``input``.
+        noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C, 1, 1)`` or one that broadcasts to it.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to the draw, or if it is given
+            while ``training`` is False.
+        RuntimeError: if the input has another number of axes; else as for :func:`~dropoutlib.functional.dropout`.
+        TypeError: if the input is not a tensor or ``p`` not a real number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> keep = torch.tensor([1, 0]).reshape(2, 1, 1)
+        >>> functional.spatial_dropout2d(torch.ones(1, 2, 3, 3), p=0.5, noise=keep).sum((2, 3))
+        tensor([[18.,  0.]])
+    """
+    return _spatial(input, p, training, inplace, 2, noise, generator)
+
+
+
+def spatial_dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
+                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Inverted dropout of whole feature maps of a volume.
+
+    See :class:`~dropoutlib.SpatialDropout3d`.
+
+    Args:
+        input: floating point or complex tensor of shape ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+        p: probability of dropping a map.
+        training: whether noise is applied; if not, the input is returned as it is.
+        inplace: whether the result is written into ``input``.
+        noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C, 1, 1, 1)`` or one that broadcasts to it.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to the draw, or if it is given
+            while ``training`` is False.
+        RuntimeError: if the input has another number of axes; else as for :func:`~dropoutlib.functional.dropout`.
+        TypeError: if the input is not a tensor or ``p`` not a real number.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> keep = torch.tensor([1, 0]).reshape(2, 1, 1, 1)
+        >>> functional.spatial_dropout3d(torch.ones(1, 2, 2, 2, 2), p=0.5, noise=keep).sum((2, 3, 4))
+        tensor([[16.,  0.]])
+    """
+    return _spatial(input, p, training, inplace, 3, noise, generator)
+
+
+def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, noise: Tensor | None,
+             generator: torch.Generator | None) -> Tensor:
+    require_floating_point(input)
+    dims, shapes = _SHAPES[axes]
+    if input.dim() not in dims:
+        raise RuntimeError(f"input has to be of shape {shapes}, but got the shape {tuple(input.shape)}"
+                           f"{_HINTS.get((axes, input.dim()), '')}")
+    return inverted(input, p, training, inplace, tuple(range(-axes, 0)), noise, generator)
+
+
+class _SpatialDropout(_DropoutNd):
+    """What the three ranks share."""
+
+    _axes: int
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        super().__init__(Bernoulli(p).p, inplace)
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Drops maps in training and returns the input in evaluation.
+
+        Args:
+            input: floating point or complex tensor, of a shape that the layer takes.
+            noise: keep mask that replaces the draw, one number for every map; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape, dtype and memory format of ``input``.
+
+        Raises:
+            ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
+            RuntimeError: if the input has another number of axes, or holds integers or booleans.
+        """
+        return _spatial(input, self.p, self.training, self.inplace, self._axes, noise, generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: the input itself (zero if p = 1).
+
+        Args:
+            input: tensor of a shape that the layer takes.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        return inverted_mean(input, self.p)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """Variance of the training output given the layer's input: p/(1 - p) times its square.
+
+        Of every element by itself: the elements of one map share their noise, so that they are fully correlated.
+
+        Args:
+            input: tensor of a shape that the layer takes.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        return inverted_variance(input, self.p)
+
+
+@describe("spatial_dropout")
+class SpatialDropout1d(_SpatialDropout):
+    """Inverted dropout of whole feature maps of a sequence: a drop-in for :class:`torch.nn.Dropout1d`.
+
+    In training all positions of a map x become x/(1 - p) with probability 1 - p and 0 with probability p, together.
+    Every map of every example has a draw of its own. In evaluation the input is returned as it is.
+
+    {four_answers}
+
+    A 2-D input is one sequence ``(C, L)``, as for torch's own.
+    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input itself is
+    returned, with p = 1 everything is zero; neither draws.
+
+    Args:
+        p: probability of dropping a map. The attribute ``p`` may be changed later.
+        inplace: whether the result is written into the input.
+
+    Shape:
+        Input ``(N, C, L)`` or ``(C, L)``; the output has the same one. ``noise``: the keep mask,
+        0 or 1 before any scaling, of shape ``(N, C, 1)``, or one that broadcasts to it.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Tompson et al., *Efficient Object Localization Using Convolutional Networks* (2015), section 3.2. Chapter:
+        Spatial dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import SpatialDropout1d
+        >>> layer, x = SpatialDropout1d(p=0.5), torch.ones(1, 2, 3)
+        >>> layer(x, noise=torch.tensor([1, 0]).reshape(2, 1)).sum(2)
+        tensor([[6., 0.]])
+    """
+
+    _axes = 1
+
+
+
+@describe("spatial_dropout")
+class SpatialDropout2d(_SpatialDropout):
+    """Inverted dropout of whole feature maps of an image: a drop-in for :class:`torch.nn.Dropout2d`.
+
+    In training all positions of a map x become x/(1 - p) with probability 1 - p and 0 with probability p, together.
+    Every map of every example has a draw of its own. In evaluation the input is returned as it is.
+
+    {four_answers}
+
+    A 3-D input is refused: torch's own takes it for ``(N, C, L)``, convolutions for ``(C, H, W)``.
+    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input itself is
+    returned, with p = 1 everything is zero; neither draws.
+
+    Args:
+        p: probability of dropping a map. The attribute ``p`` may be changed later.
+        inplace: whether the result is written into the input.
+
+    Shape:
+        Input ``(N, C, H, W)``; the output has the same one. ``noise``: the keep mask,
+        0 or 1 before any scaling, of shape ``(N, C, 1, 1)``, or one that broadcasts to it.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Tompson et al., *Efficient Object Localization Using Convolutional Networks* (2015), section 3.2. Chapter:
+        Spatial dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import SpatialDropout2d
+        >>> layer, x = SpatialDropout2d(p=0.5), torch.ones(1, 2, 3, 3)
+        >>> layer(x, noise=torch.tensor([1, 0]).reshape(2, 1, 1)).sum((2, 3))
+        tensor([[18.,  0.]])
+    """
+
+    _axes = 2
+
+
+
+@describe("spatial_dropout")
+class SpatialDropout3d(_SpatialDropout):
+    """Inverted dropout of whole feature maps of a volume: a drop-in for :class:`torch.nn.Dropout3d`.
+
+    In training all positions of a map x become x/(1 - p) with probability 1 - p and 0 with probability p, together.
+    Every map of every example has a draw of its own. In evaluation the input is returned as it is.
+
+    {four_answers}
+
+    A 4-D input is one volume ``(C, D, H, W)``, as for torch's own.
+    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input itself is
+    returned, with p = 1 everything is zero; neither draws.
+
+    Args:
+        p: probability of dropping a map. The attribute ``p`` may be changed later.
+        inplace: whether the result is written into the input.
+
+    Shape:
+        Input ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output has the same one. ``noise``: the keep mask,
+        0 or 1 before any scaling, of shape ``(N, C, 1, 1, 1)``, or one that broadcasts to it.
+
+    Raises:
+        ValueError: if ``p`` is not between 0 and 1.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Tompson et al., *Efficient Object Localization Using Convolutional Networks* (2015), section 3.2. Chapter:
+        Spatial dropout.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import SpatialDropout3d
+        >>> layer, x = SpatialDropout3d(p=0.5), torch.ones(1, 2, 2, 2, 2)
+        >>> layer(x, noise=torch.tensor([1, 0]).reshape(2, 1, 1, 1)).sum((2, 3, 4))
+        tensor([[16.,  0.]])
+    """
+
+    _axes = 3

@@ -1,0 +1,235 @@
+"""Dropout with a stochastic rate: the probability of dropping is drawn anew at every call."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import positive, real, refuse_noise, require_floating_point
+from ..kernels import is_eager
+from ..methods import describe
+from ..noise import Gaussian, Uniform, given_mask, select
+
+__all__ = ["StochasticRateDropout", "stochastic_rate_dropout"]
+
+
+def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, mean: float | None = None,
+                            std: float | None = None, training: bool = True, *, rate: Tensor | float | None = None,
+                            noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Inverted dropout with one random probability of dropping for the whole input.
+
+    See :class:`~dropoutlib.StochasticRateDropout`.
+
+    Args:
+        input: floating point or complex tensor of any shape.
+        low: the smallest probability of dropping.
+        high: the largest, below 1.
+        mean: of a normal law of the probability, which is clipped to ``low`` and ``high``; None for a uniform law.
+        std: standard deviation of the normal law (not the variance).
+        training: whether noise is applied; if not, the input is returned as it is.
+        rate: probability of dropping that replaces the first draw, between ``low`` and ``high``.
+        noise: keep mask that replaces the second draw, 0 or 1, of a shape that broadcasts to ``input``.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing or ``std`` not
+            positive, if ``rate`` is not between ``low`` and ``high``, if ``noise`` does not broadcast to ``input``, or
+            if one of them is given while ``training`` is False.
+        RuntimeError: as for :func:`~dropoutlib.functional.dropout`.
+        TypeError: if the input is not a tensor, or a number not real.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> functional.stochastic_rate_dropout(torch.ones(3), rate=0.2, noise=torch.tensor([1, 0, 1]))
+        tensor([1.2500, 0.0000, 1.2500])
+    """
+    low, high = _limits(low, high)
+    normal = _normal(mean, std)
+    require_floating_point(input)
+    if not training:
+        refuse_noise(noise)
+        if rate is not None:
+            raise ValueError("rate was given, but outside of training nothing is dropped: call train() "
+                             "(or training=True), or leave rate out")
+        return input
+    if high == 0 and noise is None:
+        return input
+    p = _draw_rate(input, low, high, normal, generator) if rate is None else _given_rate(input, rate, low, high)
+    keep = Uniform().sample(input, generator=generator) >= p if noise is None else given_mask(noise, input)
+    return select(input, keep) * (1 / (1 - p)).to(input.dtype)
+
+
+def _limits(low: float, high: float) -> tuple[float, float]:
+    low, high = real("low", low), real("high", high)
+    if not 0 <= low <= high < 1:
+        raise ValueError("low and high have to be probabilities of dropping, 0 <= low <= high < 1, "
+                         f"but got low={low}, high={high}")
+    return low, high
+
+
+def _normal(mean: float | None, std: float | None) -> Gaussian | None:
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ValueError(f"a normal law of the rate needs mean and std, but got mean={mean}, std={std}")
+    return Gaussian(real("mean", mean), positive("std", std) ** 2)
+
+
+def _draw_rate(input: Tensor, low: float, high: float, normal: Gaussian | None,
+               generator: torch.Generator | None) -> Tensor:
+    """One probability of dropping, at least in float32."""
+    wide = input.real.dtype if input.dtype in (torch.float64, torch.complex128) else torch.float32
+    like = input.new_empty((), dtype=wide)
+    if low == high:  # nothing to draw
+        return like.new_full((), low)
+    if normal is None:
+        return low + (high - low) * Uniform().sample(like, generator=generator)
+    return normal.sample(like, generator=generator).clamp(low, high)
+
+
+def _given_rate(input: Tensor, rate: Tensor | float, low: float, high: float) -> Tensor:
+    wide = torch.float64 if input.dtype in (torch.float64, torch.complex128) else torch.float32
+    if not isinstance(rate, Tensor):
+        if not low <= real("rate", rate) <= high:
+            raise ValueError(f"rate has to be between low={low} and high={high}, but got {rate}")
+    elif rate.dim() > 0 or not rate.is_floating_point():
+        raise ValueError(f"rate has to be one real number, but got a tensor of shape {tuple(rate.shape)} and type "
+                         f"{rate.dtype}")
+    elif is_eager(rate) and not low <= float(rate) <= high:
+        raise ValueError(f"rate has to be between low={low} and high={high}, but got {float(rate)}")
+    return torch.as_tensor(rate, dtype=wide, device=input.device)
+
+
+@describe("stochastic_rate_dropout")
+class StochasticRateDropout(nn.Module):
+    r"""Inverted dropout whose probability of dropping is drawn anew at every call.
+
+    In training one probability p is drawn for the whole input, uniform between ``low`` and ``high``, or normal and
+    clipped to them; then every element is kept with probability 1 - p and divided by 1 - p. In evaluation the input is
+    returned as it is.
+
+    {four_answers}
+
+    Given p this is standard dropout, so the mean is the input and elements are uncorrelated; but p is common to them,
+    so they are not independent. The variance is that of standard dropout averaged over p, which is larger than that at
+    the mean of p: :math:`\operatorname{E}\frac{p}{1 - p}`.
+    The authors' code caps the factor 1/(1 - p) at 1.5, which loses the mean for p above 1/3; here it is not capped.
+
+    Args:
+        low: the smallest probability of dropping.
+        high: the largest, below 1. The authors' normal law is clipped to 0 and 0.7.
+        mean: of a normal law of the probability; None for a uniform law.
+        std: standard deviation of the normal law (not the variance).
+
+    Shape:
+        Input of any shape; the output has the same one. ``noise``: the keep mask, 0 or 1 before any scaling, of a
+        shape that broadcasts to the input's; ``rate``: one number. To repeat a call, give both.
+
+    Raises:
+        ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing, or ``std`` is not
+            positive.
+        TypeError: if one of them is not a real number.
+
+    Source:
+        Park and Kwak, *Analysis on the Dropout Effect in Convolutional Neural Networks* (2016), *stochastic dropout*,
+        and its code. Chapter: Dropout with a stochastic rate.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import StochasticRateDropout
+        >>> layer = StochasticRateDropout(low=0.0, high=0.4)
+        >>> layer(torch.ones(4), rate=0.2, noise=torch.tensor([1, 0, 1, 1]))
+        tensor([1.2500, 0.0000, 1.2500, 1.2500])
+        >>> layer.variance(torch.ones(1)).round(decimals=4)  # 0.25 at p = 0.2
+        tensor([0.2771])
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 0.5, mean: float | None = None,
+                 std: float | None = None) -> None:
+        super().__init__()
+        self.low, self.high = _limits(low, high)
+        _normal(mean, std)
+        self.rate_mean, self.rate_std = mean, std
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows of the layer."""
+        normal = "" if self.rate_mean is None else f", mean={self.rate_mean}, std={self.rate_std}"
+        return f"low={self.low}, high={self.high}{normal}"
+
+    def forward(self, input: Tensor, *, rate: Tensor | float | None = None, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Draws a rate, drops and scales in training, and returns the input in evaluation.
+
+        Args:
+            input: floating point or complex tensor of any shape.
+            rate: probability of dropping that replaces the first draw; refused in evaluation.
+            noise: keep mask that replaces the second draw; refused in evaluation.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            Tensor of the shape, dtype and memory format of ``input``.
+
+        Raises:
+            ValueError: if ``rate`` is not between the limits, if ``noise`` does not broadcast to ``input``, or if one
+                of them is given in evaluation.
+            RuntimeError: if the input holds integers or booleans.
+        """
+        return stochastic_rate_dropout(input, self.low, self.high, self.rate_mean, self.rate_std, self.training,
+                                       rate=rate, noise=noise, generator=generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """Mean of the training output given the layer's input: the input itself.
+
+        Args:
+            input: tensor of any shape.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        return input
+
+    def variance(self, input: Tensor) -> Tensor:
+        r"""Variance of the training output given the layer's input: its square times the mean of p/(1 - p).
+
+        For a uniform law that is :math:`\frac{1}{b - a} \log\frac{1 - a}{1 - b} - 1`, for a normal law an integral,
+        which is computed numerically.
+
+        Args:
+            input: tensor of any shape.
+
+        Returns:
+            Tensor of the shape of ``input``.
+        """
+        squares = input.abs().square()
+        return self._odds() * squares if self.high > 0 else torch.zeros_like(squares)
+
+    def _odds(self) -> float:
+        """Mean of p/(1 - p)."""
+        low, high = self.low, self.high
+        if self.rate_mean is None or self.rate_std is None:
+            width = (high - low) / (1 - low)
+            # log((1 - low)/(1 - high)) = -log1p(-width); over width this is 1 for small ones, without cancelling
+            return (-math.log1p(-width) / width if width > 0 else 1.0) / (1 - low) - 1
+        return _clipped_normal_odds(self.rate_mean, self.rate_std, low, high)
+
+
+def _clipped_normal_odds(mean: float, std: float, low: float, high: float) -> float:
+    """Mean of p/(1 - p) for a normal p that is clipped: two atoms at the limits, and the density between."""
+    start, stop = max(low, mean - 10 * std), min(high, mean + 10 * std)
+
+    def cumulative(value: float) -> float:
+        return math.erfc((mean - value) / (std * math.sqrt(2))) / 2
+
+    total = low / (1 - low) * cumulative(low) + high / (1 - high) * math.erfc((high - mean) / (std * math.sqrt(2))) / 2
+    if start >= stop:
+        return total
+    count = 20001
+    p = torch.linspace(start, stop, count, dtype=torch.float64)
+    density = torch.exp(-((p - mean) / std).square() / 2) / (std * math.sqrt(2 * math.pi))
+    return total + torch.trapezoid(density * p / (1 - p), p).item()

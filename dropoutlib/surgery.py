@@ -1,0 +1,367 @@
+"""Finds the dropout of a model that is already written, and exchanges it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+
+from dropoutlib.methods import catalogue
+
+__all__ = ["Finding", "Report", "audit", "replace"]
+
+_PLACEMENT = "book/convolutional/placement.ipynb"
+_CHAPTERS = {
+    "element dropout on feature maps": "book/convolutional/what_is_dropped.ipynb",
+    "dropout before batch norm": _PLACEMENT,
+    "dropout on the output": _PLACEMENT,
+    "recurrent dropout without effect": _PLACEMENT,
+    "noise in evaluation": _PLACEMENT,
+}
+
+_CONVOLUTIONS = {f"conv{transpose}{axes}d": axes for axes in (1, 2, 3) for transpose in ("", "_transpose")}
+_WITH_WEIGHTS = {*_CONVOLUTIONS, "linear", "bilinear", "matmul", "bmm", "addmm", "baddbmm", "einsum", "mm", "mv",
+                 "embedding", "embedding_bag", "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
+                 "rnn_tanh_cell", "rnn_relu_cell", "scaled_dot_product_attention", "multi_head_attention_forward",
+                 "__matmul__", "__rmatmul__"}
+_REARRANGING = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "reshape", "view", "flatten",
+                "unflatten", "matmul", "bmm", "linear", "einsum", "__matmul__", "__rmatmul__"}
+_OF_ELEMENTS = {"dropout", "dropout_", "alpha_dropout", "alpha_dropout_", "native_dropout"}
+_OF_MAPS = {"dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_dropout_", "feature_alpha_dropout",
+            "feature_alpha_dropout_"}
+_ELEMENTWISE_LAYERS = {layer for name in ("standard_dropout", "gaussian_dropout", "stochastic_rate_dropout")
+                       for layer in catalogue()[name].layers}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing in a model that may not be meant.
+
+    Attributes:
+        kind: what it is, in a few words, the same for all findings of its kind.
+        place: name of the module in the model; empty for the model itself.
+        message: what was seen there, and what to do.
+        chapter: path of the chapter that explains it, from the root of the project.
+    """
+
+    kind: str
+    place: str
+    message: str
+    chapter: str
+
+    def __str__(self) -> str:
+        return f"{self.place or 'the model'}: {self.message}"
+
+
+class Report(tuple[Finding, ...]):
+    """What :func:`~dropoutlib.audit` found: a tuple of findings that prints them by kind, with chapters."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        lines = []
+        for kind in dict.fromkeys(finding.kind for finding in self):
+            lines.append(f"{kind} (see {_CHAPTERS[kind]})")
+            lines += [f"  {finding}" for finding in self if finding.kind == kind]
+        return "\n".join(lines) or "nothing found"
+
+
+def audit(model: nn.Module, x: Any) -> Report:
+    """Runs a model once in evaluation mode and reports dropout that may not do what was meant.
+
+    It finds
+
+    * element dropout on feature maps: on correlated neighbours it removes little,
+    * dropout before batch norm, through any layers between: the variance that batch norm has learned is that with
+      noise, the one at test time is another,
+    * dropout after the last layer with weights, on the output of the model,
+    * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
+    * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training.
+
+    A finding is a question, not a verdict. What is not run for ``x`` is not seen, nor what a model computes without
+    torch functions. Dropout with p = 0 does not count. The model is left as it was: its mode, its statistics and the
+    global random numbers.
+
+    Args:
+        model: any module.
+        x: its input: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+
+    Returns:
+        Report: a tuple of :class:`~dropoutlib.surgery.Finding`.
+
+    Raises:
+        TypeError: if the model is no module.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from dropoutlib import audit
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(288, 10))
+        >>> [(finding.place, finding.kind) for finding in audit(model, torch.randn(2, 3, 8, 8))]
+        [('1', 'element dropout on feature maps')]
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model has to be a module, but got {type(model).__name__}")
+    findings = list(_idle_recurrent_dropout(model))
+    with _left_as_it_was(model):
+        model.eval()
+        findings += [_finding("noise in evaluation", name, f"{type(module).__name__} stays in training after eval().")
+                     for name, module in model.named_modules() if module.training]
+        trace = _Trace(model)
+        output = trace.run(x)
+        findings += trace.findings
+        noise_is_explained = any(one.kind == "noise in evaluation" for one in findings)
+        again = output if noise_is_explained else _call(model, x)
+    fresh = {place: None for tensor in _tensors(output) for place in trace.facts(tensor).since_weights}
+    findings += [_finding("dropout on the output", place, "No layer with weights follows: the noise goes into the "
+                          "loss as it is.") for place in fresh]
+    if not _same(output, again):
+        findings.append(_finding("noise in evaluation", "", "Two runs of the model in evaluation differ."))
+    return Report(dict.fromkeys(findings))
+
+
+def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
+    """Exchanges all modules of some classes, in place.
+
+    A module that is used in several places is exchanged once and still shared. The new module is in the mode,
+    training or evaluation, of the old one. Where a factory fails, nothing is exchanged. Functional dropout, and
+    ``dropout=`` of recurrent and attention layers, are no modules and stay.
+
+    Args:
+        model: the module to search.
+        factories: for a class, exactly (subclasses are left alone), a function from the old module to the new one.
+
+    Returns:
+        nn.Module: the model itself, or the new module if the model is of one of the classes.
+
+    Raises:
+        ValueError: if the model has no module of the classes.
+        TypeError: if the model is no module, a class no module class, or if a factory returns no module.
+
+    Example:
+        >>> from torch import nn
+        >>> from dropoutlib import SpatialDropout2d, replace
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.2))
+        >>> replace(model, {nn.Dropout: lambda old: SpatialDropout2d(old.p)})[1]
+        SpatialDropout2d(p=0.2, inplace=False)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model has to be a module, but got {type(model).__name__}")
+    for kind in factories:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"factories has to map classes of modules to functions, but has the key {kind!r}")
+    new: dict[nn.Module, nn.Module] = {}
+    for name, module in model.named_modules():
+        if type(module) in factories:
+            made = factories[type(module)](module)
+            if not isinstance(made, nn.Module):
+                raise TypeError(f"the factory of {type(module).__name__} has to return a module, but got {made!r} "
+                                f"for {name or 'the model'}")
+            new[module] = made.train(module.training)
+    if not new:
+        raise ValueError(f"the model {type(model).__name__} has no module of the classes "
+                         f"{', '.join(kind.__name__ for kind in factories) or '(none given)'}")
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in new:
+                setattr(parent, name, new[child])
+    return new.get(model, model)
+
+
+def _finding(kind: str, place: str, message: str) -> Finding:
+    return Finding(kind, place, message, _CHAPTERS[kind])
+
+
+def _idle_recurrent_dropout(model: nn.Module) -> Iterator[Finding]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers == 1:
+            yield _finding("recurrent dropout without effect", name,
+                           f"{type(module).__name__}(dropout={module.dropout}) drops between its layers only, and has "
+                           "one: put a dropout layer behind it.")
+
+
+@dataclass
+class _Facts:
+    """What is known of a tensor: where it is a feature map, and the dropout that it went through."""
+
+    axes: int = 0  # spatial axes of a feature map, 0 where it is none
+    since_weights: tuple[str, ...] = ()
+    ever: tuple[str, ...] = ()
+
+
+class _Trace(TorchFunctionMode):
+    """Follows tensors through a model, function by function, and notes what dropout they meet."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.findings: list[Finding] = []
+        self.stack: list[str] = []
+        self.noted: set[str] = set()
+        self.before_batch_norm: set[str] = set()
+        self._facts: dict[int, _Facts] = {}
+        self._alive: list[Tensor] = []  # so that no id is used twice
+
+    def facts(self, tensor: Tensor) -> _Facts:
+        return self._facts.get(id(tensor), _Facts())
+
+    def run(self, x: Any) -> Any:
+        hooks = []
+        for name, module in self.model.named_modules():
+            hooks += [module.register_forward_pre_hook(lambda *_, name=name: self._enter(name), prepend=True),
+                      module.register_forward_hook(self._leave)]
+        try:
+            for tensor in _tensors(x):
+                self._remember(tensor, _Facts())
+            with self:
+                return _call(self.model, x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _enter(self, name: str) -> None:
+        self.stack.append(name)
+        self.noted.discard(name)
+
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        """Layers that are no more than an identity in evaluation call no function: the module itself is noted."""
+        place = self.stack.pop()
+        p = getattr(module, "p", getattr(module, "high", 0))
+        if not _is_dropout(module) or place in self.noted or not isinstance(output, Tensor) or not p > 0:
+            return None
+        source = next((one for one in inputs if isinstance(one, Tensor)), output)
+        elements = type(module).__name__ in {"Dropout", "AlphaDropout", *_ELEMENTWISE_LAYERS}
+        return self._note(place, type(module).__name__, elements, self.facts(source), output)
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        outputs = list(_tensors(result))
+        if not outputs:
+            return result
+        name = getattr(func, "__name__", "")
+        sources = [self.facts(tensor) for tensor in _tensors((args, kwargs))] or [_Facts()]
+        place = self.stack[-1] if self.stack else ""
+        p, active = _dropout_of(name, args, kwargs)
+        if active:
+            self.findings.append(_finding("noise in evaluation", place, f"{name} with p = {p} is not told of eval(): "
+                                          "pass training=self.training, or a p of 0."))
+        if name in _OF_ELEMENTS | _OF_MAPS:
+            return self._note(place, name, name in _OF_ELEMENTS, sources[0], result) if p > 0 else result
+        if name == "batch_norm":
+            self._check_batch_norm(place, sources[0])
+        traced = [self.facts(tensor) for tensor in _tensors((args, kwargs)) if id(tensor) in self._facts]
+        for output in outputs:
+            self._remember(output, self._after(name, traced, output))
+        return result
+
+    def _check_batch_norm(self, place: str, source: _Facts) -> None:
+        for dropout in source.ever:
+            if dropout not in self.before_batch_norm:
+                self.findings.append(_finding(
+                    "dropout before batch norm", dropout, f"Its noise reaches {place or 'a batch norm'}, which learns "
+                    "another variance in training than it meets in evaluation."))
+                self.before_batch_norm.add(dropout)
+
+    def _note(self, place: str, name: str, elements: bool, source: _Facts, output: Tensor) -> Tensor:
+        """Notes a dropout, and gives what comes out of it an identity of its own."""
+        self.noted.add(place)
+        if elements and source.axes and output.shape[-source.axes:].numel() > 1:
+            self.findings.append(_finding(
+                "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(output.shape)}: "
+                f"neighbours can stand in for what is dropped. SpatialDropout{source.axes}d drops whole maps."))
+        output = output.view_as(output)
+        self._remember(output, _Facts(source.axes, _union((source.since_weights, (place,))),
+                                      _union((source.ever, (place,)))))
+        return output
+
+    def _after(self, name: str, sources: list[_Facts], output: Tensor) -> _Facts:
+        axes = _CONVOLUTIONS.get(name, 0)
+        if not axes and name not in _REARRANGING:
+            axes = max((one.axes for one in sources if output.dim() in (one.axes + 1, one.axes + 2)), default=0)
+        since = [] if name in _WITH_WEIGHTS or not sources else [
+            place for place in sources[0].since_weights  # a sum with a branch without noise, as around a residual block
+            if all(place in one.since_weights for one in sources)]
+        return _Facts(axes, tuple(since), _union(one.ever for one in sources))
+
+    def _remember(self, tensor: Tensor, facts: _Facts) -> None:
+        self._alive.append(tensor)
+        self._facts[id(tensor)] = facts
+
+
+def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for group in groups for name in group))
+
+
+def _is_dropout(module: nn.Module) -> bool:
+    return isinstance(module, _DropoutNd) or type(module).__name__ in _ELEMENTWISE_LAYERS
+
+
+def _dropout_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, bool]:
+    """Rate of a function that may drop, and whether it drops now."""
+    def argument(key: str, position: int, default: Any) -> Any:
+        return kwargs.get(key, args[position] if len(args) > position else default)
+
+    if name in _OF_ELEMENTS | _OF_MAPS:
+        p = float(argument("p", 1, 0.5))
+        training = argument("train" if "train" in kwargs else "training", 2, True)
+        return p, bool(training) and p > 0
+    if name == "scaled_dot_product_attention":
+        p = float(argument("dropout_p", 4, 0.0))
+        return p, p > 0
+    if name == "multi_head_attention_forward":
+        p = float(argument("dropout_p", 10, 0.0))
+        return p, bool(argument("training", 13, True)) and p > 0
+    return 0.0, False
+
+
+def _call(model: nn.Module, x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in what a model takes or returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors(one)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from _tensors([getattr(value, field.name) for field in fields(value)])
+
+
+def _same(first: Any, second: Any) -> bool:
+    return all(torch.equal(one.nan_to_num(), other.nan_to_num())
+               for one, other in zip(_tensors(first), _tensors(second), strict=True))
+
+
+@contextlib.contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Keeps the modes of a model, its buffers and the random numbers, and sees to it that every layer is called."""
+    modes = {module: module.training for module in model.modules()}
+    devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it skips the layers inside a transformer
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers and buffer.shape == buffers[name].shape:
+                    buffer.copy_(buffers[name])

@@ -1,0 +1,129 @@
+"""Windows on maps: those of torch's pooling layers, and squares around given positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dropoutlib.checks import require_floating_point
+
+__all__ = ["Windows", "squares"]
+
+_SHAPES = {1: "(N, C, L) or (C, L)", 2: "(N, C, H, W) or (C, H, W)", 3: "(N, C, D, H, W) or (C, D, H, W)"}
+
+
+class Windows:
+    """Where the windows of a pooling layer lie: its arguments, for every spatial axis.
+
+    Args:
+        axes: number of spatial axes.
+        kernel_size: size of a window; a number, or one for every axis.
+        stride: step from window to window; ``None``: the size of a window.
+        padding: what is added on both sides, and never wins or counts as a dropped value.
+        dilation: step from element to element of a window.
+        ceil_mode: whether windows that reach over the end count.
+
+    Raises:
+        TypeError: an argument is no whole number, or no sequence of one for every axis.
+        ValueError: a number is too small.
+        RuntimeError: the padding is larger than half of a window.
+    """
+
+    def __init__(self, axes: int, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                 padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
+                 ceil_mode: bool = False) -> None:
+        self.axes, self.ceil_mode = axes, ceil_mode
+        self.kernel = _for_every_axis("kernel_size", kernel_size, axes, 1)
+        self.stride = self.kernel if stride is None else _for_every_axis("stride", stride, axes, 1)
+        self.padding = _for_every_axis("padding", padding, axes, 0)
+        self.dilation = _for_every_axis("dilation", dilation, axes, 1)
+        if any(2 * pad > size for pad, size in zip(self.padding, self.kernel, strict=True)):
+            raise RuntimeError(f"padding has to be at most half of kernel_size, but got padding={padding} "
+                               f"for kernel_size={kernel_size}")
+
+    def check(self, input: Tensor) -> None:
+        """Refuses an input that has no windows.
+
+        Args:
+            input: what the caller gave.
+
+        Raises:
+            TypeError: if it is no tensor.
+            RuntimeError: if it holds integers, has a wrong number of axes, or is smaller than a window.
+        """
+        require_floating_point(input)
+        if input.dim() not in (self.axes + 1, self.axes + 2):
+            raise RuntimeError(f"input has to be of shape {_SHAPES[self.axes]}, but got the shape {tuple(input.shape)}")
+        if any(size < 1 for size in self._sizes(input)):
+            raise RuntimeError(f"kernel_size {self.kernel} with dilation {self.dilation} is larger than the map: "
+                               f"input is of shape {tuple(input.shape)}, padded by {self.padding}")
+
+    def of(self, input: Tensor, outside: float) -> Tensor:
+        """The elements of every window, in a new last axis.
+
+        Args:
+            input: of shape ``(..., *maps)``.
+            outside: what stands where a window reaches over the edge.
+
+        Returns:
+            Tensor of shape ``(..., *outputs, elements of a window)``.
+        """
+        sizes, pads = self._sizes(input), []
+        per_axis = list(zip(input.shape[-self.axes:], sizes, self.kernel, self.stride, self.padding, self.dilation,
+                            strict=True))
+        for length, count, kernel, stride, padding, dilation in reversed(per_axis):
+            end = (count - 1) * stride + dilation * (kernel - 1) + 1 - length - padding
+            pads += [padding, max(end, 0)]
+        input = F.pad(input, pads, value=outside)
+        for _, count, kernel, stride, _, dilation in per_axis:
+            # The elements go last, so that the next axis to be unfolded comes to the same place.
+            input = input.unfold(-self.axes, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+            input = input.narrow(-self.axes - 1, 0, count)
+        return input.flatten(-self.axes)
+
+    def _sizes(self, input: Tensor) -> list[int]:
+        """Sizes of the output, as torch counts them."""
+        sizes = []
+        for length, kernel, stride, padding, dilation in zip(
+                input.shape[-self.axes:], self.kernel, self.stride, self.padding, self.dilation, strict=True):
+            free = length + 2 * padding - dilation * (kernel - 1) - 1
+            size = (free + (stride - 1 if self.ceil_mode else 0)) // stride + 1
+            if self.ceil_mode and (size - 1) * stride >= length + padding:
+                size -= 1  # a window has to start inside
+            sizes.append(size)
+        return sizes
+
+
+def squares(centres: Tensor, size: int, height: int, width: int) -> Tensor:
+    """Which positions of a map lie in a square, clipped at the edges.
+
+    A square covers ``size`` rows and columns from ``centre - size // 2`` on: for an even size the centre is the first
+    position behind the middle.
+
+    Args:
+        centres: whole numbers of shape ``(..., 2)``, row and column.
+        size: length of a side.
+        height: rows of the map.
+        width: columns of the map.
+
+    Returns:
+        Bool tensor of shape ``(..., height, width)``.
+    """
+    first = centres - size // 2
+    inside = []
+    for axis, length in enumerate((height, width)):
+        distance = torch.arange(length, device=centres.device) - first[..., axis, None]
+        inside.append((distance >= 0) & (distance < size))
+    return inside[0][..., :, None] & inside[1][..., None, :]
+
+
+def _for_every_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,) * axes
+    if len(values) != axes or any(isinstance(one, bool) or not isinstance(one, int) for one in values):
+        raise TypeError(f"{name} has to be a whole number, or {axes} of them, but got {value!r}")
+    if any(one < least for one in values):
+        raise ValueError(f"{name} has to be at least {least}, but got {value!r}")
+    return values

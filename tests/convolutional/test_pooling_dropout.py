@@ -1,0 +1,207 @@
+"""What is pooling dropout's own: windows of every kind, the law of the winner, the rules, what torch's pools give."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dropoutlib
+from dropoutlib import (
+    AvgPoolDropout1d,
+    AvgPoolDropout2d,
+    MaxPoolDropout1d,
+    MaxPoolDropout2d,
+    StochasticPool2d,
+    functional,
+)
+from dropoutlib.enumeration import distribution
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def integers(low: int, high: int, count: int) -> tuple[int, ...]:
+    return tuple(torch.randint(low, high, (count,)).tolist())
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["Max", "Avg"])
+def test_without_noise_it_is_torchs_pool(kind: str, axes: int) -> None:
+    """All kinds of windows, negative values among them: outputs, and the closed form behind mean()."""
+    for _ in range(60):
+        kernel, stride, ceil_mode = integers(1, 4, axes), integers(1, 4, axes), bool(torch.rand(()) < 0.5)
+        padding = tuple(integers(0, size // 2 + 1, 1)[0] for size in kernel)
+        last = ({"dilation": integers(1, 3, axes)} if kind == "Max" else
+                {"count_include_pad": bool(torch.rand(()) < 0.5)})
+        x = torch.randn(2, 3, *integers(5, 9, axes), dtype=torch.float64)
+        theirs = getattr(nn, f"{kind}Pool{axes}d")(kernel, stride, padding, ceil_mode=ceil_mode, **last)
+        ours = getattr(dropoutlib, f"{kind}PoolDropout{axes}d")(
+            kernel, stride, padding, ceil_mode=ceil_mode, p=0.0, **last)
+        for value in (ours(x), ours.eval()(x), ours.mean(x), ours(x[0])[None]):
+            assert torch.equal(value, theirs(x)[: len(value)])
+        assert (ours.variance(x) == 0).all() or kind == "Max"
+        assert ours.variance(x).max() < 1e-12
+        ours.p = 1e-9
+        torch.testing.assert_close(ours.mean(x), theirs(x))  # the closed form, not torch's pool
+
+
+OVERLAPPING = {
+    "max 1d": (MaxPoolDropout1d(3, 2, 1, p=0.3), (1, 1, 8)),
+    "max 1d dilated": (MaxPoolDropout1d(2, 1, dilation=2, p=0.6), (1, 1, 7)),
+    "max 1d ceil": (MaxPoolDropout1d(3, 2, ceil_mode=True, p=0.3), (1, 1, 8)),
+    "max 2d": (MaxPoolDropout2d(2, 1, p=0.5), (1, 1, 3, 3)),
+    "max 2d padded": (MaxPoolDropout2d((2, 3), 1, (1, 1), p=0.4), (1, 1, 2, 4)),
+    "mean 1d ceil": (AvgPoolDropout1d(3, 2, 1, ceil_mode=True, p=0.3), (1, 1, 8)),
+    "mean 2d": (AvgPoolDropout2d(2, 1, 1, count_include_pad=False, p=0.4), (1, 1, 3, 3)),
+    "mean 2d with padding": (AvgPoolDropout2d(3, 1, 1, p=0.4), (1, 1, 3, 3)),
+}
+
+
+@pytest.mark.parametrize(("layer", "shape"), OVERLAPPING.values(), ids=OVERLAPPING)
+@pytest.mark.parametrize("sign", ["mixed", "positive", "negative", "ties"])
+def test_moments_are_those_of_all_masks(layer: nn.Module, shape: tuple[int, ...], sign: str) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    x = {"mixed": x, "positive": x.abs(), "negative": -x.abs(), "ties": x.round()}[sign]
+    law = distribution(lambda keep: layer.train()(x, noise=keep), shape, layer.p)
+    for actual, expected in ((layer.mean(x), law.mean()), (layer.variance(x), law.variance()),
+                             (layer.eval()(x), law.mean())):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    overlap = law.covariance() - torch.diag(law.variance().flatten())
+    assert sign == "ties" or overlap.abs().max() > 1e-6, "overlapping windows do not share their masks"
+
+
+def test_the_winner_is_decided_by_rank() -> None:
+    p, x = 0.3, torch.tensor([0.1, 5.0, 2.0, 7.0], dtype=torch.float64).reshape(1, 1, 4)
+    layer = MaxPoolDropout1d(4, p=p)
+    chances = dict.fromkeys((0.0, 0.1, 2.0, 5.0, 7.0), 0.0)
+    for keep in itertools.product([0.0, 1.0], repeat=4):
+        chances[layer(x, noise=torch.tensor(keep)).item()] += math.prod(1 - p if one else p for one in keep)
+    expected = {7.0: 1 - p, 5.0: (1 - p) * p, 2.0: (1 - p) * p**2, 0.1: (1 - p) * p**3, 0.0: p**4}
+    assert chances == pytest.approx(expected)
+
+
+def test_what_is_drawn_has_these_moments() -> None:
+    x = torch.randn(1, 1, 4, 4).abs()
+    for layer in (MaxPoolDropout2d(3, 1, p=0.4), AvgPoolDropout2d(3, 1, p=0.4), StochasticPool2d(3, 1)):
+        outputs = layer(x.expand(20_000, 1, 4, 4))
+        error = (layer.variance(x) / len(outputs)).sqrt()
+        assert ((outputs.mean(0) - layer.mean(x)[0]).abs() < 6 * error).all()
+        torch.testing.assert_close(outputs.var(0), layer.variance(x)[0], rtol=0.1, atol=0)
+
+
+def test_the_scaled_rule() -> None:
+    layer, x = MaxPoolDropout2d(2, p=0.3, inference="scaled").eval(), torch.rand(2, 3, 6, 6)
+    torch.testing.assert_close(layer(x), 0.7 * nn.functional.max_pool2d(x, 2))
+    assert (layer(x) <= layer.mean(x)).all() and not torch.equal(layer(x), layer.mean(x))
+
+
+def test_gradients_reach_the_winner_alone() -> None:
+    x = torch.tensor([1.0, 4.0, 2.0, 3.0], requires_grad=True)
+    y = MaxPoolDropout1d(4)(x.reshape(1, 4), noise=torch.tensor([1, 0, 1, 1]))
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [0, 0, 0, 1]
+    y = MaxPoolDropout1d(4)(x.reshape(1, 4), noise=torch.zeros(4))
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("layer", [MaxPoolDropout2d(3, 2, 1, p=0.3), AvgPoolDropout2d(3, 2, 1, p=0.3),
+                                   StochasticPool2d(3, 2, 1)], ids=lambda layer: type(layer).__name__)
+def test_gradients_and_transforms_of_windows(layer: nn.Module) -> None:
+    x = torch.rand(2, 2, 5, 5, dtype=torch.float64) + 0.1
+    noise = torch.rand(2, 2, 3, 3) if isinstance(layer, StochasticPool2d) else (torch.rand_like(x) > 0.4).double()
+    leaf = x.clone().requires_grad_()
+    for function in (lambda x: layer.train()(x, noise=noise), lambda x: layer.eval()(x), layer.variance):
+        assert torch.autograd.gradcheck(function, (leaf,), check_forward_ad=True)
+    mapped = torch.vmap(lambda x, noise: layer.train()(x, noise=noise))(x, noise)
+    torch.testing.assert_close(mapped, layer(x, noise=noise))
+    torch.testing.assert_close(torch.vmap(layer.eval())(x), layer(x))
+    torch._dynamo.reset()
+    for training in (True, False):
+        compiled = torch.compile(layer.train(training), backend="aot_eager", fullgraph=True)
+        keywords = {"noise": noise} if training else {}
+        torch.testing.assert_close(compiled(x, **keywords), layer(x, **keywords))
+    program = torch.export.export(layer.eval(), (x,))
+    torch.testing.assert_close(program.module()(x), layer(x))
+    image = x.float().to(memory_format=torch.channels_last)
+    assert layer(image.half()).dtype == torch.float16
+    torch.testing.assert_close(layer(image), layer(image.contiguous()))
+
+
+def test_the_test_rule_is_exported_to_onnx() -> None:
+    pytest.importorskip("onnxscript")
+    x = torch.rand(1, 2, 6, 6)
+    program = torch.onnx.export(MaxPoolDropout2d(2).eval(), (x,), dynamo=True, verbose=False)
+    assert not any("Random" in node.op_type for node in program.model.graph)
+
+
+def by_hand(values: Tensor, uniform: float) -> float:
+    """The element in whose part of [0, sum) the number falls."""
+    total = 0.0
+    for value in values.clamp(min=0).tolist():
+        total += value
+        if uniform * values.clamp(min=0).sum().item() < total:
+            return value
+    return 0.0
+
+
+def test_stochastic_pooling_draws_in_proportion() -> None:
+    values = torch.tensor([0.5, -3.0, 2.0, 1.5], dtype=torch.float64)
+    layer = StochasticPool2d(2)
+    window = values.reshape(1, 1, 2, 2)
+    grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    drawn = torch.stack([layer(window, noise=one.reshape(1, 1)).flatten()[0] for one in grid[::10]])
+    assert drawn.tolist() == [by_hand(values, one) for one in grid[::10].tolist()]
+    assert (drawn == 2.0).double().mean().item() == pytest.approx(0.5)
+    assert layer.eval()(window).item() == pytest.approx((0.25 + 4 + 2.25) / 4)
+    assert layer.variance(window).item() == pytest.approx((0.125 + 8 + 3.375) / 4 - (6.5 / 4) ** 2)
+
+
+def test_stochastic_pooling_of_nothing_is_zero() -> None:
+    layer, x = StochasticPool2d(2), torch.tensor([[-1.0, 0.0], [0.0, -2.0]]).reshape(1, 1, 2, 2).requires_grad_()
+    for module in (layer, layer.eval()):
+        y = module(x)
+        assert y.item() == 0 and torch.autograd.grad(y.sum(), x)[0].isfinite().all()
+    assert layer.train()(torch.rand(1, 1, 2, 2), noise=torch.ones(1)).item() > 0
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_functional_twins(axes: int) -> None:
+    x = torch.rand(2, 3, *(6,) * axes)
+    keep = torch.rand_like(x) > 0.4
+    for kind, extra in (("max", {"dilation": 2}), ("avg", {"count_include_pad": False})):
+        layer = getattr(dropoutlib, f"{kind.title()}PoolDropout{axes}d")(2, 1, 1, p=0.3, **extra)
+        twin = getattr(functional, f"{kind}_pool_dropout{axes}d")
+        assert torch.equal(twin(x, 2, 1, 1, p=0.3, noise=keep, **extra), layer(x, noise=keep))
+        assert torch.equal(twin(x, 2, 1, 1, p=0.3, training=False, **extra), layer.eval()(x))
+    assert "kernel_size=2" in repr(layer) and "p=0.3" in repr(layer)
+
+
+BAD = {
+    "rank": (RuntimeError, r"\(N, C, H, W\).*\(6, 6\)", lambda: MaxPoolDropout2d(2)(torch.rand(6, 6))),
+    "window": (RuntimeError, r"kernel_size \(7, 7\).*larger than the map.*\(1, 1, 6, 6\)",
+               lambda: MaxPoolDropout2d(7)(torch.rand(1, 1, 6, 6))),
+    "padding": (RuntimeError, "padding.*at most half.*padding=2.*kernel_size=3",
+                lambda: MaxPoolDropout2d(3, padding=2)),
+    "stride": (ValueError, "stride has to be at least 1, but got 0", lambda: AvgPoolDropout2d(3, 0)),
+    "kernel": (TypeError, r"kernel_size.*2 of them.*\(1, 2, 3\)", lambda: MaxPoolDropout2d((1, 2, 3))),
+    "kernel float": (TypeError, "kernel_size.*2.5", lambda: StochasticPool2d(2.5)),
+    "dilation": (ValueError, "dilation.*0", lambda: MaxPoolDropout1d(2, dilation=0)),
+    "inference": (ValueError, "inference.*'mean'", lambda: MaxPoolDropout2d(2, inference="mean")),
+    "p": (ValueError, "probability.*1.5", lambda: AvgPoolDropout2d(2, p=1.5)),
+    "noise": (ValueError, r"noise.*\(1, 1, 6, 6\).*\(1, 1, 3, 3\)",
+              lambda: MaxPoolDropout2d(2)(torch.rand(1, 1, 6, 6), noise=torch.ones(1, 1, 3, 3))),
+    "uniform": (ValueError, "between 0 and 1",
+                lambda: StochasticPool2d(2)(torch.rand(1, 2, 2), noise=torch.tensor(2.0))),
+    "integers": (RuntimeError, "int64", lambda: MaxPoolDropout2d(2)(torch.ones(1, 4, 4).long())),
+}
+
+
+@pytest.mark.parametrize(("kind", "words", "call"), BAD.values(), ids=BAD)
+def test_bad_input(kind, words, call) -> None:
+    with pytest.raises(kind, match=words):
+        call()

@@ -1,0 +1,214 @@
+"""Audit: each kind of finding where it is, and nowhere else; replace: all or nothing."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dropoutlib
+from dropoutlib import audit, replace
+from dropoutlib.surgery import Finding, Report
+
+IMAGES, VECTORS, SEQUENCES = torch.ones(2, 3, 8, 8), torch.ones(4, 6), torch.ones(2, 5, 6)
+MAPS, NORM, OUTPUT = "element dropout on feature maps", "dropout before batch norm", "dropout on the output"
+RECURRENT, EVALUATION = "recurrent dropout without effect", "noise in evaluation"
+
+
+class Calls(nn.Module):
+    """A model that is one function of its parts."""
+
+    def __init__(self, function, **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+class StaysInTraining(nn.Dropout):
+    def train(self, mode: bool = True):
+        return super().train(True)
+
+
+def convolution(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *layers)
+
+
+def head(size: int = 144) -> tuple[nn.Module, ...]:
+    return nn.Flatten(), nn.Linear(size, 2)
+
+
+def recurrent(**keywords) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a dropout= without effect
+        return Calls(lambda model, x: model.head(model.body(x)[0]), body=nn.LSTM(6, 4, **keywords),
+                     head=nn.Linear(4, 2))
+
+
+CASES = {
+    # Element dropout on feature maps
+    "on maps": (convolution(nn.ReLU(), nn.Dropout(0.2), *head()), IMAGES, [("2", MAPS)]),
+    "on maps, functional": (Calls(lambda m, x: m.head(F.dropout(m.body(x), 0.2, m.training).flatten(1)),
+                                  body=nn.Conv2d(3, 4, 3), head=nn.Linear(144, 2)), IMAGES, [("", MAPS)]),
+    "on maps, tensor method": (Calls(lambda m, x: m.head(torch.dropout(m.body(x), 0.2, m.training).flatten(1)),
+                                     body=nn.Conv2d(3, 4, 3), head=nn.Linear(144, 2)), IMAGES, [("", MAPS)]),
+    "on maps of ours": (convolution(dropoutlib.Dropout(0.2), *head()), IMAGES, [("1", MAPS)]),
+    "on maps, Gaussian": (convolution(dropoutlib.GaussianDropout(0.2), *head()), IMAGES, [("1", MAPS)]),
+    "on maps, random rate": (convolution(dropoutlib.StochasticRateDropout(), *head()), IMAGES, [("1", MAPS)]),
+    "on maps of a sequence": (nn.Sequential(nn.Conv1d(3, 4, 3), nn.Dropout(), *head(24)), torch.ones(2, 3, 8),
+                              [("1", MAPS)]),
+    "on one image": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten(0), nn.Linear(144, 2)), IMAGES[0],
+                     [("1", MAPS)]),
+    "on maps after a pool and batch norm": (convolution(nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Dropout(), *head(36)),
+                                            IMAGES, [("3", MAPS)]),
+    "twice in one module": (Calls(lambda m, x: m.head(m.drop(m.drop(m.body(x))).flatten(1)), body=nn.Conv2d(3, 4, 3),
+                                  drop=nn.Dropout(), head=nn.Linear(144, 2)), IMAGES, [("drop", MAPS)]),
+    "whole maps": (convolution(nn.Dropout2d(), dropoutlib.SpatialDropout2d(), *head()), IMAGES, []),
+    "after flatten": (convolution(nn.Flatten(), nn.Dropout(), nn.Linear(144, 2)), IMAGES, []),
+    "after global pooling": (convolution(nn.AdaptiveAvgPool2d(1), nn.Dropout(), *head(4)), IMAGES, []),
+    "on patches": (Calls(lambda m, x: m.head(m.drop(m.body(x).flatten(2).transpose(1, 2))), body=nn.Conv2d(3, 4, 2, 2),
+                         drop=nn.Dropout(), head=nn.Linear(4, 2)), IMAGES, []),
+    "on attention": (Calls(lambda m, x: m.head(F.dropout((x[:, None] @ x[:, None].mT).softmax(-1), 0.1, m.training)),
+                           head=nn.Linear(5, 2)), SEQUENCES, []),
+    "without noise": (convolution(nn.Dropout(0.0), dropoutlib.Dropout(0.0), *head()), IMAGES, []),
+    # Dropout before batch norm
+    "before batch norm": (nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Linear(4, 4), nn.BatchNorm1d(4),
+                                        nn.BatchNorm1d(4), nn.Linear(4, 2)), VECTORS, [("1", NORM)]),
+    "ours before batch norm": (convolution(dropoutlib.SpatialDropout2d(), nn.BatchNorm2d(4), *head()), IMAGES,
+                               [("1", NORM)]),
+    "max-pool dropout before batch norm": (convolution(dropoutlib.MaxPoolDropout2d(2), nn.BatchNorm2d(4), *head(36)),
+                                           IMAGES, [("1", NORM)]),
+    "after batch norm": (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)), VECTORS, []),
+    "before layer norm": (nn.Sequential(nn.Dropout(), nn.LayerNorm(6), nn.Linear(6, 2)), VECTORS, []),
+    # Dropout on the output
+    "on the output": (nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Softmax(-1)), VECTORS, [("1", OUTPUT)]),
+    "ours on the output": (nn.Sequential(nn.Linear(6, 4), dropoutlib.Dropout()), VECTORS, [("1", OUTPUT)]),
+    "in a residual branch": (Calls(lambda m, x: x + m.drop(m.body(x)), body=nn.Linear(6, 6), drop=nn.Dropout()),
+                             VECTORS, []),
+    "in a transformer": (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), SEQUENCES, []),
+    # Recurrent
+    "one layer": (recurrent(dropout=0.5), SEQUENCES, [("body", RECURRENT)]),
+    "two layers": (recurrent(dropout=0.5, num_layers=2), SEQUENCES, []),
+    # Noise in evaluation
+    "functional": (Calls(lambda m, x: m.head(F.dropout(x)), head=nn.Linear(6, 2)), VECTORS, [("", EVALUATION)]),
+    "functional, 2d": (Calls(lambda m, x: m.head(F.dropout2d(m.body(x), 0.3).flatten(1)), body=nn.Conv2d(3, 4, 3),
+                             head=nn.Linear(144, 2)), IMAGES, [("", EVALUATION)]),
+    "functional that is told": (Calls(lambda m, x: m.head(F.dropout(x, 0.5, training=m.training)),
+                                      head=nn.Linear(6, 2)), VECTORS, []),
+    "attention": (Calls(lambda m, x: m.head(F.scaled_dot_product_attention(x, x, x, dropout_p=0.3)),
+                        head=nn.Linear(6, 2)), SEQUENCES, [("", EVALUATION)]),
+    "attention that is told": (Calls(lambda m, x: m.head(F.scaled_dot_product_attention(
+        x, x, x, dropout_p=0.3 if m.training else 0.0)), head=nn.Linear(6, 2)), SEQUENCES, []),
+    "stays in training": (nn.Sequential(StaysInTraining(0.5), nn.Linear(6, 2)), VECTORS,
+                          [("0", EVALUATION), ("0", EVALUATION)]),
+    "noise of unknown origin": (Calls(lambda m, x: m.head(x * torch.bernoulli(torch.full_like(x, 0.5))),
+                                      head=nn.Linear(6, 2)), VECTORS, [("", EVALUATION)]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_audit(case: str) -> None:
+    model, x, expected = CASES[case]
+    torch.manual_seed(0)
+    assert [(finding.place, finding.kind) for finding in audit(model, x)] == expected
+
+
+def test_audit_of_several_inputs_and_outputs() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.drop = nn.Linear(6, 4), nn.Dropout()
+
+        def forward(self, first, second=None):
+            return {"logits": [self.drop(self.linear(first + second))], "none": None}
+
+    for x in ((VECTORS, VECTORS), {"first": VECTORS, "second": VECTORS}):
+        assert [(finding.place, finding.kind) for finding in audit(Model(), x)] == [("drop", OUTPUT)]
+
+
+def test_audit_leaves_the_model_and_the_random_numbers_alone() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return F.dropout(x)
+
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(), Counts(), nn.Linear(6, 2))
+    model[1].eval()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    modes, random = [module.training for module in model.modules()], torch.get_rng_state()
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    audit(model, VECTORS)
+    assert torch.equal(random, torch.get_rng_state())
+    assert modes == [module.training for module in model.modules()]
+    assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        audit(model[3:], torch.ones(2, 5))
+    assert modes[4] == model[3].training and not model[3]._forward_hooks
+
+
+def test_a_report_prints_its_findings_by_kind() -> None:
+    report = audit(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Conv2d(4, 4, 3), nn.Dropout()), IMAGES)
+    assert isinstance(report, Report) and isinstance(report[0], Finding)
+    first, second, third, fourth, fifth = repr(report).splitlines()
+    assert first == "element dropout on feature maps (see book/convolutional/what_is_dropped.ipynb)"
+    assert second.startswith("  1: dropout acts on maps of shape (2, 4, 6, 6)") and "SpatialDropout2d" in second
+    assert third.startswith("  3: ") and fourth.startswith("dropout on the output (see ") and fifth.startswith("  3: ")
+    assert repr(audit(nn.Linear(6, 2), VECTORS)) == "nothing found"
+
+
+def test_replace() -> None:
+    shared = nn.Dropout(0.3)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), shared, nn.Sequential(shared, nn.Dropout(0.1, inplace=True)).eval(),
+                          nn.ModuleDict({"x": nn.AlphaDropout(0.2)}))
+    result = replace(model, {nn.Dropout: lambda old: dropoutlib.SpatialDropout2d(old.p, old.inplace)})
+    assert result is model and model[1] is model[2][0] and model[1] is not shared
+    assert [repr(model[1]), repr(model[2][1])] == ["SpatialDropout2d(p=0.3, inplace=False)",
+                                                   "SpatialDropout2d(p=0.1, inplace=True)"]
+    assert model[1].training is False, "a module is in the mode of the one it replaces"
+    assert isinstance(model[3]["x"], nn.AlphaDropout)
+    assert not any(isinstance(module, nn.Dropout) for module in model.modules())
+    assert audit(model[:2], IMAGES)[0].kind == OUTPUT
+
+
+def test_replace_of_the_model_itself_and_of_subclasses() -> None:
+    new = replace(nn.Dropout(0.3), {nn.Dropout: lambda old: dropoutlib.Dropout(old.p)})
+    assert repr(new) == "Dropout(p=0.3, inplace=False)" and type(new) is dropoutlib.Dropout
+    model = nn.Sequential(StaysInTraining(), nn.Dropout())
+    replace(model, {nn.Dropout: lambda old: nn.Identity()})
+    assert [type(module) for module in model] == [StaysInTraining, nn.Identity]
+
+
+def test_replace_changes_nothing_where_a_factory_fails() -> None:
+    model = nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.7))
+
+    def factory(old: nn.Dropout) -> nn.Module:
+        return dropoutlib.SpatialDropout2d(old.p + 0.5)
+
+    with pytest.raises(ValueError, match=r"between 0 and 1, but got 1\.2"):
+        replace(model, {nn.Dropout: factory})
+    assert all(type(module) is nn.Dropout for module in model)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(TypeError, match="model has to be a module, but got int"):
+        audit(3, VECTORS)
+    with pytest.raises(TypeError, match="model has to be a module, but got int"):
+        replace(3, {})
+    with pytest.raises(ValueError, match="the model Linear has no module of the classes Dropout"):
+        replace(nn.Linear(2, 2), {nn.Dropout: nn.Identity})
+    with pytest.raises(TypeError, match="has the key 'Dropout'"):
+        replace(nn.Dropout(), {"Dropout": nn.Identity})
+    with pytest.raises(TypeError, match=r"factory of Dropout has to return a module, but got 1 for 0"):
+        replace(nn.Sequential(nn.Dropout()), {nn.Dropout: lambda old: 1})
