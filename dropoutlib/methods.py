@@ -249,9 +249,9 @@ _ROWS = (
         part="convolutional",
         summary="The largest activation of every map, or of every position, is set to zero with probability p.",
         site="the maximum of a feature map, or of the channels at one position",
-        law="Bernoulli keep mask, 1 with probability 1 - p, on the maximum alone; all divided by 1 - p times the share "
-            "of what can be dropped",
-        sharing="none: one draw for every map, or for every position, of every example",
+        law="Bernoulli keep mask, 1 with probability 1 - p, on the maximum alone; everything is divided by 1 - ps, "
+            "where s is the share of what can be dropped",
+        sharing="the square around the maximum; one draw for every map, or for every position, of every example",
         test_rule="identity",
         references={"park2016analysis": "max-drop"},
         layers=("MaxDrop",),

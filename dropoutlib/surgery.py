@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+from dropoutlib.convolutional.pooling_dropout import StochasticPool2d
 from dropoutlib.methods import catalogue
 
 __all__ = ["Finding", "Report", "audit", "replace"]
@@ -35,6 +36,8 @@ _REARRANGING = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "move
 _OF_ELEMENTS = {"dropout", "dropout_", "alpha_dropout", "alpha_dropout_", "native_dropout"}
 _OF_MAPS = {"dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_dropout_", "feature_alpha_dropout",
             "feature_alpha_dropout_"}
+_NOISY_LAYERS = {layer for row in catalogue().values() if row.name not in ("max_norm", "cutout")
+                 for layer in row.layers}
 _ELEMENTWISE_LAYERS = {layer for name in ("standard_dropout", "gaussian_dropout", "stochastic_rate_dropout")
                        for layer in catalogue()[name].layers}
 
@@ -73,7 +76,7 @@ class Report(tuple[Finding, ...]):
 
 
 def audit(model: nn.Module, x: Any) -> Report:
-    """Runs a model once in evaluation mode and reports dropout that may not do what was meant.
+    """Runs a model in evaluation mode and reports dropout that may not do what was meant.
 
     It finds
 
@@ -84,9 +87,10 @@ def audit(model: nn.Module, x: Any) -> Report:
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
     * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training.
 
-    A finding is a question, not a verdict. What is not run for ``x`` is not seen, nor what a model computes without
-    torch functions. Dropout with p = 0 does not count. The model is left as it was: its mode, its statistics and the
-    global random numbers.
+    A finding is a question, not a verdict. What is not run for ``x`` in evaluation is not seen, nor what a model
+    computes without torch functions; of the functions in :mod:`dropoutlib.functional` only that they go on in
+    evaluation. Dropout with p = 0 does not count. The model runs twice and is left as it was: its mode, its buffers,
+    the input and the global random numbers.
 
     Args:
         model: any module.
@@ -96,7 +100,8 @@ def audit(model: nn.Module, x: Any) -> Report:
         Report: a tuple of :class:`~dropoutlib.surgery.Finding`.
 
     Raises:
-        TypeError: if the model is no module.
+        TypeError: if the model is no module, or is scripted or traced.
+        ValueError: if the model has lazy layers that have no weights yet.
 
     Example:
         >>> import torch
@@ -108,21 +113,24 @@ def audit(model: nn.Module, x: Any) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
+    _require_what_can_be_followed(model)
     findings = list(_idle_recurrent_dropout(model))
     with _left_as_it_was(model):
-        model.eval()
         findings += [_finding("noise in evaluation", name, f"{type(module).__name__} stays in training after eval().")
                      for name, module in model.named_modules() if module.training]
         trace = _Trace(model)
-        output = trace.run(x)
-        findings += trace.findings
-        noise_is_explained = any(one.kind == "noise in evaluation" for one in findings)
-        again = output if noise_is_explained else _call(model, x)
-    fresh = {place: None for tensor in _tensors(output) for place in trace.facts(tensor).since_weights}
+        output = trace.run(_copied(x))
+        facts = [trace.facts(tensor) for tensor in _tensors(output)]
+    findings += trace.findings
     findings += [_finding("dropout on the output", place, "No layer with weights follows: the noise goes into the "
-                          "loss as it is.") for place in fresh]
-    if not _same(output, again):
-        findings.append(_finding("noise in evaluation", "", "Two runs of the model in evaluation differ."))
+                          "loss as it is.") for place in _union(one.since_weights for one in facts)]
+    if not any(one.kind == "noise in evaluation" for one in findings):
+        with _left_as_it_was(model):
+            torch.manual_seed(torch.initial_seed() + 1)  # other random numbers than in the first run
+            again = _call(model, _copied(x))
+        if not _same(output, again):
+            findings.append(_finding("noise in evaluation", "", "Two runs in evaluation differ: a function that is not "
+                                     "told of eval(), or a state outside of the buffers that changes with every call."))
     return Report(dict.fromkeys(findings))
 
 
@@ -130,8 +138,9 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     """Exchanges all modules of some classes, in place.
 
     A module that is used in several places is exchanged once and still shared. The new module is in the mode,
-    training or evaluation, of the old one. Where a factory fails, nothing is exchanged. Functional dropout, and
-    ``dropout=`` of recurrent and attention layers, are no modules and stay.
+    training or evaluation, of the old one; its device, its type and the hooks of the old one are the factory's matter.
+    Where a factory fails, nothing is exchanged. Functional dropout, and ``dropout=`` of recurrent and attention layers,
+    are no modules and stay.
 
     Args:
         model: the module to search.
@@ -142,7 +151,8 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
 
     Raises:
         ValueError: if the model has no module of the classes.
-        TypeError: if the model is no module, a class no module class, or if a factory returns no module.
+        TypeError: if the model is no module, a class no module class, a factory no function, or if one returns no
+            module.
 
     Example:
         >>> from torch import nn
@@ -153,25 +163,42 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
-    for kind in factories:
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise TypeError(f"factories has to map classes of modules to functions, but has the key {kind!r}")
+    _check_factories(factories)
     new: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
         if type(module) in factories:
-            made = factories[type(module)](module)
-            if not isinstance(made, nn.Module):
-                raise TypeError(f"the factory of {type(module).__name__} has to return a module, but got {made!r} "
-                                f"for {name or 'the model'}")
-            new[module] = made.train(module.training)
+            new[module] = _made(factories[type(module)], module, name).train(module.training)
     if not new:
-        raise ValueError(f"the model {type(model).__name__} has no module of the classes "
+        raise ValueError(f"the model {type(model).__name__} has no module that is exactly of the classes "
                          f"{', '.join(kind.__name__ for kind in factories) or '(none given)'}")
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child in new:
                 setattr(parent, name, new[child])
     return new.get(model, model)
+
+
+def _check_factories(factories: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> None:
+    for kind, factory in factories.items():
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"factories has to map classes of modules to functions, but has the key {kind!r}")
+        if isinstance(factory, nn.Module) or not callable(factory):
+            raise TypeError(f"the factory of {kind.__name__} has to be a function from the old module to the new one, "
+                            f"but got {factory!r}")
+
+
+def _made(factory: Callable[[Any], nn.Module], old: nn.Module, name: str) -> nn.Module:
+    try:
+        new = factory(old)
+    except Exception as error:
+        error.add_note(f"in the factory for {name or 'the model'}, {old!r}; nothing was replaced")
+        if isinstance(factory, type):
+            error.add_note(f"a class is called with the old module: write lambda old: {factory.__name__}(old.p), say")
+        raise
+    if not isinstance(new, nn.Module):
+        raise TypeError(f"the factory of {type(old).__name__} has to return a module, but got {new!r} "
+                        f"for {name or 'the model'}")
+    return new
 
 
 def _finding(kind: str, place: str, message: str) -> Finding:
@@ -232,12 +259,16 @@ class _Trace(TorchFunctionMode):
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Layers that are no more than an identity in evaluation call no function: the module itself is noted."""
         place = self.stack.pop()
-        p = getattr(module, "p", getattr(module, "high", 0))
-        if not _is_dropout(module) or place in self.noted or not isinstance(output, Tensor) or not p > 0:
+        if not _is_noisy(module) or place in self.noted or not isinstance(output, Tensor) or _never_drops(module):
+            return None
+        name = type(module).__name__
+        if not isinstance(module, _DropoutNd) and name not in _ELEMENTWISE_LAYERS:  # the noise is that of its weights
+            facts = self.facts(output)
+            self._remember(output, _Facts(facts.axes, facts.since_weights, _union((facts.ever, (place,)))))
             return None
         source = next((one for one in inputs if isinstance(one, Tensor)), output)
-        elements = type(module).__name__ in {"Dropout", "AlphaDropout", *_ELEMENTWISE_LAYERS}
-        return self._note(place, type(module).__name__, elements, self.facts(source), output)
+        return self._note(place, name, name in {"Dropout", "AlphaDropout", *_ELEMENTWISE_LAYERS}, self.facts(source),
+                          output, inplace=getattr(module, "inplace", False))
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -254,8 +285,10 @@ class _Trace(TorchFunctionMode):
             self.findings.append(_finding("noise in evaluation", place, f"{name} with p = {p} is not told of eval(): "
                                           "pass training=self.training, or a p of 0."))
         if name in _OF_ELEMENTS | _OF_MAPS:
-            return self._note(place, name, name in _OF_ELEMENTS, sources[0], result) if p > 0 else result
-        if name == "batch_norm":
+            inplace = name.endswith("_") or bool(kwargs.get("inplace"))
+            return self._note(place, name, name in _OF_ELEMENTS, sources[0], result, inplace) if p > 0 else result
+        stores = name in ("batch_norm", "instance_norm") and _argument(args, kwargs, "running_mean", 1) is not None
+        if stores:
             self._check_batch_norm(place, sources[0])
         traced = [self.facts(tensor) for tensor in _tensors((args, kwargs)) if id(tensor) in self._facts]
         for output in outputs:
@@ -270,14 +303,14 @@ class _Trace(TorchFunctionMode):
                     "another variance in training than it meets in evaluation."))
                 self.before_batch_norm.add(dropout)
 
-    def _note(self, place: str, name: str, elements: bool, source: _Facts, output: Tensor) -> Tensor:
-        """Notes a dropout, and gives what comes out of it an identity of its own."""
+    def _note(self, place: str, name: str, elements: bool, source: _Facts, output: Tensor, inplace: bool) -> Tensor:
+        """Notes a dropout, and gives what comes out of it an identity of its own, unless it is what went in."""
         self.noted.add(place)
         if elements and source.axes and output.shape[-source.axes:].numel() > 1:
             self.findings.append(_finding(
                 "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(output.shape)}: "
                 f"neighbours can stand in for what is dropped. SpatialDropout{source.axes}d drops whole maps."))
-        output = output.view_as(output)
+        output = output if inplace else output.view_as(output)
         self._remember(output, _Facts(source.axes, _union((source.since_weights, (place,))),
                                       _union((source.ever, (place,)))))
         return output
@@ -300,26 +333,35 @@ def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for group in groups for name in group))
 
 
-def _is_dropout(module: nn.Module) -> bool:
-    return isinstance(module, _DropoutNd) or type(module).__name__ in _ELEMENTWISE_LAYERS
+def _is_noisy(module: nn.Module) -> bool:
+    ours = type(module).__module__.startswith("dropoutlib.") and type(module).__name__ in _NOISY_LAYERS
+    return (ours or isinstance(module, _DropoutNd)) and getattr(module, "p", 1) is not None
+
+
+def _never_drops(module: nn.Module) -> bool:
+    """Whether its rate is 0; a rate that is drawn or learned is not."""
+    rate = getattr(module, "high", getattr(module, "p", None))
+    drops = not isinstance(module, StochasticPool2d) and isinstance(rate, (int, float))
+    return drops and rate == 0
 
 
 def _dropout_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, bool]:
     """Rate of a function that may drop, and whether it drops now."""
-    def argument(key: str, position: int, default: Any) -> Any:
-        return kwargs.get(key, args[position] if len(args) > position else default)
-
     if name in _OF_ELEMENTS | _OF_MAPS:
-        p = float(argument("p", 1, 0.5))
-        training = argument("train" if "train" in kwargs else "training", 2, True)
+        p = float(_argument(args, kwargs, "p", 1, 0.5))
+        training = _argument(args, kwargs, "train" if "train" in kwargs else "training", 2, True)
         return p, bool(training) and p > 0
     if name == "scaled_dot_product_attention":
-        p = float(argument("dropout_p", 4, 0.0))
+        p = float(_argument(args, kwargs, "dropout_p", 4, 0.0))
         return p, p > 0
     if name == "multi_head_attention_forward":
-        p = float(argument("dropout_p", 10, 0.0))
-        return p, bool(argument("training", 13, True)) and p > 0
+        p = float(_argument(args, kwargs, "dropout_p", 10, 0.0))
+        return p, bool(_argument(args, kwargs, "training", 13, True)) and p > 0
     return 0.0, False
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], key: str, position: int, default: Any = None) -> Any:
+    return kwargs.get(key, args[position] if len(args) > position else default)
 
 
 def _call(model: nn.Module, x: Any) -> Any:
@@ -341,20 +383,43 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors([getattr(value, field.name) for field in fields(value)])
 
 
+def _copied(value: Any) -> Any:
+    """The same input with tensors of its own, because a model may write into them."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(one) for one in value)
+    return value
+
+
 def _same(first: Any, second: Any) -> bool:
-    return all(torch.equal(one.nan_to_num(), other.nan_to_num())
+    """Whether outputs agree, as far as their values can be read."""
+    return all(one.is_meta or one.layout is not torch.strided or torch.equal(one.nan_to_num(), other.nan_to_num())
                for one, other in zip(_tensors(first), _tensors(second), strict=True))
+
+
+def _require_what_can_be_followed(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(f"a scripted or traced module cannot be followed, but {name or 'the model'} is one: audit "
+                            "the model before it is scripted")
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise ValueError(f"{name or 'the model'} ({type(module).__name__}) has no weights yet: run the model once, "
+                             "then audit it")
 
 
 @contextlib.contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Keeps the modes of a model, its buffers and the random numbers, and sees to it that every layer is called."""
+    """Sets a model to evaluation; keeps its modes, its buffers and the random numbers; has every layer called."""
     modes = {module: module.training for module in model.modules()}
     devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it skips the layers inside a transformer
     try:
+        model.eval()
         with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad():
             yield
     finally:

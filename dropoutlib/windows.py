@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class Windows:
             RuntimeError: if it holds integers, has a wrong number of axes, or is smaller than a window.
         """
         require_floating_point(input)
+        if input.is_complex():
+            raise RuntimeError(f"input has to be real, because pools take no complex numbers, but got {input.dtype}")
         if input.dim() not in (self.axes + 1, self.axes + 2):
             raise RuntimeError(f"input has to be of shape {_SHAPES[self.axes]}, but got the shape {tuple(input.shape)}")
         if any(size < 1 for size in self._sizes(input)):
@@ -76,12 +79,13 @@ class Windows:
                             strict=True))
         for length, count, kernel, stride, padding, dilation in reversed(per_axis):
             end = (count - 1) * stride + dilation * (kernel - 1) + 1 - length - padding
-            pads += [padding, max(end, 0)]
+            pads += [padding, max(end, 0) if self.ceil_mode else padding]
         input = F.pad(input, pads, value=outside)
         for _, count, kernel, stride, _, dilation in per_axis:
             # The elements go last, so that the next axis to be unfolded comes to the same place.
             input = input.unfold(-self.axes, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-            input = input.narrow(-self.axes - 1, 0, count)
+            if self.ceil_mode:
+                input = input.narrow(-self.axes - 1, 0, count)
         return input.flatten(-self.axes)
 
     def _sizes(self, input: Tensor) -> list[int]:
@@ -121,9 +125,10 @@ def squares(centres: Tensor, size: int, height: int, width: int) -> Tensor:
 
 
 def _for_every_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,) * axes
-    if len(values) != axes or any(isinstance(one, bool) or not isinstance(one, int) for one in values):
+    values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
+    values = values * axes if len(values) == 1 else values
+    if len(values) != axes or any(isinstance(one, bool) or not isinstance(one, numbers.Integral) for one in values):
         raise TypeError(f"{name} has to be a whole number, or {axes} of them, but got {value!r}")
     if any(one < least for one in values):
         raise ValueError(f"{name} has to be at least {least}, but got {value!r}")
-    return values
+    return tuple(int(one) for one in values)

@@ -84,6 +84,18 @@ CASES = {
                                [("1", NORM)]),
     "max-pool dropout before batch norm": (convolution(dropoutlib.MaxPoolDropout2d(2), nn.BatchNorm2d(4), *head(36)),
                                            IMAGES, [("1", NORM)]),
+    "noisy weights before batch norm": (nn.Sequential(
+        dropoutlib.DropConnectLinear(6, 4), nn.BatchNorm1d(4), dropoutlib.ConcreteDropout(nn.Linear(4, 4)),
+        nn.BatchNorm1d(4), nn.Linear(4, 2)), VECTORS, [("0", NORM), ("2", NORM)]),
+    "stochastic pooling before batch norm": (convolution(dropoutlib.StochasticPool2d(2), nn.BatchNorm2d(4), *head(36)),
+                                             IMAGES, [("1", NORM)]),
+    "in place before batch norm": (Calls(lambda m, x: (m.drop(x), m.norm(x))[1], drop=nn.Dropout(inplace=True),
+                                         norm=nn.BatchNorm1d(6)), VECTORS, [("drop", NORM), ("drop", OUTPUT)]),
+    "before instance norm that stores": (convolution(nn.Dropout2d(), nn.InstanceNorm2d(4, track_running_stats=True),
+                                                     *head()), IMAGES, [("1", NORM)]),
+    "before batch norm that stores nothing": (convolution(
+        nn.Dropout2d(), nn.BatchNorm2d(4, track_running_stats=False), *head()), IMAGES, []),
+    "cutout before batch norm": (nn.Sequential(dropoutlib.Cutout(3), nn.BatchNorm2d(3), *head(192)), IMAGES, []),
     "after batch norm": (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)), VECTORS, []),
     "before layer norm": (nn.Sequential(nn.Dropout(), nn.LayerNorm(6), nn.Linear(6, 2)), VECTORS, []),
     # Dropout on the output
@@ -158,6 +170,42 @@ def test_audit_leaves_the_model_and_the_random_numbers_alone() -> None:
     assert modes[4] == model[3].training and not model[3]._forward_hooks
 
 
+def test_audit_does_not_take_a_change_of_its_input_or_of_a_buffer_for_noise() -> None:
+    x = VECTORS.clone()
+    assert audit(Calls(lambda m, x: m.head(x.mul_(2)), head=nn.Linear(6, 2)), x) == ()
+    assert torch.equal(x, VECTORS)
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.head(x) * self.calls
+
+    assert audit(Counts(), x) == ()
+
+
+def test_audit_where_values_cannot_be_compared() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), *head()).to("meta")
+    assert [finding.kind for finding in audit(model, IMAGES.to("meta"))] == [MAPS]
+    sparse = Calls(lambda m, x: m.head(x).to_sparse(), head=nn.Linear(6, 2))
+    assert audit(sparse, VECTORS) == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_audit_refuses_what_it_cannot_follow() -> None:
+    traced = torch.jit.trace(nn.Linear(6, 2), VECTORS)
+    with pytest.raises(TypeError, match=r"0 is one: audit the model before it is scripted"):
+        audit(nn.Sequential(traced), VECTORS)
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"0 \(LazyLinear\) has no weights yet"):
+        audit(lazy, VECTORS)
+    assert lazy[0].has_uninitialized_params()
+
+
 def test_a_report_prints_its_findings_by_kind() -> None:
     report = audit(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Conv2d(4, 4, 3), nn.Dropout()), IMAGES)
     assert isinstance(report, Report) and isinstance(report[0], Finding)
@@ -206,9 +254,20 @@ def test_bad_input() -> None:
         audit(3, VECTORS)
     with pytest.raises(TypeError, match="model has to be a module, but got int"):
         replace(3, {})
-    with pytest.raises(ValueError, match="the model Linear has no module of the classes Dropout"):
+    with pytest.raises(ValueError, match="the model Linear has no module that is exactly of the classes Dropout"):
         replace(nn.Linear(2, 2), {nn.Dropout: nn.Identity})
     with pytest.raises(TypeError, match="has the key 'Dropout'"):
         replace(nn.Dropout(), {"Dropout": nn.Identity})
     with pytest.raises(TypeError, match=r"factory of Dropout has to return a module, but got 1 for 0"):
         replace(nn.Sequential(nn.Dropout()), {nn.Dropout: lambda old: 1})
+    for factory in (nn.Identity(), 3, None):
+        with pytest.raises(TypeError, match="factory of Dropout has to be a function from the old module"):
+            replace(nn.Dropout(), {nn.Dropout: factory})
+
+
+def test_a_class_as_factory_says_what_to_write() -> None:
+    with pytest.raises(TypeError, match="real number") as caught:
+        replace(nn.Sequential(nn.Dropout()), {nn.Dropout: dropoutlib.SpatialDropout2d})
+    first, second = caught.value.__notes__
+    assert first.startswith("in the factory for 0, Dropout(p=0.5") and "lambda old: SpatialDropout2d(old.p)" in second
+    assert isinstance(replace(nn.Dropout(), {nn.Dropout: nn.Identity}), nn.Identity)

@@ -138,7 +138,8 @@ class Cutout(nn.Module):
         Returns:
             Tensor of the shape of ``input``.
         """
-        return input * self._seen(input)
+        seen = self._seen(input)
+        return torch.where(seen > 0, input * seen, 0)
 
     def variance(self, input: Tensor) -> Tensor:
         """Variance of the training output, pixel by pixel.
@@ -150,7 +151,7 @@ class Cutout(nn.Module):
             Tensor of the shape of ``input``.
         """
         seen = self._seen(input)
-        return seen * (1 - seen) * input.abs().square()
+        return torch.where(seen > 0, seen * (1 - seen) * input.abs().square(), 0)
 
     def expected_area(self, height: int, width: int) -> float:
         r"""Expected share of the pixels that are hidden.
@@ -174,7 +175,7 @@ class Cutout(nn.Module):
         require_images(input)
         height, width = input.shape[-2:]
         hit = [self._centres_that_hit(n, input) / n for n in (height, width)]
-        return ((1 - hit[0][:, None] * hit[1]) ** self.num_holes).to(input.dtype)
+        return ((1 - hit[0][:, None] * hit[1]) ** self.num_holes).to(input.real.dtype)
 
     def _centres_that_hit(self, length: int, like: Tensor) -> Tensor:
         """For every place on an axis, the number of centres whose square covers it."""

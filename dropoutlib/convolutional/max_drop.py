@@ -75,6 +75,8 @@ def peaks(input: Tensor, mode: str, window: int = 1) -> Tensor:
     Returns:
         Bool tensor of the shape of ``input``.
     """
+    if input.numel() == 0:
+        return torch.zeros_like(input, dtype=torch.bool)
     height, width = input.shape[-2:]
     if mode == "feature":
         place = input.detach().flatten(-2).argmax(-1)
@@ -101,6 +103,8 @@ def _require_real_images(input: Tensor) -> None:
 
 def _scale(input: Tensor, p: float, mode: str, window: int) -> float:
     """What keeps the sum of a constant input, but for squares that are clipped."""
+    if input.numel() == 0:
+        return 1.0
     channels, height, width = input.shape[-3:]
     square = min(window, height) * min(window, width)
     share = square / (height * width) if mode == "feature" else 1 / channels
@@ -187,8 +191,9 @@ class MaxDrop(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
+        peaks = self._peaks(input)
         scale = _scale(input, self.p, self.mode, self.window)
-        return torch.where(self._peaks(input), (1 - self.p) * scale * input, scale * input)
+        return torch.where(peaks, (1 - self.p) * scale * input if self.p < 1 else 0, scale * input)
 
     def variance(self, input: Tensor) -> Tensor:
         """Variance of the training output given the layer's input, element by element: that of the maxima.
@@ -199,8 +204,11 @@ class MaxDrop(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
-        scale = _scale(input, self.p, self.mode, self.window)
-        return torch.where(self._peaks(input), self.p * (1 - self.p) * scale**2 * input.square(), 0)
+        peaks = self._peaks(input)
+        if self.p in (0, 1):
+            return torch.zeros_like(input)
+        return torch.where(peaks, self.p * (1 - self.p) * _scale(input, self.p, self.mode, self.window)**2
+                           * input.square(), 0)
 
     def _peaks(self, input: Tensor) -> Tensor:
         _require_real_images(input)

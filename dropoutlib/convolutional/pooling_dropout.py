@@ -206,20 +206,30 @@ def _in_format_of(input: Tensor, output: Tensor) -> Tensor:
 
 
 def _expected(input: Tensor, windows: Windows, p: float) -> tuple[Tensor, Tensor]:
-    """Mean and mean square of the maximum.
+    """Mean and variance of the maximum.
 
     The element of rank r from the top wins if it is kept and the r larger ones are dropped. A negative one wins only
     if nothing is dropped, because what is dropped counts as 0.
     """
-    elements = windows.of(input, -math.inf).sort(dim=-1, descending=True).values
-    ranks = torch.arange(elements.shape[-1], device=input.device, dtype=input.dtype)
+    elements = _wide(windows.of(input, -math.inf)).sort(dim=-1, descending=True).values
+    if p == 1:
+        return input.new_zeros(elements.shape[:-1]), input.new_zeros(elements.shape[:-1])
+    ranks = torch.arange(elements.shape[-1], device=input.device, dtype=elements.dtype)
     chances = (1 - p) * p**ranks
-    positive = torch.where(elements >= 0, elements, 0)
+    values = torch.where(elements < 0, 0, elements)  # nan stays nan
     largest = elements[..., 0]
-    count = windows.of(torch.ones_like(input), 0.0).sum(-1)
-    nothing_dropped = torch.where(largest < 0, largest, 0) * (1 - p) ** count
-    mean = (chances * positive).sum(-1) + nothing_dropped
-    return mean, (chances * positive.square()).sum(-1) + nothing_dropped * torch.where(largest < 0, largest, 0)
+    whole = (1 - p) ** _wide(windows.of(torch.ones_like(input), 0.0)).sum(-1)
+    negative = largest < 0
+    least = torch.where(negative, largest, 0)
+    mean = torch.where(negative, whole * least, (chances * values).sum(-1))
+    spread = (chances * (values - mean.unsqueeze(-1)).square()).sum(-1) + p**elements.shape[-1] * mean.square()
+    variance = torch.where(negative, whole * (least - mean).square() + (1 - whole) * mean.square(), spread)
+    return mean.to(input.dtype), variance.to(input.dtype)
+
+
+def _wide(elements: Tensor) -> Tensor:
+    """At least float32, so that neither a sum nor a square leaves the range of half precision."""
+    return elements.float() if elements.dtype in (torch.float16, torch.bfloat16) else elements
 
 
 class _MaxPoolDropout(_DropoutNd):
@@ -282,8 +292,7 @@ class _MaxPoolDropout(_DropoutNd):
             Tensor of the shape of the output.
         """
         self._windows.check(input)
-        mean, square = _expected(input, self._windows, Bernoulli(self.p).p)
-        return (square - mean.square()).clamp(min=0)
+        return _expected(input, self._windows, Bernoulli(self.p).p)[1]
 
 
 @describe("pooling_dropout")
@@ -631,6 +640,7 @@ class _AvgPoolDropout(_DropoutNd):
         Returns:
             Tensor of the shape of the output.
         """
+        self._windows.check(input)
         output = _average(input, self._windows, self.count_include_pad)
         return output if self.p < 1 else torch.zeros_like(output)
 
@@ -645,6 +655,7 @@ class _AvgPoolDropout(_DropoutNd):
         Returns:
             Tensor of the shape of the output.
         """
+        self._windows.check(input)
         squares = _average(input.square(), self._windows, self.count_include_pad)
         if self.p in (0, 1):
             return torch.zeros_like(squares)
@@ -852,22 +863,27 @@ def stochastic_pool2d(input: Tensor, kernel_size: int | tuple[int, ...], stride:
 def _stochastic_pool(input: Tensor, windows: Windows, training: bool, noise: Tensor | None,
                      generator: torch.Generator | None) -> Tensor:
     windows.check(input)
-    elements = windows.of(input, 0.0).clamp(min=0)
+    elements, chances = _chances(input, windows)
     if not training:
         refuse_noise(noise)
-        return _power_mean(elements, 1)
+        return _in_format_of(input, (chances * elements).sum(-1).to(input.dtype))
     uniform = Uniform().sample(elements[..., 0].detach(), noise=noise, generator=generator)
     with torch.no_grad():
-        below = elements.to(uniform.dtype).cumsum(-1)
-        drawn = (below <= (uniform * below[..., -1]).unsqueeze(-1)).sum(-1).clamp(max=elements.shape[-1] - 1)
-    return elements.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+        below = chances.cumsum(-1)
+        total = below[..., -1:]
+        last = (below < total).sum(-1)  # the last element that can be drawn
+        drawn = torch.minimum((below <= uniform.unsqueeze(-1) * total).sum(-1), last)
+    output = elements.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+    return _in_format_of(input, torch.where(total.squeeze(-1).isnan(), math.nan, output).to(input.dtype))
 
 
-def _power_mean(elements: Tensor, power: int) -> Tensor:
-    """Mean of a power of the drawn element; 0 where there is nothing to draw."""
-    total = elements.sum(-1)
-    chances = elements / torch.where(total > 0, total, 1).unsqueeze(-1)
-    return (chances * elements**power).sum(-1)
+def _chances(input: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+    """The elements of every window, negative ones as 0, and their probabilities: 0 where there is nothing to draw."""
+    elements = _wide(windows.of(input, 0.0)).clamp(min=0)
+    largest = elements.amax(-1, keepdim=True)
+    weights = elements / torch.where(largest == 0, 1, largest)  # their sum stays in range
+    total = weights.sum(-1, keepdim=True)
+    return elements, weights / torch.where(total == 0, 1, total)
 
 
 @describe("pooling_dropout")
@@ -960,5 +976,6 @@ class StochasticPool2d(_DropoutNd):
             Tensor of the shape of the output.
         """
         self._windows.check(input)
-        elements = self._windows.of(input, 0.0).clamp(min=0)
-        return (_power_mean(elements, 2) - _power_mean(elements, 1).square()).clamp(min=0)
+        elements, chances = _chances(input, self._windows)
+        mean = (chances * elements).sum(-1, keepdim=True)
+        return (chances * (elements - mean).square()).sum(-1).to(input.dtype)

@@ -123,12 +123,16 @@ def spatial_dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inpl
 
 def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, noise: Tensor | None,
              generator: torch.Generator | None) -> Tensor:
+    _require_maps(input, axes)
+    return inverted(input, p, training, inplace, tuple(range(-axes, 0)), noise, generator)
+
+
+def _require_maps(input: Tensor, axes: int) -> None:
     require_floating_point(input)
     dims, shapes = _SHAPES[axes]
     if input.dim() not in dims:
         raise RuntimeError(f"input has to be of shape {shapes}, but got the shape {tuple(input.shape)}"
                            f"{_HINTS.get((axes, input.dim()), '')}")
-    return inverted(input, p, training, inplace, tuple(range(-axes, 0)), noise, generator)
 
 
 class _SpatialDropout(_DropoutNd):
@@ -166,6 +170,7 @@ class _SpatialDropout(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
+        _require_maps(input, self._axes)
         return inverted_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
@@ -179,6 +184,7 @@ class _SpatialDropout(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
+        _require_maps(input, self._axes)
         return inverted_variance(input, self.p)
 
 

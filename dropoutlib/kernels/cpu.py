@@ -133,7 +133,8 @@ def _scaled_rows(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     """Selects and scales in one pass: the sum over a bag of rows that holds the row itself, or nothing."""
     kept = keep.reshape(-1)
     index = kept.nonzero().squeeze(1)
-    output = embedding_bag(index, x.view(kept.numel(), -1), kept.cumsum(0) - kept.long(), mode="sum",
+    first = kept.cumsum(0).sub_(kept.view(torch.uint8))  # of each bag
+    output = embedding_bag(index, x.view(kept.numel(), -1), first, mode="sum",
                            per_sample_weights=x.new_full(index.shape, scale))
     return output.view(x.shape)
 

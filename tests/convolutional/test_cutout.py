@@ -85,6 +85,13 @@ def test_a_hidden_inf_or_nan_becomes_zero_with_its_gradient() -> None:
     assert (y[..., :2, :2] == 0).all() and (x.grad[..., :2, :2] == 0).all() and x.grad.sum() == 12
 
 
+def test_moments_of_what_is_surely_hidden_and_of_complex_pixels() -> None:
+    x = torch.tensor([[[math.nan, math.inf], [1.0, 2.0]]])
+    assert (Cutout(9).mean(x) == 0).all() and (Cutout(9).variance(x) == 0).all()
+    x = torch.ones(1, 2, 2, dtype=torch.complex64)
+    assert Cutout(1).mean(x).dtype == x.dtype and Cutout(1).variance(x).dtype == torch.float32
+
+
 class Images(Dataset):
     def __init__(self, transform) -> None:
         self.transform = transform

@@ -98,7 +98,15 @@ def test_bad_input() -> None:
         MaxDrop()(torch.ones(4, 4))
     with pytest.raises(RuntimeError, match="complex numbers have no order"):
         MaxDrop()(torch.ones(1, 4, 4, dtype=torch.complex64))
-    assert MaxDrop()(torch.ones(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+    empty = torch.ones(0, 3, 4, 4)
+    for values in (MaxDrop()(empty), MaxDrop().mean(empty), MaxDrop().variance(empty)):
+        assert values.shape == (0, 3, 4, 4)
+
+
+def test_moments_of_what_is_surely_dropped() -> None:
+    x = torch.full((1, 2, 2), 1.0)
+    x[0, 0, 0] = math.inf
+    assert MaxDrop(1.0).mean(x)[0, 0, 0] == 0 and (MaxDrop(1.0).variance(x) == 0).all()
 
 
 def test_functional_and_repr() -> None:

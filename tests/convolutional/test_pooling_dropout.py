@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -205,3 +206,71 @@ BAD = {
 def test_bad_input(kind, words, call) -> None:
     with pytest.raises(kind, match=words):
         call()
+
+
+# Values at the limits of a type
+
+
+@pytest.mark.parametrize("inference", ["expected", "scaled"])
+def test_a_nan_is_not_hidden_in_evaluation(inference: str) -> None:
+    x = torch.tensor([[[1.0, math.nan, 2.0, 3.0]]])
+    y = MaxPoolDropout1d(2, inference=inference).eval()(x)
+    assert y[0, 0, 0].isnan() and y[0, 0, 1].isfinite()
+    layer = StochasticPool2d((1, 2))
+    for mode in (layer.train(), layer.eval()):
+        y = mode(x)
+        assert y[0, 0, 0].isnan() and y[0, 0, 1].isfinite()
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float16, 20000.0), (torch.bfloat16, 2e38), (torch.float32, 2e38)])
+def test_sums_of_large_values_stay_in_range(dtype: torch.dtype, value: float) -> None:
+    x = torch.full((1, 4, 4), value, dtype=dtype)
+    layer = StochasticPool2d(4)
+    assert torch.equal(layer(x), x[:, :1, :1]) and torch.equal(layer.eval()(x), x[:, :1, :1])
+    assert torch.equal(layer.variance(x), torch.zeros(1, 1, 1, dtype=dtype))
+
+
+@pytest.mark.parametrize("layer", [MaxPoolDropout2d(2, p=0.01), StochasticPool2d(2)], ids=repr)
+def test_the_variance_of_nearly_equal_elements_does_not_cancel(layer: torch.nn.Module) -> None:
+    x = torch.tensor([[[100.0, 100.01], [100.02, 100.03]]], dtype=torch.float64)
+    if isinstance(layer, StochasticPool2d):
+        expected = torch.var(x, correction=0)
+    else:
+        expected = distribution(lambda keep: layer(x, noise=keep), (1, 2, 2), 0.01).variance().squeeze()
+    torch.testing.assert_close(layer.variance(x).squeeze(), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(layer.variance(x.float()).squeeze(), expected.float(), rtol=1e-2, atol=0)
+
+
+def test_the_variance_in_half_precision_does_not_overflow() -> None:
+    x = torch.full((1, 2, 2), 300.0, dtype=torch.float16)
+    exact = MaxPoolDropout2d(2, p=0.5).variance(x.double())
+    torch.testing.assert_close(MaxPoolDropout2d(2, p=0.5).variance(x), exact.half())
+
+
+def test_what_cannot_win_is_not_drawn() -> None:
+    x = torch.tensor([[[1.0, 3.0, 0.0, 0.0]]])
+    assert StochasticPool2d((1, 4))(x, noise=torch.ones(1, 1, 1)).item() == 3.0
+
+
+@pytest.mark.parametrize("layer", [MaxPoolDropout2d(3, 2, 1), AvgPoolDropout2d(2), StochasticPool2d(2)], ids=repr)
+@pytest.mark.parametrize("mode", [True, False])
+def test_export_with_a_width_that_may_change(layer: torch.nn.Module, mode: bool) -> None:
+    dimension = torch.export.Dim("width", min=4, max=64)
+    program = torch.export.export(layer.train(mode), (torch.rand(1, 3, 8, 12),), dynamic_shapes=({3: dimension},))
+    x = torch.rand(1, 3, 8, 20)
+    assert program.module()(x).shape == layer(x).shape
+
+
+def test_moments_check_their_input() -> None:
+    for layer in (MaxPoolDropout2d(2), AvgPoolDropout2d(2), StochasticPool2d(2)):
+        for moment in (layer.mean, layer.variance):
+            with pytest.raises(RuntimeError, match="floating point"):
+                moment(torch.ones(1, 4, 4, dtype=torch.long))
+            with pytest.raises(RuntimeError, match="complex"):
+                moment(torch.ones(1, 4, 4, dtype=torch.complex64))
+
+
+def test_sizes_may_be_numbers_of_numpy_and_tuples_of_one() -> None:
+    x = torch.rand(1, 3, 8, 8)
+    for size in (numpy.int64(2), (2,), [2]):
+        assert torch.equal(MaxPoolDropout2d(size, p=0.0)(x), torch.nn.functional.max_pool2d(x, 2))

@@ -81,3 +81,12 @@ def test_a_dropped_infinity_leaves_nothing() -> None:
     x = torch.full((1, 2, 2, 2), math.inf)
     keep = torch.tensor([1, 0]).reshape(2, 1, 1)
     assert functional.spatial_dropout2d(x, 0.5, noise=keep).flatten(2).sum(-1).tolist() == [[math.inf, 0.0]]
+
+
+@pytest.mark.parametrize("axes", LAYERS)
+def test_moments_check_their_input(axes: int) -> None:
+    for moment in (LAYERS[axes]().mean, LAYERS[axes]().variance):
+        with pytest.raises(RuntimeError, match="has to be of shape"):
+            moment(torch.ones(3))
+        with pytest.raises(RuntimeError, match="floating point"):
+            moment(torch.ones(1, 2, *(3,) * axes, dtype=torch.long))
