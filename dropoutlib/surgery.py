@@ -87,14 +87,17 @@ def audit(model: nn.Module, x: Any) -> Report:
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
     * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training.
 
-    A finding is a question, not a verdict. What is not run for ``x`` in evaluation is not seen, nor what a model
-    computes without torch functions; of the functions in :mod:`dropoutlib.functional` only that they go on in
-    evaluation. Dropout with p = 0 does not count. The model runs twice and is left as it was: its mode, its buffers,
-    the input and the global random numbers.
+    A finding is a question, not a verdict. Noise that is added to a tensor without noise, as behind a residual branch,
+    does not count as noise on the output. What is not run for ``x`` in evaluation is not seen, nor what a
+    model computes without torch functions or writes into a part of a tensor; of the functions in
+    :mod:`dropoutlib.functional` only that they go on in evaluation; and not the ``dropout=`` inside of attention and
+    recurrent layers. Dropout with p = 0 does not count. The model runs twice and is left as it was: its mode, its
+    buffers, the input and torch's random numbers.
 
     Args:
         model: any module.
-        x: its input: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        x: its input: a tensor, a tuple of positional arguments, or a mapping of keyword arguments (for a model that
+            takes one dictionary: ``(dictionary,)``).
 
     Returns:
         Report: a tuple of :class:`~dropoutlib.surgery.Finding`.
@@ -115,10 +118,14 @@ def audit(model: nn.Module, x: Any) -> Report:
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     _require_what_can_be_followed(model)
     findings = list(_idle_recurrent_dropout(model))
+    frozen = [name for name, module in model.named_modules() if model.training and not module.training]
     with _left_as_it_was(model):
-        findings += [_finding("noise in evaluation", name, f"{type(module).__name__} stays in training after eval().")
-                     for name, module in model.named_modules() if module.training]
-        trace = _Trace(model)
+        awake = [name for name, module in model.named_modules()
+                 if module.training and (_is_noisy(module) or isinstance(module, nn.modules.batchnorm._BatchNorm))
+                 and not _never_drops(module)]
+        findings += [_finding("noise in evaluation", name, f"{type(model.get_submodule(name)).__name__} stays in "
+                              "training after eval().") for name in awake]
+        trace = _Trace(model, awake=awake, frozen=frozen)
         output = trace.run(_copied(x))
         facts = [trace.facts(tensor) for tensor in _tensors(output)]
     findings += trace.findings
@@ -128,7 +135,7 @@ def audit(model: nn.Module, x: Any) -> Report:
         with _left_as_it_was(model):
             torch.manual_seed(torch.initial_seed() + 1)  # other random numbers than in the first run
             again = _call(model, _copied(x))
-        if not _same(output, again):
+        if any(_differ(one, other) for one, other in zip(_tensors(output), _tensors(again), strict=True)):
             findings.append(_finding("noise in evaluation", "", "Two runs in evaluation differ: a function that is not "
                                      "told of eval(), or a state outside of the buffers that changes with every call."))
     return Report(dict.fromkeys(findings))
@@ -167,18 +174,30 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     new: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
         if type(module) in factories:
-            new[module] = _made(factories[type(module)], module, name).train(module.training)
+            new[module] = _made(factories[type(module)], module, name)
     if not new:
         raise ValueError(f"the model {type(model).__name__} has no module that is exactly of the classes "
                          f"{', '.join(kind.__name__ for kind in factories) or '(none given)'}")
+    everything = set(model.modules())
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in new:
-                setattr(parent, name, new[child])
+        _exchange(parent, new)
+    for old, made in new.items():
+        for part in list(made.modules()):
+            if part not in everything:  # what is kept of the old parts is in the mode it was in
+                part.training = old.training
+            _exchange(part, {inner: other for inner, other in new.items() if inner is not old})
     return new.get(model, model)
 
 
+def _exchange(parent: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    for name, child in list(parent._modules.items()):
+        if child is not None and child in new:
+            setattr(parent, name, new[child])
+
+
 def _check_factories(factories: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> None:
+    if not isinstance(factories, Mapping):
+        raise TypeError(f"factories has to map classes of modules to functions, but got {factories!r}")
     for kind, factory in factories.items():
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"factories has to map classes of modules to functions, but has the key {kind!r}")
@@ -225,9 +244,9 @@ class _Facts:
 class _Trace(TorchFunctionMode):
     """Follows tensors through a model, function by function, and notes what dropout they meet."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, awake: list[str], frozen: list[str]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.awake, self.frozen = model, awake, frozen
         self.findings: list[Finding] = []
         self.stack: list[str] = []
         self.noted: set[str] = set()
@@ -281,14 +300,14 @@ class _Trace(TorchFunctionMode):
         sources = [self.facts(tensor) for tensor in _tensors((args, kwargs))] or [_Facts()]
         place = self.stack[-1] if self.stack else ""
         p, active = _dropout_of(name, args, kwargs)
-        if active:
+        if active and place not in self.awake:
             self.findings.append(_finding("noise in evaluation", place, f"{name} with p = {p} is not told of eval(): "
                                           "pass training=self.training, or a p of 0."))
-        if name in _OF_ELEMENTS | _OF_MAPS:
+        if name in _OF_ELEMENTS | _OF_MAPS and isinstance(result, Tensor):
             inplace = name.endswith("_") or bool(kwargs.get("inplace"))
             return self._note(place, name, name in _OF_ELEMENTS, sources[0], result, inplace) if p > 0 else result
         stores = name in ("batch_norm", "instance_norm") and _argument(args, kwargs, "running_mean", 1) is not None
-        if stores:
+        if stores and place not in self.frozen:
             self._check_batch_norm(place, sources[0])
         traced = [self.facts(tensor) for tensor in _tensors((args, kwargs)) if id(tensor) in self._facts]
         for output in outputs:
@@ -394,10 +413,10 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _same(first: Any, second: Any) -> bool:
-    """Whether outputs agree, as far as their values can be read."""
-    return all(one.is_meta or one.layout is not torch.strided or torch.equal(one.nan_to_num(), other.nan_to_num())
-               for one, other in zip(_tensors(first), _tensors(second), strict=True))
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors have other values, as far as their values can be read."""
+    readable = not one.is_meta and one.layout is torch.strided
+    return readable and not torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _require_what_can_be_followed(model: nn.Module) -> None:
@@ -420,7 +439,7 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)  # it skips the layers inside a transformer
     try:
         model.eval()
-        with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad():
+        with torch.random.fork_rng(devices=sorted(devices)):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -428,5 +447,5 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
             module.training = mode
         with torch.no_grad():
             for name, buffer in model.named_buffers():
-                if name in buffers and buffer.shape == buffers[name].shape:
+                if name in buffers and buffer.shape == buffers[name].shape and _differ(buffer, buffers[name]):
                     buffer.copy_(buffers[name])

@@ -117,8 +117,12 @@ CASES = {
                         head=nn.Linear(6, 2)), SEQUENCES, [("", EVALUATION)]),
     "attention that is told": (Calls(lambda m, x: m.head(F.scaled_dot_product_attention(
         x, x, x, dropout_p=0.3 if m.training else 0.0)), head=nn.Linear(6, 2)), SEQUENCES, []),
-    "stays in training": (nn.Sequential(StaysInTraining(0.5), nn.Linear(6, 2)), VECTORS,
-                          [("0", EVALUATION), ("0", EVALUATION)]),
+    "stays in training": (nn.Sequential(StaysInTraining(0.5), nn.Linear(6, 2)), VECTORS, [("0", EVALUATION)]),
+    "stays in training without noise": (nn.Sequential(StaysInTraining(0.0), nn.Linear(6, 2)), VECTORS, []),
+    "aten": (Calls(lambda m, x: m.head(torch.native_dropout(x, 0.5, m.training)[0]), head=nn.Linear(6, 2)), VECTORS,
+             []),
+    "differentiates": (Calls(lambda m, x: torch.autograd.grad(m.head(x).sum(), m.head.weight)[0],
+                             head=nn.Linear(6, 2)), VECTORS, []),
     "noise of unknown origin": (Calls(lambda m, x: m.head(x * torch.bernoulli(torch.full_like(x, 0.5))),
                                       head=nn.Linear(6, 2)), VECTORS, [("", EVALUATION)]),
 }
@@ -188,6 +192,21 @@ def test_audit_does_not_take_a_change_of_its_input_or_of_a_buffer_for_noise() ->
     assert audit(Counts(), x) == ()
 
 
+def test_audit_of_a_frozen_batch_norm() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    assert [finding.kind for finding in audit(model, VECTORS)] == [NORM]
+    model[2].eval()
+    assert audit(model, VECTORS) == ()
+
+
+def test_audit_between_forward_and_backward() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    output = model(VECTORS).sum()
+    audit(model, VECTORS)
+    output.backward()
+    assert model[0].weight.grad is not None
+
+
 def test_audit_where_values_cannot_be_compared() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), *head()).to("meta")
     assert [finding.kind for finding in audit(model, IMAGES.to("meta"))] == [MAPS]
@@ -238,6 +257,24 @@ def test_replace_of_the_model_itself_and_of_subclasses() -> None:
     assert [type(module) for module in model] == [StaysInTraining, nn.Identity]
 
 
+def test_replace_of_modules_in_one_another() -> None:
+    inner = nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(6)).train()
+    inner[1].eval()
+    model = nn.ModuleList([inner])
+    replace(model, {nn.Sequential: lambda old: nn.Sequential(*old, nn.ReLU()),
+                    nn.Dropout: lambda old: dropoutlib.Dropout(old.p)})
+    assert [type(module).__name__ for module in model[0]] == ["Dropout", "BatchNorm1d", "ReLU"]
+    assert type(model[0][0]) is dropoutlib.Dropout
+    assert [module.training for module in model[0]] == [True, False, True], "what is kept is in the mode it was in"
+
+
+def test_replace_by_a_wrapper() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    first = model[0]
+    replace(model, {nn.Linear: dropoutlib.ConcreteDropout})
+    assert model[0].module is first and not model[0].training and model(VECTORS).shape == (4, 2)
+
+
 def test_replace_changes_nothing_where_a_factory_fails() -> None:
     model = nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.7))
 
@@ -256,6 +293,8 @@ def test_bad_input() -> None:
         replace(3, {})
     with pytest.raises(ValueError, match="the model Linear has no module that is exactly of the classes Dropout"):
         replace(nn.Linear(2, 2), {nn.Dropout: nn.Identity})
+    with pytest.raises(TypeError, match="factories has to map classes"):
+        replace(nn.Dropout(), nn.Dropout)
     with pytest.raises(TypeError, match="has the key 'Dropout'"):
         replace(nn.Dropout(), {"Dropout": nn.Identity})
     with pytest.raises(TypeError, match=r"factory of Dropout has to return a module, but got 1 for 0"):
