@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.functional import embedding_bag
 
 from dropoutlib.kernels import is_eager
 
@@ -134,8 +133,8 @@ def _scaled_rows(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     kept = keep.reshape(-1)
     index = kept.nonzero().squeeze(1)
     first = kept.cumsum(0).sub_(kept.view(torch.uint8))  # of each bag
-    output = embedding_bag(index, x.view(kept.numel(), -1), first, mode="sum",
-                           per_sample_weights=x.new_full(index.shape, scale))
+    output = torch.nn.functional.embedding_bag(index, x.view(kept.numel(), -1), first, mode="sum",
+                                               per_sample_weights=x.new_full(index.shape, scale))
     return output.view(x.shape)
 
 
