@@ -347,9 +347,10 @@ def test_citations_are_a_list() -> None:
     ("dropoutlib.divergence.kingma_kl", "dropoutlib.divergence.kingma_kl", "dropoutlib.divergence.kingma_kl"),
     ("dropoutlib.unknown", "dropoutlib.Dropout", "dropoutlib.unknown")])
 def test_source_code_links_back_to_the_documented_name(linked: str, documented: str, expected: str) -> None:
-    page = '<a class="viewcode-back" href="../api/a.html#{}">[docs]</a>'
-    assert accessible.find_the_functions(page.format(linked), "dropoutlib.divergence", {documented}) \
-        == page.format(expected)
+    page = '<a class="viewcode-back" href="../api/{}.html#{}">[docs]</a>'
+    mended = accessible.find_the_functions(page.format("last", linked), "dropoutlib.divergence",
+                                           {documented: "../api/documented.html"}.get)
+    assert mended == page.format("documented" if expected == documented else "last", expected)
 
 
 def test_arrows_of_the_navigation_have_a_name() -> None:

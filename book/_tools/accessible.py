@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bs4 import BeautifulSoup
 from sphinx.application import Sphinx
 
-BACKLINK = re.compile(r'(?<=class="viewcode-back" href=")([^"#]*#)dropoutlib\.([^"]+)')
+BACKLINK = re.compile(r'(?<=class="viewcode-back" href=")[^"#]*#dropoutlib\.([^"]+)')
 TOGGLE = re.compile(r'<summary>(\s*<span class="toctree-toggle")')
 
 
@@ -50,25 +50,26 @@ def name_the_toggles(page: str) -> str:
     return TOGGLE.sub(r'<summary aria-label="Pages of this section">\1', page)
 
 
-def find_the_functions(body: str, module: str, documented: Container[str]) -> str:
+def find_the_functions(body: str, module: str, address: Callable[[str], str | None]) -> str:
     """Mends the links from a page of source code back to the functions.
 
     Sphinx remembers one package for all documented objects of a module, that of the first (``dropoutlib`` of
-    ``dropoutlib.Dropout``), although others may be documented as ``dropoutlib.functional.dropout`` or by their module.
+    ``dropoutlib.Dropout``), and one page for each object, the last that shows it, although others may be documented as
+    ``dropoutlib.functional.dropout`` or by their module, and some twice.
 
     Args:
         body: the HTML.
         module: the module whose source code the page shows.
-        documented: the full names of all documented objects.
+        address: the page of a documented object by its full name; None for a name that is not documented.
 
     Returns:
         str: the mended HTML.
     """
     def mended(link: re.Match[str]) -> str:
-        page, name = link.groups()
-        packages = ("dropoutlib", "dropoutlib.functional", module)
-        found = [f"{package}.{name}" for package in packages if f"{package}.{name}" in documented]
-        return page + (found[0] if found else f"dropoutlib.{name}")
+        for package in ("dropoutlib", "dropoutlib.functional", module):
+            if (page := address(name := f"{package}.{link.group(1)}")) is not None:
+                return f"{page}#{name}"
+        return link.group()
 
     return BACKLINK.sub(mended, body)
 
@@ -78,7 +79,12 @@ def _mend_page(app: Sphinx, pagename: str, templatename: str, context: dict[str,
         context["body"] = make_accessible(context["body"])
     if pagename.startswith("_modules/"):
         module = pagename.removeprefix("_modules/").replace("/", ".")
-        context["body"] = find_the_functions(context["body"], module, app.env.domaindata["py"]["objects"])
+        objects = app.env.get_domain("py").objects
+
+        def address(name: str) -> str | None:
+            return app.builder.get_relative_uri(pagename, objects[name].docname) if name in objects else None
+
+        context["body"] = find_the_functions(context["body"], module, address)
 
 
 def _mend_navigation(app: Sphinx, exception: Exception | None) -> None:
