@@ -181,7 +181,7 @@ class Gaussian:
     def __init__(self, mean: float, variance: float) -> None:
         self.mean = mean if type(mean) is float else real("mean", mean)
         self.variance = variance if type(variance) is float else real("variance", variance)
-        if not math.isfinite(self.mean):
+        if not -math.inf < self.mean < math.inf:  # the compiler cannot follow math.isfinite
             raise ValueError(f"mean has to be finite, but got {mean}")
         if not 0.0 <= self.variance < math.inf:
             raise ValueError(f"variance has to be finite and at least 0, but got {variance}")

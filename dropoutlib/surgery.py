@@ -360,8 +360,7 @@ def _is_noisy(module: nn.Module) -> bool:
 def _never_drops(module: nn.Module) -> bool:
     """Whether its rate is 0; a rate that is drawn or learned is not."""
     rate = getattr(module, "high", getattr(module, "p", None))
-    drops = not isinstance(module, StochasticPool2d) and isinstance(rate, (int, float))
-    return drops and rate == 0
+    return not isinstance(module, StochasticPool2d) and isinstance(rate, (int, float)) and rate == 0
 
 
 def _dropout_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, bool]:

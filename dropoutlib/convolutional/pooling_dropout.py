@@ -73,7 +73,6 @@ def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     return _max_pool(input, windows, p, training, inference, noise, generator)
 
 
-
 def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
@@ -118,7 +117,6 @@ def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     """
     windows = Windows(2, kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pool(input, windows, p, training, inference, noise, generator)
-
 
 
 def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
@@ -348,7 +346,6 @@ class MaxPoolDropout1d(_MaxPoolDropout):
     _axes = 1
 
 
-
 @describe("pooling_dropout")
 class MaxPoolDropout2d(_MaxPoolDropout):
     """Maximum of every window of an image whose elements are dropped.
@@ -400,7 +397,6 @@ class MaxPoolDropout2d(_MaxPoolDropout):
     """
 
     _axes = 2
-
 
 
 @describe("pooling_dropout")
@@ -500,7 +496,6 @@ def avg_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     return _avg_pool(input, windows, count_include_pad, p, training, noise, generator)
 
 
-
 def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                        p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
@@ -540,7 +535,6 @@ def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     """
     windows = Windows(2, kernel_size, stride, padding, 1, ceil_mode)
     return _avg_pool(input, windows, count_include_pad, p, training, noise, generator)
-
 
 
 def avg_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
@@ -715,7 +709,6 @@ class AvgPoolDropout1d(_AvgPoolDropout):
     _axes = 1
 
 
-
 @describe("pooling_dropout")
 class AvgPoolDropout2d(_AvgPoolDropout):
     """Mean of every window of an image behind inverted dropout.
@@ -764,7 +757,6 @@ class AvgPoolDropout2d(_AvgPoolDropout):
     """
 
     _axes = 2
-
 
 
 @describe("pooling_dropout")

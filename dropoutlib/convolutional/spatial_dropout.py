@@ -53,7 +53,6 @@ def spatial_dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inpl
     return _spatial(input, p, training, inplace, 1, noise, generator)
 
 
-
 def spatial_dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Inverted dropout of whole feature maps of an image.
@@ -85,7 +84,6 @@ def spatial_dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inpl
         tensor([[18.,  0.]])
     """
     return _spatial(input, p, training, inplace, 2, noise, generator)
-
 
 
 def spatial_dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
@@ -228,7 +226,6 @@ class SpatialDropout1d(_SpatialDropout):
     _axes = 1
 
 
-
 @describe("spatial_dropout")
 class SpatialDropout2d(_SpatialDropout):
     """Inverted dropout of whole feature maps of an image: a drop-in for :class:`torch.nn.Dropout2d`.
@@ -267,7 +264,6 @@ class SpatialDropout2d(_SpatialDropout):
     """
 
     _axes = 2
-
 
 
 @describe("spatial_dropout")

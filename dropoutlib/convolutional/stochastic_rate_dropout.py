@@ -60,7 +60,9 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
         return input
     if high == 0 and noise is None:
         return input
-    p = _draw_rate(input, low, high, normal, generator) if rate is None else _given_rate(input, rate, low, high)
+    wide = torch.float64 if input.dtype in (torch.float64, torch.complex128) else torch.float32
+    like = input.new_empty((), dtype=wide)
+    p = _draw_rate(like, low, high, normal, generator) if rate is None else _given_rate(like, rate, low, high)
     keep = Uniform().sample(input, generator=generator) >= p if noise is None else given_mask(noise, input)
     return select(input, keep) * (1 / (1 - p)).to(input.dtype)
 
@@ -81,11 +83,8 @@ def _normal(mean: float | None, std: float | None) -> Gaussian | None:
     return Gaussian(real("mean", mean), positive("std", std) ** 2)
 
 
-def _draw_rate(input: Tensor, low: float, high: float, normal: Gaussian | None,
+def _draw_rate(like: Tensor, low: float, high: float, normal: Gaussian | None,
                generator: torch.Generator | None) -> Tensor:
-    """One probability of dropping, at least in float32."""
-    wide = input.real.dtype if input.dtype in (torch.float64, torch.complex128) else torch.float32
-    like = input.new_empty((), dtype=wide)
     if low == high:  # nothing to draw
         return like.new_full((), low)
     if normal is None:
@@ -93,8 +92,7 @@ def _draw_rate(input: Tensor, low: float, high: float, normal: Gaussian | None,
     return normal.sample(like, generator=generator).clamp(low, high)
 
 
-def _given_rate(input: Tensor, rate: Tensor | float, low: float, high: float) -> Tensor:
-    wide = torch.float64 if input.dtype in (torch.float64, torch.complex128) else torch.float32
+def _given_rate(like: Tensor, rate: Tensor | float, low: float, high: float) -> Tensor:
     if not isinstance(rate, Tensor):
         if not low <= real("rate", rate) <= high:
             raise ValueError(f"rate has to be between low={low} and high={high}, but got {rate}")
@@ -103,7 +101,7 @@ def _given_rate(input: Tensor, rate: Tensor | float, low: float, high: float) ->
                          f"{rate.dtype}")
     elif is_eager(rate) and not low <= float(rate) <= high:
         raise ValueError(f"rate has to be between low={low} and high={high}, but got {float(rate)}")
-    return torch.as_tensor(rate, dtype=wide, device=input.device)
+    return torch.as_tensor(rate, dtype=like.dtype, device=like.device)
 
 
 @describe("stochastic_rate_dropout")

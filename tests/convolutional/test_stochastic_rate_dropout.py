@@ -104,3 +104,16 @@ def test_functional() -> None:
     assert torch.equal(functional.stochastic_rate_dropout(x, 0.0, 0.5, rate=0.2, noise=keep), x * 1.25)
     assert functional.stochastic_rate_dropout(x, training=False) is x
     assert functional.stochastic_rate_dropout(x, 0.0, 0.0) is x
+
+
+@pytest.mark.parametrize("law", [{}, {"mean": 0.3, "std": 0.1}], ids=["uniform", "normal"])
+def test_both_laws_compile_with_dynamic_sizes(law: dict[str, float]) -> None:
+    torch._dynamo.reset()
+    layer = StochasticRateDropout(0.0, 0.7, **law)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    for size in (1000, 3000):
+        output = compiled(torch.ones(size))
+        kept = output[output != 0]
+        assert output.shape == (size,)
+        assert 0 < len(kept) < size
+        assert kept.unique().numel() == 1  # one rate for all
