@@ -222,7 +222,8 @@ _ROWS = (
         site="inputs of a pooling layer",
         law="Bernoulli keep mask, 1 with probability 1 - p; divided by 1 - p before a mean. `StochasticPool2d`: one "
             "element of a window, with probability in proportion to its size",
-        sharing="none: one draw for every element of every example, shared by the windows that hold it",
+        sharing="none: one draw for every element of every example, shared by the windows that hold it; for every "
+                "window (`StochasticPool2d`)",
         test_rule="expected pooling, the mean over the masks (maximum), or the maximum times 1 - p; identity (mean); "
                   "mean over the draw (`StochasticPool2d`)",
         references={"wu2015towards": "section 3", "zeiler2013stochastic": "section 3"},
