@@ -477,6 +477,14 @@ LATEX = r"""$\displaystyle \begin{aligned}
 \end{aligned}$""".replace("\\\n", "")
 
 
+def test_only_moments_of_several_draws_are_said_to_need_independence():
+    draws = Product(m[j], (j, 1, n))
+    for start, reason in [(Expectation(m[j]), "law of the noise"), (Variance(m[j]), "law of the noise"),
+                          (Expectation(m[1]**2 * x[1]), "law of the noise"), (Expectation(m[1]*m[2]), "independence"),
+                          (Covariance(m[j], m[k]), "independence"), (Expectation(draws), "independence")]:
+        assert [why for _, why in derive(start, by_law).lines[1:]] == [reason], start
+
+
 def test_a_chain_as_text_and_as_latex():
     chain = derive(Variance(Sum(m[j] * x[j], (j, 1, n)) / (1 - p)), linear, by_law, collapse)
     assert repr(chain) == PLAIN

@@ -30,8 +30,8 @@ from sympy.stats import Covariance, Variance
 
 from . import rules
 from .brute_force import enumerate_masks, evaluate, number
-from .families import free_scalars
-from .notation import latex, plain
+from .families import copies, free_scalars
+from .notation import MOMENTS, latex, plain
 
 __all__ = ["Derivation", "Identity", "Unproved", "derive", "disprove", "prove"]
 
@@ -221,7 +221,11 @@ def _reason(rule: Callable[[Any], Any], before: Any, after: Any) -> str:
         if len(after.atoms(KroneckerDelta)) < len(before.atoms(KroneckerDelta)):
             return "only equal indices remain"
         return "collected"
-    known = {"linear": "linearity", "by_law": "independence", "exact": "the three rules"}
+    if rule is rules.by_law:
+        gone = before.atoms(*MOMENTS) - after.atoms(*MOMENTS)
+        several = any(len(copies(moment)) > 1 or moment.has(Product) for moment in gone)
+        return "independence" if several else "law of the noise"
+    known = {"linear": "linearity", "exact": "the three rules"}
     return known.get(getattr(rule, "__name__", ""), "")
 
 
