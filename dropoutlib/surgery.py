@@ -91,8 +91,9 @@ def audit(model: nn.Module, x: Any) -> Report:
     does not count as noise on the output. What is not run for ``x`` in evaluation is not seen, nor what a
     model computes without torch functions or writes into a part of a tensor; of the functions in
     :mod:`dropoutlib.functional` only that they go on in evaluation; and not the ``dropout=`` inside of attention and
-    recurrent layers. Dropout with p = 0 does not count. The model runs twice and is left as it was: its mode, its
-    buffers, the input and torch's random numbers.
+    recurrent layers. A tensor whose axes are rearranged (``view``, ``permute``, ...) counts as a feature map again
+    behind the next convolution only. Dropout with p = 0 does not count. The model runs twice and is left as it was: its
+    mode, its buffers, the input and torch's random numbers.
 
     Args:
         model: any module.
@@ -129,20 +130,23 @@ def audit(model: nn.Module, x: Any) -> Report:
         output = trace.run(_copied(x))
         facts = [trace.facts(tensor) for tensor in _tensors(output)]
     findings += trace.findings
-    findings += [_finding("dropout on the output", place, "No layer with weights follows: the noise goes into the "
-                          "loss as it is.") for place in _union(one.since_weights for one in facts)]
+    findings += [_finding("dropout on the output", place, "No linear layer, convolution or the like follows: the "
+                          "noise goes into the loss as it is, or scaled.")
+                 for place in _union(one.since_weights for one in facts)]
     if not any(one.kind == "noise in evaluation" for one in findings):
         with _left_as_it_was(model):
             torch.manual_seed(torch.initial_seed() + 1)  # other random numbers than in the first run
             again = _call(model, _copied(x))
         if any(_differ(one, other) for one, other in zip(_tensors(output), _tensors(again), strict=True)):
             findings.append(_finding("noise in evaluation", "", "Two runs in evaluation differ: a function that is not "
-                                     "told of eval(), or a state outside of the buffers that changes with every call."))
+                                     "told of eval(), a layer that is meant to sample (inference='sampled'), or a "
+                                     "state outside of the buffers that changes with every call."))
     return Report(dict.fromkeys(findings))
 
 
-def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
-    """Exchanges all modules of some classes, in place.
+def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any], nn.Module]],
+            places: Iterable[str] | None = None) -> nn.Module:
+    """Exchanges all modules of some classes, or those of them in some places. Changes the model itself.
 
     A module that is used in several places is exchanged once and still shared. The new module is in the mode,
     training or evaluation, of the old one; its device, its type and the hooks of the old one are the factory's matter.
@@ -152,14 +156,16 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     Args:
         model: the module to search.
         factories: for a class, exactly (subclasses are left alone), a function from the old module to the new one.
+        places: names of modules in the model, such as the places of findings of :func:`~dropoutlib.audit`: only
+            modules there are exchanged. ``None`` for all.
 
     Returns:
         nn.Module: the model itself, or the new module if the model is of one of the classes.
 
     Raises:
-        ValueError: if the model has no module of the classes.
+        ValueError: if the model has no module of the classes (in the places), or no module of a name in ``places``.
         TypeError: if the model is no module, a class no module class, a factory no function, or if one returns no
-            module.
+            module; if ``places`` is a single text.
 
     Example:
         >>> from torch import nn
@@ -171,13 +177,15 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     _check_factories(factories)
+    chosen = _modules_in(model, places)
     new: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
-        if type(module) in factories:
+        if type(module) in factories and module in chosen:
             new[module] = _made(factories[type(module)], module, name)
     if not new:
         raise ValueError(f"the model {type(model).__name__} has no module that is exactly of the classes "
-                         f"{', '.join(kind.__name__ for kind in factories) or '(none given)'}")
+                         f"{', '.join(kind.__name__ for kind in factories) or '(none given)'}"
+                         f"{'' if places is None else ' in the given places'}")
     everything = set(model.modules())
     for parent in list(model.modules()):
         _exchange(parent, new)
@@ -187,6 +195,18 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
                 part.training = old.training
             _exchange(part, {inner: other for inner, other in new.items() if inner is not old})
     return new.get(model, model)
+
+
+def _modules_in(model: nn.Module, places: Iterable[str] | None) -> set[nn.Module]:
+    if places is None:
+        return set(model.modules())
+    if isinstance(places, str):
+        raise TypeError(f"places has to be a list of names of modules, but got the text {places!r}")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places = list(places)
+    if missing := [place for place in places if place not in modules]:
+        raise ValueError(f"places has {missing[0]!r}, but the model {type(model).__name__} has no module of that name")
+    return {modules[place] for place in places}
 
 
 def _exchange(parent: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
@@ -281,13 +301,15 @@ class _Trace(TorchFunctionMode):
         if not _is_noisy(module) or place in self.noted or not isinstance(output, Tensor) or _never_drops(module):
             return None
         name = type(module).__name__
+        source = next((one for one in inputs if isinstance(one, Tensor)), output)
         if not isinstance(module, _DropoutNd) and name not in _ELEMENTWISE_LAYERS:  # the noise is that of its weights
             facts = self.facts(output)
+            if name == "ConcreteDropout":  # of the elements that go into the layer it wraps
+                self._check_maps(place, name, source)
             self._remember(output, _Facts(facts.axes, facts.since_weights, _union((facts.ever, (place,)))))
             return None
-        source = next((one for one in inputs if isinstance(one, Tensor)), output)
-        return self._note(place, name, name in {"Dropout", "AlphaDropout", *_ELEMENTWISE_LAYERS}, self.facts(source),
-                          output, inplace=getattr(module, "inplace", False))
+        return self._note(place, name, name in {"Dropout", "AlphaDropout", *_ELEMENTWISE_LAYERS}, source, output,
+                           inplace=getattr(module, "inplace", False))
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -297,7 +319,7 @@ class _Trace(TorchFunctionMode):
         if not outputs:
             return result
         name = getattr(func, "__name__", "")
-        sources = [self.facts(tensor) for tensor in _tensors((args, kwargs))] or [_Facts()]
+        sources = list(_tensors((args, kwargs))) or outputs
         place = self.stack[-1] if self.stack else ""
         p, active = _dropout_of(name, args, kwargs)
         if active and place not in self.awake:
@@ -308,7 +330,7 @@ class _Trace(TorchFunctionMode):
             return self._note(place, name, name in _OF_ELEMENTS, sources[0], result, inplace) if p > 0 else result
         stores = name in ("batch_norm", "instance_norm") and _argument(args, kwargs, "running_mean", 1) is not None
         if stores and place not in self.frozen:
-            self._check_batch_norm(place, sources[0])
+            self._check_batch_norm(place, self.facts(sources[0]))
         traced = [self.facts(tensor) for tensor in _tensors((args, kwargs)) if id(tensor) in self._facts]
         for output in outputs:
             self._remember(output, self._after(name, traced, output))
@@ -322,17 +344,24 @@ class _Trace(TorchFunctionMode):
                     "another variance in training than it meets in evaluation."))
                 self.before_batch_norm.add(dropout)
 
-    def _note(self, place: str, name: str, elements: bool, source: _Facts, output: Tensor, inplace: bool) -> Tensor:
+    def _note(self, place: str, name: str, elements: bool, source: Tensor, output: Tensor, inplace: bool) -> Tensor:
         """Notes a dropout, and gives what comes out of it an identity of its own, unless it is what went in."""
         self.noted.add(place)
-        if elements and source.axes and output.shape[-source.axes:].numel() > 1:
-            self.findings.append(_finding(
-                "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(output.shape)}: "
-                f"neighbours can stand in for what is dropped. SpatialDropout{source.axes}d drops whole maps."))
+        facts = self.facts(source)
+        if elements:
+            self._check_maps(place, name, source)
         output = output if inplace else output.view_as(output)
-        self._remember(output, _Facts(source.axes, _union((source.since_weights, (place,))),
-                                      _union((source.ever, (place,)))))
+        self._remember(output, _Facts(facts.axes, _union((facts.since_weights, (place,))),
+                                      _union((facts.ever, (place,)))))
         return output
+
+    def _check_maps(self, place: str, name: str, source: Tensor) -> None:
+        axes = self.facts(source).axes
+        if axes and source.shape[-axes:].numel() > 1:
+            instead = "ConcreteDropout2d" if name == "ConcreteDropout" else f"SpatialDropout{axes}d"
+            self.findings.append(_finding(
+                "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(source.shape)}: "
+                f"neighbours can stand in for what is dropped. {instead} drops whole maps."))
 
     def _after(self, name: str, sources: list[_Facts], output: Tensor) -> _Facts:
         axes = _CONVOLUTIONS.get(name, 0)

@@ -327,6 +327,11 @@ def check_dtypes(layer: Layer, device: torch.device) -> None:
                 exact = (size * x.detach()).to(torch.complex128 if dtype.is_complex else torch.float64)
                 error = (y.to(torch.complex128) - layer(0.3, exact)(exact, noise=noise)).abs().max() / size
                 assert error < (4 if layer.elementwise else 40) * torch.finfo(dtype).eps, f"{dtype}: {error}"
+            if hasattr(module, "variance") and not isinstance(layer, LayerWithWeights):
+                large = 300 * x.detach() / x.detach().abs().max()
+                exact = module.variance(large.to(torch.complex128 if dtype.is_complex else torch.float64))
+                torch.testing.assert_close(module.variance(large).double(), exact, rtol=20 * torch.finfo(dtype).eps,
+                                           atol=0.01)
 
 
 def check_autocast(layer: Layer, device: torch.device) -> None:
@@ -764,6 +769,8 @@ def check_bad_calls(layer: Layer, device: torch.device) -> None:
         (TypeError, "tensor.*list", lambda: module([1.0, 2.0])),
         (RuntimeError, "floating point.*int64", lambda: module(x.long())),
         (RuntimeError, "floating point.*bool", lambda: module(x > 0)),
+        (TypeError, "tensor.*list", lambda: layer(0.5, x).eval()([1.0, 2.0])),
+        (RuntimeError, "floating point.*int64", lambda: layer(0.5, x).eval()(x.long())),
         (TypeError, "noise.*list", lambda: module(x, noise=[1.0])),
         (ValueError, rf"noise.*{shape}.*\(7,\)", lambda: module(x, noise=torch.ones(7, device=device))),
         (ValueError, rf"noise.*{shape}.*\(2, 4, 3, 3, 3, 3\)",

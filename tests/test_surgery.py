@@ -69,6 +69,9 @@ CASES = {
                                             IMAGES, [("3", MAPS)]),
     "twice in one module": (Calls(lambda m, x: m.head(m.drop(m.drop(m.body(x))).flatten(1)), body=nn.Conv2d(3, 4, 3),
                                   drop=nn.Dropout(), head=nn.Linear(144, 2)), IMAGES, [("drop", MAPS)]),
+    "on maps, a learned rate": (convolution(dropoutlib.ConcreteDropout(nn.Conv2d(4, 4, 1)), *head()), IMAGES,
+                                [("1", MAPS)]),
+    "whole maps, a learned rate": (convolution(dropoutlib.ConcreteDropout2d(nn.Conv2d(4, 4, 1)), *head()), IMAGES, []),
     "whole maps": (convolution(nn.Dropout2d(), dropoutlib.SpatialDropout2d(), *head()), IMAGES, []),
     "after flatten": (convolution(nn.Flatten(), nn.Dropout(), nn.Linear(144, 2)), IMAGES, []),
     "after global pooling": (convolution(nn.AdaptiveAvgPool2d(1), nn.Dropout(), *head(4)), IMAGES, []),
@@ -247,6 +250,28 @@ def test_replace() -> None:
     assert isinstance(model[3]["x"], nn.AlphaDropout)
     assert not any(isinstance(module, nn.Dropout) for module in model.modules())
     assert audit(model[:2], IMAGES)[0].kind == OUTPUT
+
+
+def test_replace_in_some_places() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 2))
+    factories = {nn.Dropout: lambda old: dropoutlib.SpatialDropout2d(old.p)}
+    replace(model, factories, [finding.place for finding in audit(model, IMAGES) if finding.kind == MAPS])
+    assert [type(model[place]).__name__ for place in (1, 3)] == ["SpatialDropout2d", "Dropout"]
+    assert model(IMAGES).shape == (2, 2)
+    with pytest.raises(ValueError, match="exactly of the classes Dropout in the given places"):
+        replace(model, factories, ["1"])
+    with pytest.raises(ValueError, match="places has '7', but the model Sequential has no module of that name"):
+        replace(model, factories, ["3", "7"])
+    with pytest.raises(TypeError, match="but got the text '3'"):
+        replace(model, factories, "3")
+    assert type(model[3]) is nn.Dropout
+
+
+def test_a_place_may_be_any_name_of_a_shared_module() -> None:
+    shared = nn.Dropout()
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    replace(model, {nn.Dropout: lambda old: dropoutlib.Dropout(old.p)}, ["2"])
+    assert type(model[0]) is dropoutlib.Dropout and model[0] is model[2]
 
 
 def test_replace_of_the_model_itself_and_of_subclasses() -> None:

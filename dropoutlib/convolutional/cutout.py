@@ -151,7 +151,8 @@ class Cutout(nn.Module):
             Tensor of the shape of ``input``.
         """
         seen = self._seen(input)
-        return torch.where(seen > 0, seen * (1 - seen) * input.abs().square(), 0)
+        size = input.abs()
+        return torch.where(seen > 0, (seen * size) * ((1 - seen) * size), 0)  # a square could overflow
 
     def expected_area(self, height: int, width: int) -> float:
         r"""Expected share of the pixels that are hidden.

@@ -8,6 +8,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import positive_integer, refuse_noise, require_images
 from ..methods import describe
+from ..moments import noise_variance
 from ..noise import Bernoulli, select
 from ..windows import squares
 
@@ -205,10 +206,8 @@ class MaxDrop(_DropoutNd):
             Tensor of the shape of ``input``.
         """
         peaks = self._peaks(input)
-        if self.p in (0, 1):
-            return torch.zeros_like(input)
-        return torch.where(peaks, self.p * (1 - self.p) * _scale(input, self.p, self.mode, self.window)**2
-                           * input.square(), 0)
+        scale = _scale(input, self.p, self.mode, self.window)
+        return torch.where(peaks, noise_variance(input, self.p * (1 - self.p) * scale**2), 0)
 
     def _peaks(self, input: Tensor) -> Tensor:
         _require_real_images(input)

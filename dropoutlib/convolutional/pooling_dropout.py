@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import refuse_noise
-from ..foundations.standard_dropout import inverted
+from ..foundations.standard_dropout import inverted, inverted_variance
 from ..methods import describe
 from ..noise import Bernoulli, Uniform, select
 from ..windows import Windows
@@ -307,9 +307,11 @@ class MaxPoolDropout1d(_MaxPoolDropout):
 
     In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
     negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
-    that the second largest element wins if the largest is dropped. Nothing is scaled in training.
+    that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
+    every window: for large windows that overlap it costs many times a maximum.
 
-    With p = 0 it equals torch's layer. Padding never wins. A dropped ``inf`` or ``nan`` becomes 0.
+    With p = 0 it equals torch's layer, but has no ``return_indices``. Padding never wins. A dropped ``inf`` or ``nan``
+    becomes 0.
 
     Args:
         kernel_size: size of a window.
@@ -360,9 +362,11 @@ class MaxPoolDropout2d(_MaxPoolDropout):
 
     In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
     negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
-    that the second largest element wins if the largest is dropped. Nothing is scaled in training.
+    that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
+    every window: for large windows that overlap it costs many times a maximum.
 
-    With p = 0 it equals torch's layer. Padding never wins. A dropped ``inf`` or ``nan`` becomes 0.
+    With p = 0 it equals torch's layer, but has no ``return_indices``. Padding never wins. A dropped ``inf`` or ``nan``
+    becomes 0.
 
     Args:
         kernel_size: size of a window.
@@ -413,9 +417,11 @@ class MaxPoolDropout3d(_MaxPoolDropout):
 
     In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
     negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
-    that the second largest element wins if the largest is dropped. Nothing is scaled in training.
+    that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
+    every window: for large windows that overlap it costs many times a maximum.
 
-    With p = 0 it equals torch's layer. Padding never wins. A dropped ``inf`` or ``nan`` becomes 0.
+    With p = 0 it equals torch's layer, but has no ``return_indices``. Padding never wins. A dropped ``inf`` or ``nan``
+    becomes 0.
 
     Args:
         kernel_size: size of a window.
@@ -650,13 +656,11 @@ class _AvgPoolDropout(_DropoutNd):
             Tensor of the shape of the output.
         """
         self._windows.check(input)
-        squares = _average(input.square(), self._windows, self.count_include_pad)
-        if self.p in (0, 1):
-            return torch.zeros_like(squares)
+        noise = inverted_variance(_wide(input), self.p)
         # The mean of ones is the number of elements over the number that torch divides by.
-        ones = torch.ones_like(input)
+        ones = torch.ones_like(noise)
         divided_by = self._windows.of(ones, 0.0).sum(-1) / _average(ones, self._windows, self.count_include_pad)
-        return self.p / (1 - self.p) * squares / divided_by
+        return (_average(noise, self._windows, self.count_include_pad) / divided_by).to(input.dtype)
 
 
 @describe("pooling_dropout")
@@ -713,7 +717,7 @@ class AvgPoolDropout1d(_AvgPoolDropout):
 class AvgPoolDropout2d(_AvgPoolDropout):
     """Mean of every window of an image behind inverted dropout.
 
-    It takes the place of :class:`torch.nn.AvgPool2d`.
+    It takes the place of :class:`torch.nn.AvgPool2d`, but has no ``divisor_override``.
 
     In training every element x of the input becomes x/(1 - p) with probability 1 - p and 0 with probability p, before
     the windows are laid: windows that overlap share masks. The mean of the output is the mean of the window, so that
@@ -763,7 +767,7 @@ class AvgPoolDropout2d(_AvgPoolDropout):
 class AvgPoolDropout3d(_AvgPoolDropout):
     """Mean of every window of a volume behind inverted dropout.
 
-    It takes the place of :class:`torch.nn.AvgPool3d`.
+    It takes the place of :class:`torch.nn.AvgPool3d`, but has no ``divisor_override``.
 
     In training every element x of the input becomes x/(1 - p) with probability 1 - p and 0 with probability p, before
     the windows are laid: windows that overlap share masks. The mean of the output is the mean of the window, so that
@@ -865,8 +869,9 @@ def _stochastic_pool(input: Tensor, windows: Windows, training: bool, noise: Ten
         total = below[..., -1:]
         last = (below < total).sum(-1)  # the last element that can be drawn
         drawn = torch.minimum((below <= uniform.unsqueeze(-1) * total).sum(-1), last)
-    output = elements.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-    return _in_format_of(input, torch.where(total.squeeze(-1).isnan(), math.nan, output).to(input.dtype))
+    output = elements.gather(-1, drawn.unsqueeze(-1))
+    output = torch.where(total > 0, output, total).squeeze(-1)  # 0 or nan, without a gradient
+    return _in_format_of(input, output.to(input.dtype))
 
 
 def _chances(input: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
@@ -887,7 +892,8 @@ class StochasticPool2d(_DropoutNd):
 
     {four_answers}
 
-    In evaluation the output is the mean over the draw, the sum of squares over the sum. Here the *size* of an element
+    In evaluation the output is the mean over the draw, the sum of squares over the sum. A window with an ``inf`` or
+    ``nan`` gives ``nan``. Here the *size* of an element
     decides, in :class:`MaxPoolDropout2d` its rank.
 
     Args:

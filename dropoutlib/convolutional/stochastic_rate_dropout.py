@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checks import positive, real, refuse_noise, require_floating_point
 from ..kernels import is_eager
 from ..methods import describe
+from ..moments import noise_variance
 from ..noise import Gaussian, Uniform, given_mask, select
 
 __all__ = ["StochasticRateDropout", "stochastic_rate_dropout"]
@@ -122,8 +123,9 @@ class StochasticRateDropout(nn.Module):
     Args:
         low: the smallest probability of dropping.
         high: the largest, below 1. The authors' normal law is clipped to 0 and 0.7.
-        mean: of a normal law of the probability; None for a uniform law.
-        std: standard deviation of the normal law (not the variance).
+        mean: of a normal law of the probability; None for a uniform law. Kept as the attribute ``rate_mean``, because
+            :meth:`mean` is that of the output.
+        std: standard deviation of the normal law (not the variance), kept as ``rate_std``.
 
     Shape:
         Input of any shape; the output has the same one. ``noise``: the keep mask, 0 or 1 before any scaling, of a
@@ -204,8 +206,7 @@ class StochasticRateDropout(nn.Module):
         Returns:
             Tensor of the shape of ``input``.
         """
-        squares = input.abs().square()
-        return self._odds() * squares if self.high > 0 else torch.zeros_like(squares)
+        return noise_variance(input, self._odds())
 
     def _odds(self) -> float:
         """Mean of p/(1 - p)."""

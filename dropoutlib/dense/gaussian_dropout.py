@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..checks import refuse_noise
+from ..checks import refuse_noise, require_floating_point
 from ..methods import describe
+from ..moments import noise_variance
 from ..noise import Bernoulli, Gaussian
 
 __all__ = ["GaussianDropout", "gaussian_dropout"]
@@ -43,6 +44,7 @@ def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
         tensor([ 0.5000,  1.0000, -0.2500])
     """
     variance = _variance(p)
+    require_floating_point(input)
     if not training:
         refuse_noise(noise)
         return input
@@ -146,5 +148,4 @@ class GaussianDropout(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
-        square = input.abs().square()
-        return _variance(self.p) * square if self.p > 0 else torch.zeros_like(square)
+        return noise_variance(input, _variance(self.p))

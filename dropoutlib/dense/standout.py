@@ -242,7 +242,8 @@ class StandoutLinear(nn.Linear):
             Tensor of shape ``(..., out_features)``.
         """
         probability = self.keep_probability(input)
-        return self.activation(F.linear(input, self.weight, self.bias)).square() * probability * (1 - probability)
+        output = self.activation(F.linear(input, self.weight, self.bias))
+        return (probability * output) * ((1 - probability) * output)  # a square could overflow
 
 
 def _name(activation: Callable[[Tensor], Tensor]) -> str:

@@ -87,7 +87,7 @@ class VariationalDropoutLinear(nn.Linear):
 
     The loss is the mean negative log-likelihood plus ``kl_divergence(model) / N``, N the number of training examples;
     without the second term, alpha goes to zero. ``alpha`` is stored as its logarithm, ``log_alpha``. It is not bounded:
-    the divergence is exact for every alpha (its gradient in float32 for ``log_alpha`` between -80 and 80), while the
+    the divergence is exact for every alpha (in float32 for ``log_alpha`` between -80 and 80), while the
     paper's approximation holds up to 1 only. Keep it out of an optimizer's weight decay, which would pull alpha to 1.
 
     Trained weights of :class:`torch.nn.Linear` load and mean the same; ``log_alpha`` then keeps its value. With the

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..checks import refuse_noise
+from ..checks import refuse_noise, require_floating_point
 from ..methods import describe
+from ..moments import noise_variance
 from ..noise import Bernoulli, select
 
 __all__ = ["Dropout", "WeightScalingDropout", "dropout", "weight_scaling_dropout"]
@@ -81,6 +82,7 @@ def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True,
         tensor([0.7500, 0.7500, 0.7500, 0.7500])
     """
     law = Bernoulli(p)
+    require_floating_point(input)
     if not training:
         refuse_noise(noise)
         return _scale(input, p)
@@ -93,6 +95,7 @@ def inverted(input: Tensor, p: float, training: bool, inplace: bool, shared: tup
              generator: torch.Generator | None) -> Tensor:
     """Inverted dropout, one draw shared along some axes."""
     law = Bernoulli(p)
+    require_floating_point(input)
     if not training:
         refuse_noise(noise)
         return input
@@ -110,9 +113,7 @@ def inverted_mean(input: Tensor, p: float) -> Tensor:
 
 def inverted_variance(input: Tensor, p: float) -> Tensor:
     """Variance of inverted dropout, element by element."""
-    if p in (0, 1):
-        return torch.zeros_like(input.abs().square())
-    return p / (1 - p) * input.abs().square()
+    return noise_variance(input, p / (1 - p) if p < 1 else 0.0)
 
 
 def _drop(input: Tensor, law: Bernoulli, scale: float, noise: Tensor | None, generator: torch.Generator | None,
@@ -313,6 +314,4 @@ class WeightScalingDropout(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
-        if self.p in (0, 1):
-            return torch.zeros_like(input.abs().square())
-        return self.p * (1 - self.p) * input.abs().square()
+        return noise_variance(input, self.p * (1 - self.p))

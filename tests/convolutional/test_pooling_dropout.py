@@ -274,3 +274,10 @@ def test_sizes_may_be_numbers_of_numpy_and_tuples_of_one() -> None:
     x = torch.rand(1, 3, 8, 8)
     for size in (numpy.int64(2), (2,), [2]):
         assert torch.equal(MaxPoolDropout2d(size, p=0.0)(x), torch.nn.functional.max_pool2d(x, 2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_window_of_zeros_has_no_gradient(training: bool) -> None:
+    x = torch.zeros(1, 2, 2, requires_grad=True)
+    StochasticPool2d(2).train(training)(x).sum().backward()
+    assert not x.grad.any()

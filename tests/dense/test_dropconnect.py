@@ -235,3 +235,11 @@ def test_autocast_gives_its_type_with_a_bias_too() -> None:
         for sharing in ("sample", "batch"):
             layer = DropConnectLinear(4, 2, sharing=sharing)
             assert layer(x).dtype == layer.eval()(x).dtype == torch.bfloat16
+
+
+def test_the_readme_layer_compiles_in_evaluation() -> None:
+    torch._dynamo.reset()
+    layer = DropConnectLinear(6, 4, activation=torch.relu).eval()
+    x = torch.randn(3, 6)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
