@@ -4,37 +4,25 @@
 private source of randomness) in ``forward``, and has a functional twin in :mod:`dropoutlib.functional`.
 """
 
-from . import functional
-from .convolutional.cutout import Cutout
-from .convolutional.max_drop import MaxDrop
-from .convolutional.pooling_dropout import (
-    AvgPoolDropout1d,
-    AvgPoolDropout2d,
-    AvgPoolDropout3d,
-    MaxPoolDropout1d,
-    MaxPoolDropout2d,
-    MaxPoolDropout3d,
-    StochasticPool2d,
-)
-from .convolutional.spatial_dropout import SpatialDropout1d, SpatialDropout2d, SpatialDropout3d
-from .convolutional.stochastic_rate_dropout import StochasticRateDropout
-from .dense.concrete_dropout import ConcreteDropout, ConcreteDropout2d
-from .dense.dropconnect import DropConnectLinear
-from .dense.fast_dropout import FastDropoutLinear
-from .dense.gaussian_dropout import GaussianDropout
-from .dense.standout import StandoutLinear
-from .dense.variational_dropout import VariationalDropoutLinear
-from .divergence import kl_divergence
-from .foundations.max_norm import MaxNorm, max_norm_
-from .foundations.standard_dropout import Dropout, WeightScalingDropout
-from .methods import catalogue
-from .surgery import audit, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .exports import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d", "Cutout",
-           "DropConnectLinear", "Dropout", "FastDropoutLinear", "GaussianDropout", "MaxDrop", "MaxNorm",
-           "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d", "SpatialDropout1d", "SpatialDropout2d",
-           "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
-           "VariationalDropoutLinear", "WeightScalingDropout", "audit", "catalogue", "functional", "kl_divergence",
-           "max_norm_", "replace"]
+
+def __getattr__(name: str) -> Any:
+    """Load the layers, and with them torch, when one is asked for: :mod:`dropoutlib.symbolic` needs neither."""
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    exports = import_module(f"{__name__}.exports")
+    globals().update({exported: getattr(exports, exported) for exported in exports.__all__}, __all__=exports.__all__)
+    if name not in globals():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

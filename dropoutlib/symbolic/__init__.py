@@ -25,16 +25,19 @@ by the rules and by brute force over all masks before a page may show it.
 
 from sympy.stats import Bernoulli, Covariance, Expectation, Normal, Uniform, Variance
 
-from .brute_force import enumerate_masks, number
+from . import notation, rules, terms
+from .evaluate import enumerate_masks, number
 from .families import Noise
-from .gaussian import Phi, gaussian_mean, phi
-from .notation import textbook
-from .proofs import Counterexample, Derivation, Identity, Unproved, derive, disprove, prove
-from .rules import by_law, cumulant, exact, linear, same
-from .terms import collapse
+from .functions import Phi, phi
+from .gaussian import gaussian_mean
+from .language import NotAClaim
+from .proofs import Counterexample, Derivation, Identity, Unproved, cumulant, derive, disprove, judged, prove, same
+
+linear, by_law, collapse = judged(rules.linear), judged(rules.by_law), judged(terms.collapse)
+exact, textbook = judged(rules.exact), judged(notation.textbook)
 
 __all__ = [
     "Bernoulli", "Counterexample", "Covariance", "Derivation", "Expectation", "Identity", "Noise", "Normal",
-    "Phi", "Uniform", "Unproved", "Variance", "by_law", "collapse", "cumulant", "derive", "disprove",
+    "NotAClaim", "Phi", "Uniform", "Unproved", "Variance", "by_law", "collapse", "cumulant", "derive", "disprove",
     "enumerate_masks", "exact", "gaussian_mean", "linear", "number", "phi", "prove", "same", "textbook",
 ]

@@ -11,23 +11,19 @@ from sympy import (
     IndexedBase,
     KroneckerDelta,
     Mul,
-    Poly,
-    Rational,
-    Symbol,
     binomial,
-    sqrt,
     stats,
     sympify,
 )
 from sympy.core.sorting import default_sort_key
-from sympy.stats.crv_types import NormalDistribution, UniformDistribution
+from sympy.stats.crv_types import NormalDistribution
+from sympy.stats.frv_types import BernoulliDistribution
 from sympy.stats.rv import is_random
 from sympy.utilities.iterables import multiset_partitions
 
-from .notation import MOMENTS, textbook
+from .notation import textbook
 
-__all__ = ["MOMENTS", "Noise", "check_degree", "copies", "delta", "free_scalars", "is_finite", "joint_cumulant",
-           "law_cumulant", "mean_of_function", "mean_of_product", "support"]
+__all__ = ["Noise", "copies", "delta", "joint_cumulant", "law_cumulant", "mean_of_function", "mean_of_product"]
 
 
 class Noise(IndexedBase):  # type: ignore[misc]
@@ -63,6 +59,16 @@ class Noise(IndexedBase):  # type: ignore[misc]
         return family
 
     @property
+    def is_finite_law(self) -> bool:
+        """True where the values can be gone through one by one."""
+        return isinstance(self.law.pspace.distribution, BernoulliDistribution)
+
+    @property
+    def is_normal_law(self) -> bool:
+        """True for a normal law."""
+        return isinstance(self.law.pspace.distribution, NormalDistribution)
+
+    @property
     def free_symbols(self) -> set[Any]:
         """With the parameters of the law; Sum.subs passes over what is not free in it."""
         return set(super().free_symbols) | set(self.law.pspace.distribution.free_symbols)
@@ -73,12 +79,6 @@ def _(family: Any) -> bool:
     return True
 
 
-def free_scalars(expression: Any) -> list[Any]:
-    """The free symbols, without the names of indexed bases (an index b and an array b may meet)."""
-    labels = {entry.base.label for entry in expression.atoms(Indexed)}
-    return sorted((s for s in expression.free_symbols - labels if isinstance(s, Symbol)), key=str)
-
-
 def copies(expression: Any) -> list[Any]:
     """The copies m[j] in an expression, in a fixed order."""
     found = (a for a in expression.atoms(Indexed) if isinstance(a.base, Noise))
@@ -86,47 +86,13 @@ def copies(expression: Any) -> list[Any]:
 
 
 # -- one law ------------------------------------------------------------------
-def is_finite(law: Any) -> bool:
-    """True for a law with finitely many values."""
-    return hasattr(stats.density(law), "dict")
-
-
-def support(law: Any) -> list[tuple[Any, Any]]:
-    """Values and weights of a law.
-
-    A normal or uniform law is replaced by its three Gauss nodes, which give the exact mean of every
-    polynomial of degree 5 or less.
-    """
-    density = stats.density(law)
-    if hasattr(density, "dict"):
-        return sorted(density.dict.items(), key=default_sort_key)
-    distribution = law.pspace.distribution
-    if isinstance(distribution, NormalDistribution):
-        centre, distance, outer = distribution.mean, sqrt(3) * distribution.std, Rational(1, 6)
-    elif isinstance(distribution, UniformDistribution):
-        left, right = distribution.left, distribution.right
-        centre, distance, outer = (left + right) / 2, (right - left) / 2 * sqrt(Rational(3, 5)), Rational(5, 18)
-    else:
-        raise ValueError(f"only finite, normal and uniform laws can be enumerated, not {distribution}")
-    return [(centre - distance, outer), (centre, 1 - 2 * outer), (centre + distance, outer)]
-
-
-def check_degree(expression: Any, copy: Any) -> None:
-    """Refuse what three Gauss nodes do not integrate exactly."""
-    if is_finite(copy.base.law):
-        return
-    polynomial = expression.as_poly(copy)
-    if not isinstance(polynomial, Poly) or polynomial.degree() > 5:
-        raise ValueError(f"{copy} has a continuous law: enumeration is exact for polynomials of degree at most 5 "
-                         f"in it only, got {expression}")
-
-
 def mean_of_function(expression: Any, copy: Any) -> Any:
     """E g(m_j) for a function of one copy."""
     law = copy.base.law
-    if is_finite(law):
-        return Add(*[weight * expression.xreplace({copy: sympify(value)}) for value, weight in support(law)])
-    return _mean_of_law(expression.xreplace({copy: law}))
+    if not copy.base.is_finite_law:
+        return _mean_of_law(expression.xreplace({copy: law}))
+    weights = sorted(stats.density(law).dict.items(), key=default_sort_key)
+    return Add(*[weight * expression.xreplace({copy: sympify(value)}) for value, weight in weights])
 
 
 @cache

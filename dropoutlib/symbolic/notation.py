@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from sympy import Dummy, Indexed, KroneckerDelta, Mul, Pow, Product, S, Sum, factor, fraction, sympify
+from sympy import (
+    Derivative,
+    Dummy,
+    Indexed,
+    KroneckerDelta,
+    Limit,
+    Mul,
+    Pow,
+    Product,
+    S,
+    Sum,
+    exp,
+    factor,
+    fraction,
+    sympify,
+)
+from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.printing.latex import LatexPrinter
 from sympy.printing.str import StrPrinter
 from sympy.stats import Covariance, Expectation, Variance
@@ -13,6 +29,7 @@ __all__ = ["MOMENTS", "VARYING", "latex", "plain", "textbook"]
 
 
 MOMENTS = (Expectation, Variance, Covariance)
+BINDERS = (ExprWithLimits, Derivative, Limit, *MOMENTS)
 VARYING = (Indexed, KroneckerDelta, Sum, Product, *MOMENTS)     # what is not a mere coefficient
 
 
@@ -32,8 +49,9 @@ def textbook(expression: Any) -> Any:
     (p/(1 - p), p*(1 - p), p*(1 - p)*(2*p - 1))
     """
     expression = sympify(expression)
-    # factor() would pull (-1)^T out of (1 - p)^T: hide powers whose exponent is a symbol
-    hidden = {power: Dummy() for power in sorted(expression.atoms(Pow), key=str) if not power.exp.is_Integer}
+    # factor() would pull (-1)^T out of (1 - p)^T, and a factor with the index of a sum out of the sum: hide
+    # both, and exponentials, which it takes for high powers of e
+    hidden = {part: Dummy() for part in sorted(_opaque(expression), key=str)}
     factored = factor(expression.xreplace(hidden)).xreplace({d: power for power, d in hidden.items()})
     factors: list[Any] = []
     sign, can_flip_back = S.One, []
@@ -55,6 +73,13 @@ def textbook(expression: Any) -> Any:
     if total.is_Add and len(factors) > 1:
         return Mul(sign * factors[0], *factors[1:], evaluate=False)     # 2(1 - p), which SymPy would distribute
     return total
+
+
+def _opaque(expression: Any) -> set[Any]:
+    """Parts that a factorisation must not look into."""
+    if isinstance(expression, (exp, *BINDERS)) or (isinstance(expression, Pow) and not expression.exp.is_Integer):
+        return {expression}
+    return set().union(*(_opaque(part) for part in expression.args))
 
 
 def _positive_first(terms: list[Any]) -> list[Any]:

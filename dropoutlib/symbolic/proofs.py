@@ -3,182 +3,146 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import wraps
 from typing import Any
 
 import mpmath
-from sympy import (
-    Basic,
-    Indexed,
-    IndexedBase,
-    KroneckerDelta,
-    Mul,
-    Pow,
-    Product,
-    S,
-    Sum,
-    Symbol,
-    fraction,
-    simplify,
-    sympify,
-    together,
-)
-from sympy.concrete.expr_with_limits import ExprWithLimits
-from sympy.stats import Covariance, Variance
+from sympy import Basic, KroneckerDelta, Product, binomial, sympify
+from sympy.stats import Expectation
+from sympy.stats.rv import RandomSymbol
 
-from . import rules
-from .brute_force import enumerate_masks, evaluate, number
-from .families import copies, free_scalars
+from . import judge, rules
+from .evaluate import at_scalars, given_point
+from .families import Noise, copies
+from .language import PARTIAL, Claim, NotAClaim, assuming, read
+from .meaning import Undecided, Undefined, as_float, is_exact
 from .notation import MOMENTS, latex, plain
 
-__all__ = ["Derivation", "Identity", "Unproved", "derive", "disprove", "prove"]
+__all__ = ["Counterexample", "Derivation", "Identity", "Unproved", "cumulant", "derive", "disprove", "judged", "prove",
+           "same"]
 
 NARROW = 40             # characters that fit on the screen of a telephone
+_SHOWN = object()       # known to this module alone: only what was checked becomes a result
 
 
 class Unproved(AssertionError):
     """A line that is false, or that could not be shown to be true; the message holds the difference."""
 
 
-# -- at which sizes to enumerate ----------------------------------------------
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Whatever a rule trips over in an unforeseen expression is no proof, and no crash either."""
+    try:
+        yield
+    except (Unproved, NotAClaim):
+        raise
+    except Undecided as error:
+        raise Unproved(f"{what} is not shown: {error}") from error
+    except (ArithmeticError, AttributeError, IndexError, KeyError, NotImplementedError, RecursionError, StopIteration,
+            TypeError, ValueError) as error:
+        raise Unproved(f"{what} is not shown: it could not be worked out ({type(error).__name__}: {error})") from error
+
+
+# -- sizes that a caller gives ------------------------------------------------
 def _given(sizes: Mapping[str, int | Iterable[int]]) -> dict[str, tuple[int, ...]]:
     """The sizes of the caller; an empty list would check nothing and show everything."""
     given = {name: (size,) if isinstance(size, int) else tuple(size) for name, size in sizes.items()}
     for name, listed in given.items():
         if not listed:
             raise ValueError(f"{name} needs at least one size, for example {name}=2")
+        if not all(isinstance(size, int) and not isinstance(size, bool) for size in listed):
+            raise ValueError(f"{name} needs whole numbers, got {listed}")
     return given
 
 
-def _cases(expressions: Sequence[Any], sizes: Mapping[str, tuple[int, ...]]) -> list[dict[str, int]]:
-    """Numbers for all sizes and free indices at which a claim is enumerated.
-
-    A size that is not given is the number of sums over it, after multiplying out (at most 3): then the
-    enumeration is itself a proof for every n where the certificate of ``enumerate_masks`` applies.
-    Free indices run through all their values, equal ones included.
-    """
-    free = {s.name for e in expressions for s in free_scalars(e)}
-    size_names = sorted(_size_names(*expressions) & free)
-    unknown = sorted(set(sizes) - free)
-    if unknown:
+def _cases(claim: Claim, given: Mapping[str, tuple[int, ...]]) -> list[dict[str, int]]:
+    whole = [*claim.sizes, *claim.indices, *claim.counts]
+    if unknown := sorted(set(given) - {symbol.name for symbol in whole}):
         raise ValueError(f"no size is called {', '.join(unknown)}")
-    ranges = _ranges_of_free_indices(expressions, free - set(size_names))
-    chosen: dict[str, Iterable[int]] = {}
-    for name in size_names:
-        count = max(_sums_over(e, name) for e in expressions) + sum(upper == name for upper in ranges.values())
-        count = min(max(count, 1), 3)
-        explicit = any(name in {s.name for s in _without_limits(e)} for e in expressions)
-        chosen[name] = (count, count + 1) if explicit and count < 3 else (count,)
-    chosen.update(sizes)
-    loose = sum(upper is None and name not in chosen for name, upper in ranges.items())
-    cases = []
-    for picked in product(*chosen.values()):
-        case = dict(zip(chosen, picked, strict=True))
-        indices = {name: range(1, (case[upper] if upper else loose) + 1) for name, upper in ranges.items()
-                   if name not in case}
-        here = [{**case, **dict(zip(indices, at, strict=True))} for at in product(*indices.values())]
-        if not here:
-            raise ValueError(f"{_at(case)} leaves a free index no value: nothing would be checked")
-        cases += here
-    return cases
+    return judge.cases(claim, given)
 
 
-def _size_names(*expressions: Any) -> set[str]:
-    """Names in the upper limits of sums, products and integrals."""
-    return {s.name for e in expressions for part in e.atoms(ExprWithLimits) for limit in part.limits
-            if len(limit) == 3 for s in limit[2].free_symbols}
+def _in_words(claim: Claim, cases: Sequence[Mapping[str, int]]) -> str:
+    """At which sizes and indices a line was checked."""
+    names = [symbol.name for symbol in [*claim.sizes, *claim.indices, *claim.counts]]
+    listed = {name: sorted({case[name] for case in cases}) for name in names}
+    return "at " + "; ".join(f"{name} = {', '.join(map(str, values))}" for name, values in listed.items()) \
+        if listed else "by enumeration"
 
 
-def _without_limits(expression: Any) -> set[Any]:
-    """Symbols outside the limits of sums."""
-    if isinstance(expression, ExprWithLimits):
-        return _without_limits(expression.function)
-    if isinstance(expression, Symbol):
-        return {expression}
-    if isinstance(expression, IndexedBase):
-        return set()
-    return set().union(*(_without_limits(argument) for argument in expression.args))
+def _require_sizes(claim: Claim, given: Mapping[str, tuple[int, ...]]) -> None:
+    """Where the enumeration may stand alone, the caller chooses the sizes and sees them on the page."""
+    needed = [*claim.sizes, *(index for index, high in claim.indices.items() if high is PARTIAL)]
+    if missing := sorted({symbol.name for symbol in needed} - set(given)):
+        example = ", ".join(f"{name}=(1, 2, 3)" for name in missing)
+        raise ValueError(f"an enumeration needs every size: give {example}")
 
 
-def _sums_over(expression: Any, size: str) -> int:
-    """How many sums over a size stand in one term when products are multiplied out."""
-    def count(e: Any) -> int:
-        if isinstance(e, Sum | Product):
-            return count(e.function) + sum(size in {s.name for s in limit[2].free_symbols} for limit in e.limits)
-        parts = [count(argument) for argument in e.args]
-        if not parts:
-            return 0
-        if isinstance(e, Pow) and e.exp.is_Integer:
-            return parts[0] * abs(int(e.exp))
-        if isinstance(e, Mul | Covariance):
-            return sum(parts)
-        return max(parts) * (2 if isinstance(e, Variance) else 1)
-
-    return count(expression)
-
-
-def _ranges_of_free_indices(expressions: Sequence[Any], free: set[str]) -> dict[str, str | None]:
-    """The size over which a free index runs: that of a dummy in the same place of the same base, if any."""
-    places: dict[tuple[str, int], str] = {}
-    for e in expressions:
-        for part in e.atoms(ExprWithLimits):
-            for limit in part.limits:
-                upper = sorted(s.name for s in limit[-1].free_symbols) if len(limit) == 3 else []
-                for entry in part.function.atoms(Indexed):
-                    for position, index in enumerate(entry.indices):
-                        if limit[0] in index.free_symbols and upper:
-                            places[str(entry.base), position] = upper[-1]
-    found: dict[str, str | None] = {}
-    for e in expressions:
-        for entry in sorted(e.atoms(Indexed), key=str):
-            for position, index in enumerate(entry.indices):
-                for symbol in sorted(index.free_symbols & e.free_symbols, key=str):
-                    if symbol.name in free:
-                        upper_name = places.get((str(entry.base), position))
-                        found[symbol.name] = found.get(symbol.name) or upper_name
-        for part in sorted(e.atoms(KroneckerDelta), key=str):
-            for symbol in sorted(part.free_symbols & e.free_symbols, key=str):
-                if symbol.name in free:
-                    found.setdefault(symbol.name, None)
-    return dict(sorted(found.items()))
-
-
-def _enumerated_difference(left: Any, right: Any, case: Mapping[str, int]) -> Any:
-    gap = (_enumerated(left, **case) - _enumerated(right, **case)).expand()
-    if gap == 0 or fraction(together(gap))[0].expand() == 0:
-        return S.Zero
-    return simplify(gap)
-
-
-@lru_cache(maxsize=256)
-def _enumerated(expression: Any, **case: int) -> Any:
-    return enumerate_masks(expression, **case)
-
-
-def _first_disagreement(left: Any, right: Any, cases: Sequence[dict[str, int]]) -> tuple[dict[str, int], Any] | None:
+def _enumerated(claim: Claim, left: Any, right: Any, cases: Sequence[Mapping[str, int]]) -> str:
+    """In words, where the judge alone decides; only for what is decided at every point of a case by some points."""
     for case in cases:
-        if (gap := _enumerated_difference(left, right, case)) != 0:
-            return case, gap
-    return None
+        if judge.points((left, right), case) is None:
+            raise Unproved(f"the enumeration alone shows equations between rational functions only, and not\n"
+                           f"  {plain(left)} = {plain(right)}\n  (prove(..., at=...) compares numbers)")
+    return _in_words(claim, cases)
 
 
-def _at(case: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in case.items())
+def _refuted(claim: Claim, left: Any, right: Any, cases: list[dict[str, int]], name: str) -> None:
+    """Raise if the judge finds a point where left and right differ."""
+    with _refusing(name):
+        found = judge.disagreement(claim, left, right, cases)
+    if found is not None:
+        where = f" at {found.at()}" if found.case else ""
+        condition = claim.condition()
+        raise Unproved(f"{name} is false{where}: {plain(right)}\n  differs from {plain(left)}\n"
+                       f"  by {plain(-found.difference)}"
+                       + (f"\n  under the condition {condition}" if condition else "")
+                       + _advice(claim))
+
+
+def _advice(claim: Claim) -> str:
+    partial = [index.name for index, high in claim.indices.items() if high is PARTIAL]
+    return f"\n  ({', '.join(partial)} may be any whole number; where=... says which are meant)" if partial else ""
 
 
 # -- chains -------------------------------------------------------------------
-class Derivation:
+class _Result:
+    """What only this module can make: results are shown because they were checked."""
+
+    domain: Claim
+
+    def _refuse_strangers(self, key: object) -> None:
+        if key is not _SHOWN:
+            raise TypeError(f"a {type(self).__name__} is made by derive, prove, disprove or gaussian_mean, which check "
+                            "it")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            raise AttributeError(f"{name} was checked and cannot be changed")
+        super().__setattr__(name, value)
+
+    def _condition_row(self) -> str:
+        shown = self.domain.condition(latex)
+        return rf"&\small\text{{for }} {shown}" if shown else ""
+
+
+class Derivation(_Result):
     """A chain of equalities, every line checked; Jupyter shows it as aligned LaTeX.
 
     Attributes:
         lines: Pairs (expression, reason).
-        sizes: The sizes and index values at which every line was also enumerated.
+        condition: The condition under which all lines hold, beyond the assumptions of the symbols.
+        sizes: The sizes and index values at which every line was also judged.
     """
 
-    def __init__(self, lines: list[tuple[Any, str]], sizes: list[dict[str, int]]) -> None:
-        self.lines, self.sizes = lines, sizes
+    def __init__(self, key: object, lines: Sequence[tuple[Any, str]], sizes: Sequence[dict[str, int]],
+                 claim: Claim) -> None:
+        self._refuse_strangers(key)
+        self.lines, self.sizes, self.domain = tuple(lines), tuple(sizes), claim
+        self.condition = claim.condition()
 
     @property
     def result(self) -> Any:
@@ -186,26 +150,33 @@ class Derivation:
         return self.lines[-1][0]
 
     def _repr_latex_(self) -> str:
-        return _aligned([(latex(e), reason) for e, reason in self.lines])
+        return _aligned([("=", latex(e), reason) for e, reason in self.lines], self._condition_row())
 
     def __repr__(self) -> str:
-        return "\n  = ".join(plain(e) + (f"    [{reason}]" if reason else "") for e, reason in self.lines)
+        chain = "\n  = ".join(plain(e) + (f"    [{reason}]" if reason else "") for e, reason in self.lines)
+        return chain + (f"\n  for {self.condition}" if self.condition else "")
 
 
-def _aligned(rows: list[tuple[str, str]]) -> str:
-    """Rows of an aligned chain; reasons stand beside short lines and under long ones."""
-    (start, _), *rest = rows
-    beside = rest and _width(start) + _width(rest[0][0]) < NARROW
+def _aligned(rows: list[tuple[str, str, str]], condition: str = "") -> str:
+    """Rows (sign, formula, reason) of an aligned chain; reasons stand beside short lines and under long ones."""
+    (_, start, _), *rest = rows
+    beside = rest and _width(start) + _width(rest[0][1]) < NARROW
     out = [] if beside else ["&" + start]
-    for position, (line, reason) in enumerate(rest):
-        head = start + " &= " if beside and position == 0 else "&= "
-        escaped = re.sub(r"([%&#])", r"\\\1", reason)
-        note = rf"\small\text{{({escaped})}}" if reason else ""
+    for position, (sign, line, reason) in enumerate(rest):
+        head = f"{start} &{sign} " if beside and position == 0 else f"&{sign} "
+        note = rf"\small\text{{({_escaped(reason)})}}" if reason else ""
         if note and _width(head + line) + 0.8 * len(reason) > NARROW:
             out += [head + line, rf"&\qquad {note}"]
         else:
             out.append(head + line + (rf"\quad {note}" if note else ""))
+    out += [condition] if condition else []
     return "$\\displaystyle \\begin{aligned}\n" + "\\\\[4pt]\n".join(out) + "\n\\end{aligned}$"
+
+
+def _escaped(reason: str) -> str:
+    """A reason is text: nothing in it may print as a formula."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return re.sub(r"[\\~^%&#${}_]", lambda found: special.get(found[0], "\\" + found[0]), reason)
 
 
 def _width(text: str) -> int:
@@ -217,37 +188,40 @@ def _width(text: str) -> int:
 
 
 def _reason(rule: Callable[[Any], Any], before: Any, after: Any) -> str:
-    if rule is rules.collapse:
-        if len(after.atoms(KroneckerDelta)) < len(before.atoms(KroneckerDelta)):
-            return "only equal indices remain"
-        return "collected"
-    if rule is rules.by_law:
+    known = {"linear": "linearity", "exact": "the three rules"}
+    name = getattr(rule, "__name__", "")
+    if name == "collapse":
+        return "only equal indices remain" if len(after.atoms(KroneckerDelta)) < len(before.atoms(KroneckerDelta)) \
+            else "collected"
+    if name == "by_law":
         gone = before.atoms(*MOMENTS) - after.atoms(*MOMENTS)
         several = any(len(copies(moment)) > 1 or moment.has(Product) for moment in gone)
         return "independence" if several else "law of the noise"
-    known = {"linear": "linearity", "exact": "the three rules"}
-    return known.get(getattr(rule, "__name__", ""), "")
+    return known.get(name, "")
 
 
-def derive(start: Any, *links: Any, by: str | None = None, **sizes: int | Iterable[int]) -> Derivation:
+def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
+           **sizes: int | Iterable[int]) -> Derivation:
     """A chain start = ... = result in which nothing unproved can be shown.
 
-    Every line must equal the first one twice: by the rules, for sizes that stay symbols, and by
-    :func:`enumerate_masks`, with symbols as entries.
+    Every line must equal the first one twice: by the rules, for sizes that stay symbols, and for the judge, which
+    knows no rules and works both sides out at random points, all masks summed, at several sizes. What may stand in a
+    line is listed in :mod:`dropoutlib.symbolic.language`.
 
     Args:
         start: The first line.
         *links: The following lines: a rule (applied to the line above; skipped where it changes nothing), an
             expression, or a pair (rule or expression, "reason").
         by: None requires both checks. ``"enumeration"`` also accepts lines which the rules cannot decide, at
-            sizes that must then be given, since a false formula may hold at a few of them; ``"rules"`` skips
-            the enumeration (laws and functions that it cannot handle). Such lines say so.
-        **sizes: Sizes of the enumeration by name: ``n=2`` or ``n=(1, 2, 3)``. Left out, a size is the number of
-            sums over it after multiplying out (at most 3), which makes the enumeration a proof for every n where
-            both sides are polynomials; see :func:`enumerate_masks`.
+            sizes that must then be given, since a false formula may hold at a few of them; such lines say so.
+            ``"rules"`` is the same as None.
+        where: Conditions under which the chain is meant, such as ``i <= n``; they are shown with it.
+        **sizes: More sizes for the judge by name: ``n=5`` or ``n=(4, 5)``. Without them, sizes take the values 1, 2
+            and 3 in every order, never two of them the same value.
 
     Raises:
         Unproved: If a line is not equal to the first; the message names the line and shows the difference.
+        NotAClaim: If a line is not part of the language.
         ValueError: If ``by`` or the name of a size is unknown, a size has no value (``n=()``), or a size is left
             out although ``by="enumeration"``.
 
@@ -261,74 +235,79 @@ def derive(start: Any, *links: Any, by: str | None = None, **sizes: int | Iterab
       = Sum(Covariance(m[j], m[k])*x[j]*x[k], (j, 1, n), (k, 1, n))    [linearity]
       = Sum(p*(1 - p)*KroneckerDelta(j, k)*x[j]*x[k], (j, 1, n), (k, 1, n))    [independence]
       = p*(1 - p)*Sum(x[j]**2, (j, 1, n))    [only equal indices remain]
+      for 0 < p < 1
     """
     if by not in (None, "enumeration", "rules"):
         raise ValueError(f'by must be None, "enumeration" or "rules", got {by!r}')
     given = _given(sizes)
-    lines: list[tuple[Any, str]] = [(sympify(start), "")]
-    for link in links:
-        target, reason = link if isinstance(link, tuple) else (link, "")
-        if callable(target) and not isinstance(target, Basic):
-            line = target(lines[-1][0])
-            reason = reason or _reason(target, lines[-1][0], line)
-            if line == lines[-1][0]:
-                continue
-        else:
-            line = sympify(target)
-        lines.append((line, reason))
-    expressions = [line for line, _ in lines]
+    opening = read([start], where)
+    lines: list[tuple[Any, str]] = [(opening.lines[0], "")]
+    with assuming(opening):
+        for link in links:
+            target, reason = link if isinstance(link, tuple) else (link, "")
+            if callable(target) and not isinstance(target, Basic):
+                with _refusing(f"line {len(lines)}"):
+                    rule: Any = getattr(target, "rule", target)
+                    line = sympify(rule(lines[-1][0]))
+                reason = reason or _reason(target, lines[-1][0], line)
+                if line == lines[-1][0]:
+                    continue
+            else:
+                line = target
+            lines.append((line, str(reason)))
+    claim = read([line for line, _ in lines], where)
+    cases = _cases(claim, given if by == "enumeration" else {})
     if by == "enumeration":
-        _require_sizes(expressions, given)
-    cases = [] if by == "rules" else _cases(expressions, given)
-    checked = [lines[0]]
-    for position, (line, reason) in enumerate(lines[1:], start=1):
-        how = _check(lines[0][0], line, cases, by, f"line {position}", given)
+        _require_sizes(claim, given)
+    elif given:
+        cases += [case for case in _cases(claim, given) if case not in cases]
+    start = claim.lines[0]
+    checked = [(start, "")]
+    for position, (line, (_, reason)) in enumerate(zip(claim.lines[1:], lines[1:], strict=True), start=1):
+        _refuted(claim, start, line, cases, f"line {position}")
+        how = _shown_by_rules(claim, start, line, f"line {position}", cases if by == "enumeration" else None)
         checked.append((line, ", ".join(part for part in (reason, how) if part)))
-    return Derivation(checked, cases)
+    claim.signed = judge.signs_that_matter(claim, cases[-1])
+    return Derivation(_SHOWN, checked, cases, claim)
 
 
-def _require_sizes(expressions: Sequence[Any], given: Mapping[str, tuple[int, ...]]) -> None:
-    """Where the enumeration may stand alone, the caller chooses the sizes and sees them on the page."""
-    free = {s.name for e in expressions for s in free_scalars(e)}
-    if missing := sorted((_size_names(*expressions) & free) - set(given)):
-        example = ", ".join(f"{name}=(1, 2, 3)" for name in missing)
-        raise ValueError(f'by="enumeration" needs every size: give {example}')
-
-
-def _check(left: Any, right: Any, cases: list[dict[str, int]], by: str | None, name: str,
-           given: Mapping[str, tuple[int, ...]]) -> str:
-    """Raise if left = right is false or not shown; else words for how it was shown, empty if in every way."""
-    if (found := _first_disagreement(left, right, cases)) is not None:
-        case, gap = found
-        where = f" at {_at(case)}" if case else ""
-        raise Unproved(f"{name} is false{where}: {plain(right)}\n  differs from {plain(left)}\n  by {plain(-gap)}")
-    gap = rules.difference(left, right)
+def _shown_by_rules(claim: Claim, left: Any, right: Any, name: str, cases: Sequence[Mapping[str, int]] | None) -> str:
+    """Raise if the rules do not show left = right; where cases are given they may stand instead, and are named."""
+    gap: Any = None
+    try:
+        with assuming(claim), _refusing(name):
+            gap = rules.difference(left, right)
+    except Unproved:
+        if cases is None:
+            raise
     if gap == 0:
-        return "by the rules alone" if by == "rules" else ""
-    if by == "enumeration":
-        chosen = _size_names(left, right) | set(given)
-        shown = dict.fromkeys(_at({k: v for k, v in case.items() if k in chosen}) for case in cases)
-        return "checked for " + "; ".join(shown) if any(shown) else "checked by enumeration"
-    agrees = " (the enumeration agrees)" if cases else ""
-    raise Unproved(f"{name} is not shown by the rules{agrees}: {plain(right)}\n  difference left: {plain(-gap)}")
+        return ""
+    if cases is not None:
+        return _enumerated(claim, left, right, cases)
+    raise Unproved(f"{name} is not shown by the rules (the judge found no point where it is false): {plain(right)}\n"
+                   f"  difference left: {plain(-gap)}")
 
 
 # -- single identities --------------------------------------------------------
-class Identity:
-    """A proved equation (or, from :func:`disprove`, a refuted one), shown with how it was checked."""
+class Identity(_Result):
+    """A proved equation, shown with how it was checked and under which condition it holds."""
 
-    def __init__(self, left: Any, right: Any, how: str, relation: tuple[str, str] = ("=", "=")) -> None:
-        self.left, self.right, self.how, self.relation = left, right, how, relation
+    def __init__(self, key: object, left: Any, right: Any, how: str, claim: Claim, sign: str = "=") -> None:
+        self._refuse_strangers(key)
+        self.left, self.right, self.how, self.sign, self.domain = left, right, how, sign, claim
+        self.condition = claim.condition()
 
     def _repr_latex_(self) -> str:
-        return _aligned([(latex(self.left), ""), (latex(self.right), self.how)])
+        sign = {"=": "=", "~": r"\approx"}[self.sign]
+        return _aligned([("", latex(self.left), ""), (sign, latex(self.right), self.how)], self._condition_row())
 
     def __repr__(self) -> str:
-        return f"{plain(self.left)} = {plain(self.right)}" + (f"    [{self.how}]" if self.how else "")
+        return f"{plain(self.left)} {self.sign} {plain(self.right)}" + (f"    [{self.how}]" if self.how else "") \
+            + (f"\n  for {self.condition}" if self.condition else "")
 
 
 def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = None, tolerance: float = 1e-12,
-          **sizes: int | Iterable[int]) -> Identity:
+          where: Any = (), **sizes: int | Iterable[int]) -> Identity:
     """Prove one identity and show it as an equation.
 
     Args:
@@ -337,53 +316,86 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
         at: Points (as ``values`` of :func:`number`): compare numerically there, integrals by quadrature. A check, not
             a proof, and labelled so.
         tolerance: Largest difference at the points, relative to 1 or to the value where that is larger.
-        **sizes: If given, compare by enumeration at these sizes only (``n=(1, 2, 3)``), and say so on the page.
-            Without ``at`` and sizes the identity is proved for every size by the rules and SymPy.
+        where: Conditions under which the identity is meant, such as ``i <= n``; they are shown with it.
+        **sizes: If given, compare at these sizes only (``n=(1, 2, 3)``), and say so on the page.
+            Without ``at`` and sizes the identity is proved for every size by the rules, and judged as in
+            :func:`derive`.
 
     Raises:
         Unproved: If the sides differ, or nothing shows that they agree; the message holds the difference.
+        NotAClaim: If a side is not part of the language.
         ValueError: If ``at`` has no point, a size has no value (``n=()``), or no size has that name.
 
     >>> from sympy import symbols
     >>> from dropoutlib.symbolic import prove
-    >>> p = symbols("p")
+    >>> p = symbols("p", positive=True)
     >>> prove(p/(1 - p) + 1, 1/(1 - p))
     p/(1 - p) + 1 = 1/(1 - p)
+      for p != 1
     """
-    left, right = sympify(left), sympify(right)
     given = _given(sizes)
+    claim = read([left, right], where)
+    left, right = claim.lines
     if at is not None:
-        return Identity(left, right, _compare_numbers(left, right, list(at), tolerance))
+        return Identity(_SHOWN, left, right, _compare_numbers(claim, list(at), tolerance), claim, "~")
+    cases = _cases(claim, given)
     if given:
-        cases = _cases([left, right], given)
-        if (found := _first_disagreement(left, right, cases)) is not None:
-            raise Unproved(f"false at {_at(found[0])}: {plain(left)} = {plain(right)}\n  difference {plain(found[1])}")
-        shown = dict.fromkeys(_at({k: v for k, v in case.items() if k in sizes}) for case in cases)
-        return Identity(left, right, "enumerated at " + "; ".join(shown))
-    gap = rules.difference(left, right)
-    if gap != 0:
-        raise Unproved(f"not shown: {plain(left)} = {plain(right)}\n  difference {plain(gap)}")
-    return Identity(left, right, "")
+        _require_sizes(claim, given)
+    _refuted(claim, left, right, cases, "the identity")
+    if given:
+        return Identity(_SHOWN, left, right, _enumerated(claim, left, right, cases), claim)
+    _shown_by_rules(claim, left, right, "the identity", None)
+    claim.signed = judge.signs_that_matter(claim, cases[-1])
+    return Identity(_SHOWN, left, right, "", claim)
 
 
-def _compare_numbers(left: Any, right: Any, points: list[Mapping[Any, Any]], tolerance: float) -> str:
+def _compare_numbers(claim: Claim, points: list[Mapping[Any, Any]], tolerance: float) -> str:
+    left, right = claim.lines
     if not points:
         raise ValueError("at needs at least one point")
-    with mpmath.workdps(30):
-        for point in points:
-            one, two = (evaluate(side, point, mpmath.mp) for side in (left, right))
-            if not abs(one - two) <= tolerance * max(1, abs(two)):
-                where = ", ".join(f"{key} = {value}" for key, value in point.items())
-                raise Unproved(f"false at {where}: {plain(left)} = {plain(right)}\n  "
-                               f"{mpmath.nstr(one, 12)} against {mpmath.nstr(two, 12)}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance has to lie between 0 and 1, got {tolerance}")
+    for point in points:
+        one, two = (as_float(value) for value in _values_at(claim, point))
+        if not abs(one - two) <= tolerance * max(1, abs(two)):
+            where = ", ".join(f"{key} = {value}" for key, value in point.items())
+            raise Unproved(f"false at {where}: {plain(left)} = {plain(right)}\n  "
+                           f"{mpmath.nstr(one, 12)} against {mpmath.nstr(two, 12)}")
     many = f"{len(points)} points" if len(points) > 1 else "1 point"
     return f"numerically at {many}, to {tolerance:.0e}".replace("e-0", "e-")
 
 
-class Counterexample:
+def _values_at(claim: Claim, point: Mapping[Any, Any]) -> tuple[Any, Any]:
+    """Both sides at a given point of the domain."""
+    meaning = given_point(point)
+    left, right = claim.lines
+    try:
+        with mpmath.workdps(30):
+            for relation in claim.where:
+                if not meaning.holds(relation, {}):
+                    raise ValueError(f"the point lies outside of {plain(relation)}")
+            _check_whole_numbers(claim, meaning)
+            return meaning.value(left, {}), meaning.value(right, {})
+    except (Undefined, Undecided, OverflowError) as error:
+        raise ValueError(f"{plain(left)} and {plain(right)} cannot be compared{at_scalars(point)}: {error}") from error
+
+
+def _check_whole_numbers(claim: Claim, meaning: Any) -> None:
+    for symbol in [*claim.sizes, *claim.indices, *claim.counts, *claim.parameters]:
+        value = meaning.symbol(symbol)
+        for wanted, holds in (("a whole number", not symbol.is_integer or value == int(value)),
+                              ("positive", not symbol.is_positive or value > 0),
+                              ("not negative", not symbol.is_nonnegative or value >= 0)):
+            if not holds:
+                raise ValueError(f"{symbol.name} is declared {wanted}, got {value}")
+
+
+class Counterexample(_Result):
     """A printed formula and the truth at one point where they differ."""
 
-    def __init__(self, claim: Any, truth: Any, values: Mapping[Any, Any], numbers: tuple[float, float]) -> None:
+    def __init__(self, key: object, claim: Any, truth: Any, values: Mapping[Any, Any],
+                 numbers: tuple[float, float]) -> None:
+        self._refuse_strangers(key)
         self.claim, self.truth, self.values, self.numbers = claim, truth, values, numbers
 
     def _point(self, show: Callable[[Any], str], comma: str) -> str:
@@ -438,8 +450,61 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
     >>> disprove(p*(1 - p), p/(1 - p), {p: S.Half})
     p*(1 - p) = 0.25 != 1 = p/(1 - p)    [at p = 1/2]
     """
-    claim, truth = sympify(claim), sympify(truth)
-    wrong, right = number(claim, values), number(truth, values)
-    if abs(wrong - right) <= 1e-9 * max(1.0, abs(right)):
-        raise Unproved(f"no counterexample: {plain(claim)} and {plain(truth)} are both {right:.6g} there")
-    return Counterexample(claim, truth, values, (wrong, right))
+    values = dict(values)
+    read_claim = read([claim, truth], floats=True)
+    wrong, right = _values_at(read_claim, values)
+    claim, truth = read_claim.lines
+    if is_exact(wrong) and is_exact(right):
+        differ = abs(wrong - right) > Fraction(1, 10**9) * max(1, abs(right))
+    else:
+        with _refusing("the counterexample"):
+            difference = judge.gap(given_point(values), claim, truth)
+        differ = abs(difference) > 1e-9 * max(1, abs(as_float(right)))
+    if not differ:
+        raise Unproved(f"no counterexample: {plain(claim)} and {plain(truth)} are both {float(right):.6g} there")
+    return Counterexample(_SHOWN, claim, truth, values, (float(wrong), float(right)))
+
+
+def judged(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A rule whose result is judged when it is called by itself; in a chain, the chain is judged."""
+    @wraps(rule)
+    def checked(expression: Any) -> Any:
+        claim = read([expression])
+        with assuming(claim), _refusing("the result"):
+            result = rule(claim.lines[0])
+        whole = read([*claim.lines, result])
+        _refuted(whole, whole.lines[0], whole.lines[1], judge.cases(whole, {}), "the result")
+        return result
+
+    checked.rule = rule     # type: ignore[attr-defined]  # what derive applies
+    return checked
+
+
+def cumulant(z: Any, order: int) -> Any:
+    claim = read([Noise(z)[1] if isinstance(z, RandomSymbol) else z])
+    with assuming(claim):
+        result = rules.cumulant(z, order)
+    copy = claim.lines[0]
+    definition = _cumulant_from_moments(copy, order)
+    whole = read([definition, result])
+    _refuted(whole, definition, result, judge.cases(whole, {}), "the cumulant")
+    return result
+
+
+def _cumulant_from_moments(z: Any, order: int) -> Any:
+    lower = (binomial(order - 1, i - 1) * _cumulant_from_moments(z, i) * Expectation(z ** (order - i))
+             for i in range(1, order))
+    return Expectation(z**order) - sum(lower)
+
+
+def same(left: Any, right: Any) -> bool:
+    claim = read([left, right])
+    with assuming(claim), _refusing("the equality"):
+        equal = rules.same(*claim.lines)
+    if equal:
+        _refuted(claim, claim.lines[0], claim.lines[1], judge.cases(claim, {}), "what the rules call equal")
+    return equal
+
+
+same.__doc__ = rules.same.__doc__
+cumulant.__doc__ = rules.cumulant.__doc__

@@ -8,17 +8,24 @@ from typing import Any
 
 from sympy import (
     Derivative,
+    Expr,
     Indexed,
+    Integral,
     KroneckerDelta,
+    Limit,
     Mul,
+    Piecewise,
     Product,
     S,
     Sum,
     expand,
     fraction,
+    nan,
+    oo,
     simplify,
     sympify,
     together,
+    zoo,
 )
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.sorting import default_sort_key
@@ -26,21 +33,29 @@ from sympy.stats import Covariance, Expectation, Variance
 from sympy.stats.rv import RandomSymbol
 
 from .families import Noise, copies, joint_cumulant, law_cumulant, mean_of_function, mean_of_product
+from .language import at_least_zero, ranges_of_indices
 from .notation import MOMENTS, VARYING, textbook
-from .terms import collapse, has_noise, sum_over, terms
+from .terms import Ranges, collapse, collapsed, has_noise, inner_ranges, nameless, readable, sum_over, terms
 
 __all__ = ["by_law", "collapse", "cumulant", "exact", "linear", "same"]
 
 
-def _each_moment(expression: Any, mean: Callable[[Any], Any], covariance: Callable[[Any, Any], Any]) -> Any:
-    """Rewrite every E, Var and Cov of an expression, the innermost first."""
-    def rewrite(moment: Any) -> Any:
-        if isinstance(moment, Expectation):
-            return mean(moment.args[0])
-        left, right = moment.args if isinstance(moment, Covariance) else moment.args[:1] * 2
-        return covariance(left, right)
+def _each_moment(expression: Any, change: Callable[[Any, Ranges], Any], ranges: Ranges | None = None) -> Any:
+    """Rewrite every E, Var and Cov of an expression, the innermost first, in the ranges of the indices around it."""
+    expression = sympify(expression)
+    if ranges is None:
+        ranges = ranges_of_indices(expression)
+    if not isinstance(expression, Expr) or not expression.has(*MOMENTS):
+        return expression
+    inside = inner_ranges(expression.limits, ranges) if isinstance(expression, Sum | Product) else ranges
+    arguments = [_each_moment(part, change, inside) if isinstance(part, Expr) else part for part in expression.args]
+    rebuilt = expression.func(*arguments)
+    return change(rebuilt, ranges) if isinstance(rebuilt, MOMENTS) else rebuilt
 
-    return sympify(expression).replace(lambda e: isinstance(e, MOMENTS), rewrite)
+
+def _sides(moment: Any) -> tuple[Any, Any]:
+    """The two arguments of Cov; those of Var are equal."""
+    return moment.args[0], moment.args[-1]
 
 
 def linear(expression: Any) -> Any:
@@ -54,6 +69,10 @@ def linear(expression: Any) -> Any:
     >>> linear(Expectation(Sum(w[j]*m[j], (j, 1, n))))
     Sum(Expectation(m[j])*w[j], (j, 1, n))
     """
+    return _each_moment(expression, lambda moment, ranges: _linear(moment))
+
+
+def _linear(moment: Any) -> Any:
     def mean(inside: Any) -> Any:
         total = S.Zero
         for body, limits in terms(inside):
@@ -71,7 +90,7 @@ def linear(expression: Any) -> Any:
                 total += sum_over(constant_1 * constant_2 * moment, limits_1 + limits_2)
         return total
 
-    return _each_moment(expression, mean, covariance)
+    return readable(mean(moment.args[0]) if isinstance(moment, Expectation) else covariance(*_sides(moment)))
 
 
 def _constant_and_random(body: Any) -> tuple[Any, Any]:
@@ -95,23 +114,27 @@ def by_law(expression: Any) -> Any:
     >>> by_law(Covariance(m[j], m[k]))
     p*(1 - p)*KroneckerDelta(j, k)
     """
-    def covariance(left: Any, right: Any) -> Any:
-        product_mean, left_mean, right_mean = map(_mean_by_law, (left * right, left, right))
-        if any(isinstance(part, Expectation) for whole in (product_mean, left_mean, right_mean)
-               for part in Mul.make_args(whole)):
-            return Variance(left) if left == right else Covariance(left, right)
-        return _collect(product_mean - left_mean * right_mean)
-
-    return _each_moment(expression, _mean_by_law, covariance)
+    return _each_moment(expression, _by_law)
 
 
-def _mean_by_law(inside: Any) -> Any:
+def _by_law(moment: Any, ranges: Ranges) -> Any:
+    if isinstance(moment, Expectation):
+        return _mean_by_law(moment.args[0], ranges)
+    left, right = _sides(moment)
+    product_mean, left_mean, right_mean = (_mean_by_law(e, ranges) for e in (left * right, left, right))
+    if any(isinstance(part, Expectation) for whole in (product_mean, left_mean, right_mean)
+           for part in Mul.make_args(whole)):
+        return moment
+    return _collect(product_mean - left_mean * right_mean)
+
+
+def _mean_by_law(inside: Any, ranges: Ranges) -> Any:
     """E of a product: independent families apart, each by the first rule that fits."""
-    if inside.has(*MOMENTS) or any(copies(copy.base.law) for copy in copies(inside)):
-        return Expectation(inside)          # a mean inside a mean, or a law that is itself random
+    if inside.has(*MOMENTS):
+        return Expectation(inside)          # a mean inside a mean
     result = S.One
     for group in _independent_groups(Mul.make_args(inside)):
-        result *= _mean_of_group(group)
+        result *= _mean_of_group(group, ranges)
     return result
 
 
@@ -126,26 +149,42 @@ def _independent_groups(factors: tuple[Any, ...]) -> list[list[Any]]:
     return [members for members, _ in groups]
 
 
-def _mean_of_group(factors: list[Any]) -> Any:
+def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
     whole = Mul(*factors)
     present = copies(whole)
     if not present:
         return whole
     if len(present) == 1 and not whole.has(ExprWithLimits):
-        return mean_of_function(whole, present[0])
+        mean = mean_of_function(whole, present[0])
+        return mean if _is_finished(mean) else Expectation(whole)
     noises: list[Any] = []
     result = S.One
     for factor in factors:
         base, exponent = factor.as_base_exp()
+        if isinstance(base, Product) and exponent.is_Integer and exponent > 0:
+            factor = Product(base.function**exponent, *base.limits)
         if isinstance(base, Indexed) and isinstance(base.base, Noise) and exponent.is_Integer and exponent > 0:
             noises += [base] * int(exponent)
         elif not copies(factor):
             result *= factor
-        elif isinstance(factor, Product) and _one_draw_a_factor(factor, whole / factor):
-            result *= Product(_mean_by_law(factor.function), *factor.limits).doit()
+        elif isinstance(factor, Product) and _one_draw_a_factor(factor, whole / base**exponent):
+            result *= _product_of_means(factor, ranges)
         else:
             return Expectation(whole)
     return result * mean_of_product(noises) if noises else result
+
+
+def _is_finished(mean: Any) -> bool:
+    """A closed and finite result of the law."""
+    return not mean.has(Integral, Piecewise, RandomSymbol, oo, -oo, zoo, nan)
+
+
+def _product_of_means(factor: Any, ranges: Ranges) -> Any:
+    (index, low, high), = factor.limits
+    mean = _mean_by_law(factor.function, inner_ranges(factor.limits, ranges))
+    if index not in mean.free_symbols and at_least_zero(high - low + 1, ranges):
+        return mean ** (high - low + 1)
+    return Product(mean, (index, low, high))
 
 
 def _one_draw_a_factor(factor: Any, others: Any) -> bool:
@@ -184,15 +223,38 @@ def exact(expression: Any) -> Any:
     >>> exact(Variance(Sum(m[j]*x[j], (j, 1, n))))
     p*(1 - p)*Sum(x[j]**2, (j, 1, n))
     """
-    expression = sympify(expression).replace(lambda e: isinstance(e, Derivative), lambda e: e.doit(deep=False))
-    return collapse(by_law(linear(expression)))
+    expression = sympify(expression)
+    return worked_out(expression, ranges_of_indices(expression))
+
+
+def worked_out(expression: Any, ranges: Ranges) -> Any:
+    """:func:`exact` where the ranges of the indices around the expression are known."""
+    expression = differentiated(sympify(expression), ranges)
+    return collapsed(_each_moment(_each_moment(expression, lambda moment, _: _linear(moment), ranges), _by_law, ranges),
+                     ranges)
+
+
+def differentiated(expression: Any, ranges: Ranges) -> Any:
+    """Derivatives worked out: of a mean, after the mean; what stays an expectation is left alone."""
+    if not expression.has(Derivative):
+        return expression
+    if not isinstance(expression, Derivative):
+        inside = inner_ranges(expression.limits, ranges) if isinstance(expression, Sum | Product) else ranges
+        return expression.func(*[differentiated(part, inside) if hasattr(part, "has") and part.has(Derivative) else part
+                                 for part in expression.args])
+    body = nameless(differentiated(expression.expr, ranges))
+    if body.has(*MOMENTS):
+        body = nameless(worked_out(body, ranges))
+    if body.has(*MOMENTS):
+        return expression
+    return readable(body.diff(*expression.variable_count))
 
 
 def same(left: Any, right: Any) -> bool:
     """Are two expressions equal for every size? Sound, not complete: False means "not shown".
 
     Both sides are worked out with :func:`exact`; quotients are compared crosswise and what
-    remains is left to SymPy's ``doit`` and ``simplify``. Printed forms are never compared.
+    remains is left to SymPy's ``simplify``. Printed forms are never compared. The judge has to agree.
 
     >>> from sympy import IndexedBase, Sum, symbols
     >>> from dropoutlib.symbolic import same
@@ -204,21 +266,39 @@ def same(left: Any, right: Any) -> bool:
     return bool(difference(left, right) == 0)
 
 
-def difference(left: Any, right: Any) -> Any:
+def difference(left: Any, right: Any, ranges: Ranges | None = None) -> Any:
     """left - right worked out: 0 if the rules show that they are equal."""
-    rest = collapse(exact(left) - exact(right))
+    left, right = sympify(left), sympify(right)
+    known = ranges_of_indices(left - right) if ranges is None else ranges
+    left, right = worked_out(left, known), worked_out(right, known)
+    rest = collapsed(left - right, known)
     if rest == 0:
         return rest
-    if collapse(_collapse_inside(exact(left)) - _collapse_inside(exact(right))) == 0:
+    if collapsed(_collapse_inside(left, known) - _collapse_inside(right, known), known) == 0:
         return S.Zero
     numerator = fraction(together(rest))[0]
-    if collapse(expand(numerator, power_exp=True)) == 0:
+    if collapsed(expand(numerator, power_exp=True), known) == 0:
         return S.Zero
     if not rest.has(*MOMENTS):
-        settled = exact(rest.doit())
+        settled = worked_out(_closed(rest, known), known)
         if settled == 0 or _simplifies_to_zero(expand(settled, power_exp=True)) or _simplifies_to_zero(settled):
             return S.Zero
     return rest
+
+
+def _closed(expression: Any, ranges: Ranges) -> Any:
+    """Sums and products in closed form where their range cannot be empty, limits and integrals worked out."""
+    if expression.is_Atom or isinstance(expression, Indexed):
+        return expression
+    if isinstance(expression, Sum | Product):
+        *inner, (index, low, high) = expression.limits
+        body = expression.func(expression.function, *inner) if inner else expression.function
+        body = _closed(body, inner_ranges([(index, low, high)], ranges))
+        whole = expression.func(body, (index, low, high))
+        done = whole.doit(deep=False) if at_least_zero(high - low + 1, ranges) else whole
+        return done if not done.has(oo, nan) else whole
+    closed = expression.func(*[_closed(part, ranges) if isinstance(part, Expr) else part for part in expression.args])
+    return closed.doit(deep=False) if isinstance(closed, Limit | Integral) else closed
 
 
 def _simplifies_to_zero(expression: Any) -> bool:
@@ -228,17 +308,18 @@ def _simplifies_to_zero(expression: Any) -> bool:
         return False
 
 
-def _collapse_inside(expression: Any) -> Any:
+def _collapse_inside(expression: Any, ranges: Ranges) -> Any:
     """Collapse sums in exponents, denominators and arguments too, the innermost first; exp(a + b) = exp(a) exp(b)."""
     if expression.is_Atom or isinstance(expression, (Indexed, *MOMENTS)):
         return expression
     if isinstance(expression, Sum):
-        return collapse(Sum(_collapse_inside(expression.function), *expression.limits))
+        inside = inner_ranges(expression.limits, ranges)
+        return collapsed(Sum(_collapse_inside(expression.function, inside), *expression.limits), ranges)
     if isinstance(expression, ExprWithLimits):
         return expression
-    arguments = [_collapse_inside(argument) for argument in expression.args]
+    arguments = [_collapse_inside(part, ranges) if isinstance(part, Expr) else part for part in expression.args]
     if not expression.is_Add and not expression.is_Mul:
-        arguments = [collapse(argument) for argument in arguments]
+        arguments = [collapsed(argument, ranges) if isinstance(argument, Expr) else argument for argument in arguments]
         return expand(expression.func(*arguments), deep=False, power_exp=True, multinomial=False, mul=False)
     return expression.func(*arguments)
 
@@ -274,7 +355,7 @@ def cumulant(z: Any, order: int) -> Any:
         if len({noise.base for noise in noises}) == 1:
             constants = Mul(*[constant for constant, _, _ in picked])
             total += sum_over(constants * joint_cumulant(noises), [limit for _, _, more in picked for limit in more])
-    return collapse(total)
+    return collapsed(total, ranges_of_indices(total))
 
 
 def _linear_terms(z: Any) -> list[tuple[Any, Any, list[Any]]]:

@@ -10,16 +10,19 @@ from collections.abc import Iterable
 from itertools import chain, count, permutations, product
 from typing import Any
 
-from sympy import Add, Derivative, Dummy, Indexed, KroneckerDelta, Mul, Pow, S, Sum, Symbol
+from sympy import Add, Dummy, Indexed, KroneckerDelta, Mul, Pow, Product, S, Sum, Symbol, expand, sympify
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.sorting import default_sort_key
 
 from .families import copies
+from .language import at_least_zero, ranges_of_indices
 from .notation import MOMENTS, VARYING, textbook
 
-__all__ = ["Term", "collapse", "sum_over", "terms"]
+__all__ = ["Ranges", "Term", "collapse", "collapsed", "has_noise", "inner_ranges", "nameless", "readable", "sum_over",
+           "terms"]
 
 Term = tuple[Any, list[Any]]                # (product, limits); the innermost sum first
+Ranges = dict[Any, Any]                     # index -> (low, high); the innermost index first
 LETTERS = "jklrstuv"
 
 
@@ -44,18 +47,29 @@ def terms(expression: Any) -> list[Term]:
 
 
 def _terms_of_sum(expression: Any) -> list[Term]:
-    body = expression.function
-    limits: list[Any] = []
-    for position, (index, low, high) in enumerate(expression.limits):
-        nameless = Dummy(index.name, **index._assumptions_orig)
-        hidden = any(index in part.bound_symbols for part in body.atoms(ExprWithLimits))
-        body = body.subs(index, nameless) if hidden else body.xreplace({index: nameless})
-        limits = [limit.xreplace({index: nameless}) for limit in limits]
-        limits.append(expression.limits[position].func(nameless, low, high))
-    return [(part, more + limits) for part, more in terms(body)]
+    expression = nameless(expression)
+    return [(part, more + list(expression.limits)) for part, more in terms(expression.function)]
 
 
 # -- readable names -----------------------------------------------------------
+def nameless(expression: Any) -> Any:
+    """Every bound index a Dummy of its own, so that nothing can capture it."""
+    def renamed(e: Any) -> Any:
+        new = {index: Dummy(index.name, **index._assumptions_orig) for index, *_ in e.limits}
+        return e.func(e.function.xreplace(new), *[limit.func(*[part.xreplace(new) for part in limit])
+                                                  for limit in e.limits])
+
+    return expression.replace(lambda e: isinstance(e, Sum | Product), renamed)
+
+
+def readable(expression: Any) -> Any:
+    """Bound Dummies under their own names again, or others where these are taken."""
+    def has_nameless(e: Any) -> bool:
+        return isinstance(e, Sum | Product) and any(isinstance(index, Dummy) for index, *_ in e.limits)
+
+    return expression.replace(has_nameless, lambda e: sum_over(e.function, e.limits, e.func))
+
+
 def _names(*expressions: Any) -> set[str]:
     """Names in use; nameless indices do not count."""
     return {s.name for e in expressions for s in e.atoms(Symbol) if not isinstance(s, Dummy)}
@@ -65,8 +79,9 @@ def _new_name(taken: Iterable[str]) -> str:
     return next(name for name in chain(LETTERS, (f"j_{i}" for i in count(1))) if name not in taken)
 
 
-def sum_over(body: Any, limits: list[Any]) -> Any:
+def sum_over(body: Any, limits: Iterable[Any], kind: Any = Sum) -> Any:
     """The sum of a term, its indices named as before where the names are free."""
+    limits = list(limits)
     if not limits:
         return body
     taken = _names(body, *limits)
@@ -76,15 +91,15 @@ def sum_over(body: Any, limits: list[Any]) -> Any:
         name = index.name if index.name not in taken else _new_name(taken)
         taken.add(name)
         named[index] = Symbol(name, **index._assumptions_orig)
-    return Sum(body.xreplace(named), *[limit.xreplace(named) for limit in limits])
+    return kind(body.xreplace(named), *[limit.xreplace(named) for limit in limits])
 
 
 # -- rule 3 -------------------------------------------------------------------
 def collapse(expression: Any) -> Any:
     """Rule 3. A Kronecker delta removes a sum; what remains is split into single sums and collected.
 
-    A free index stands for one of the units of the sum it meets: ``Sum(KroneckerDelta(j, k)*x[j], (j, 1, n))``
-    is ``x[k]``, with k in 1..n understood.
+    A delta is used only where its index is known to lie inside of the range. A free index runs over the range 1..n of
+    its place: ``Sum(KroneckerDelta(j, k)*x[j], (j, 1, n))`` is ``x[k]`` for 1 <= k <= n.
 
     Args:
         expression: An expression in which expectations have been worked out (or stand for themselves).
@@ -99,7 +114,11 @@ def collapse(expression: Any) -> Any:
     >>> collapse(Sum(KroneckerDelta(j, k)*x[j]*x[k], (j, 1, n), (k, 1, n)))
     Sum(x[j]**2, (j, 1, n))
     """
-    expression = expression.replace(lambda e: isinstance(e, Derivative), lambda e: e.doit(deep=False))
+    return collapsed(sympify(expression), ranges_of_indices(expression))
+
+
+def collapsed(expression: Any, ranges: Ranges) -> Any:
+    """:func:`collapse` where the ranges of the indices around the expression are known."""
     names: dict[Any, list[str]] = {}
     for part in sorted(expression.atoms(Sum), key=default_sort_key):
         for index, *bounds in part.limits:
@@ -109,44 +128,56 @@ def collapse(expression: Any) -> Any:
     names = {bounds: sorted(pool) for bounds, pool in names.items()}
     collected: dict[Any, Any] = {}
     for body, limits in terms(expression):
-        coefficient, rest = _collapse_term(*_eliminate_deltas(body, limits), names)
+        coefficient, rest = _collapse_term(*_eliminate_deltas(body, limits, ranges), ranges, names)
         collected[rest] = collected.get(rest, S.Zero) + coefficient
-    return Add(*[textbook(coefficient) * rest for rest, coefficient in collected.items()])
+    return readable(Add(*[textbook(coefficient) * rest for rest, coefficient in collected.items()]))
 
 
-def _eliminate_deltas(body: Any, limits: list[Any]) -> Term:
-    limits = list(limits)
-    body = body.replace(lambda e: isinstance(e, Pow) and isinstance(e.base, KroneckerDelta), lambda e: e.base)
-    while (step := _one_delta(body, limits)) is not None:
+def inner_ranges(limits: Iterable[Any], ranges: Ranges) -> Ranges:
+    """The known ranges inside of a sum: its own indices, the innermost first, and those around it."""
+    own = {index: (low, high) for index, low, high in limits}
+    return {**own, **{index: ends for index, ends in ranges.items() if index not in own}}
+
+
+def _eliminate_deltas(body: Any, limits: list[Any], ranges: Ranges) -> Term:
+    body = body.replace(lambda e: isinstance(e, Pow) and isinstance(e.base, KroneckerDelta) and e.exp.is_positive,
+                        lambda e: e.base)
+    while (step := _one_delta(body, limits, ranges)) is not None:
         body, limits = step
     return body, limits
 
 
-def _one_delta(body: Any, limits: list[Any]) -> Term | None:
-    """Sum over v of delta(v, u) f(v) is f(u); None when no delta can be used."""
-    bounds = {limit[0]: tuple(limit[1:]) for limit in limits}
+def _one_delta(body: Any, limits: list[Any], ranges: Ranges) -> Term | None:
+    """Sum over v of delta(v, u) f(v) is f(u) if u is in the range; None when no delta can be used."""
+    known = inner_ranges(limits, ranges)
+    used = set().union(*(end.free_symbols for _, *ends in limits for end in ends))
     hidden = {index for part in body.atoms(ExprWithLimits) for index in part.bound_symbols}
     for part in Mul.make_args(body):
         if not isinstance(part, KroneckerDelta):
             continue
-        left, right = part.args[:2]
-        for index, other in ((left, right), (right, left)):
-            if index not in bounds or hidden & other.free_symbols \
-                    or any(index in bound.free_symbols for bound in chain(*bounds.values())):
+        apart = expand(part.args[0] - part.args[1])
+        for index, low, high in sorted(limits, key=lambda limit: part.args.index(limit[0]) if limit[0] in part.args
+                                       else len(part.args)):
+            slope = apart.coeff(index)
+            other = expand(index - apart / slope) if slope in (1, -1) else index
+            if index in used or index in other.free_symbols or hidden & other.free_symbols:
                 continue
-            low, high = bounds[index]
-            if (other - low).is_negative or (high - other).is_negative:
+            others = {u: ends for u, ends in known.items() if u != index}
+            if at_least_zero(low - other - 1, others) or at_least_zero(other - high - 1, others):
                 return S.Zero, []
-            inside = bounds[other] == (low, high) if other in bounds else \
-                (other.is_Atom or ((other - low).is_nonnegative and (high - other).is_nonnegative)) \
-                and not set(bounds) & other.free_symbols
-            if inside:
+            if at_least_zero(other - low, others) and at_least_zero(high - other, others):
                 return body.xreplace({index: other}), [limit for limit in limits if limit[0] != index]
     return None
 
 
-def _collapse_term(body: Any, limits: list[Any], names: dict[Any, list[str]]) -> tuple[Any, Any]:
+def _collapse_term(body: Any, limits: list[Any], ranges: Ranges, names: dict[Any, list[str]]) -> tuple[Any, Any]:
     """(coefficient, rest) of one term; the rest is a product of sums that cannot be separated."""
+    for limit in list(limits):                          # the sum of a constant, where the range cannot be empty
+        index, low, high = limit
+        others = [other for other in limits if other is not limit]
+        used = body.free_symbols.union(*(end.free_symbols for _, *ends in others for end in ends))
+        if index not in used and at_least_zero(high - low + 1, inner_ranges(others, ranges)):
+            body, limits = body * (high - low + 1), others
     bounds = {limit[0]: tuple(limit[1:]) for limit in limits}
 
     def indices(part: Any) -> set[Any]:
@@ -154,29 +185,29 @@ def _collapse_term(body: Any, limits: list[Any], names: dict[Any, list[str]]) ->
         while new:                                      # sums whose limits depend on each other stay together
             found |= new
             new = {v for v in bounds if v not in found
-                   and any(v in b.free_symbols for u in found for b in bounds[u])} \
-                | {v for v in bounds if v not in found and any(b.has(u) for u in found for b in bounds[v])}
+                   and (any(v in end.free_symbols for u in found for end in bounds[u])
+                        or any(end.has(u) for u in found for end in bounds[v]))}
         return found
 
-    coefficient, groups = S.One, list[tuple[list[Any], set[Any]]]()
-    for part in Mul.make_args(body):
-        factors, used = [part], indices(part)
+    coefficient, groups = S.One, [([S.One], indices(index)) for index in bounds if index not in body.free_symbols]
+    for factor in Mul.make_args(body):
+        used = indices(factor)
         if not used:
-            coefficient *= part
+            coefficient *= factor
             continue
+        factors = [factor]
         for group in [g for g in groups if g[1] & used]:
             groups.remove(group)
             factors, used = group[0] + factors, group[1] | used
         groups.append((factors, used))
-    used_somewhere = set().union(*(group[1] for group in groups))
-    for index in [v for v in bounds if v not in used_somewhere]:
-        if indices(index) != {index}:
-            groups.append(([S.One], indices(index)))
-            continue
-        low, high = bounds[index]
-        coefficient *= high - low + 1                   # the sum of a constant
-    constants, rest = coefficient.as_independent(*VARYING, as_Add=False)
+    merged: list[tuple[list[Any], set[Any]]] = []
     for factors, used in groups:
+        for group in [g for g in merged if g[1] & used]:
+            merged.remove(group)
+            factors, used = group[0] + factors, group[1] | used
+        merged.append((factors, used))
+    constants, rest = coefficient.as_independent(*VARYING, as_Add=False)
+    for factors, used in merged:
         rest *= _canonical_sum(Mul(*factors), [limit for limit in limits if limit[0] in used], names)
     return constants, rest
 

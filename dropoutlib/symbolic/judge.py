@@ -1,0 +1,354 @@
+"""The judge: is a claim true at random points of its domain?
+
+Every case gives numbers to the sizes, the free indices and the exponents of a claim: sizes that differ from each other,
+indices equal and unequal, first and last. In every case the symbols and entries are random points, and both sides are
+worked out from their meaning alone (:mod:`.meaning`), without the rules.
+
+A false equation between rational functions of degree d vanishes at a random point with probability d / |S| at most,
+where |S| is the number of values that a symbol can take (Schwartz and Zippel). |S| is 2^64, and there are as many
+points as bring that below 10^-12 at the sizes of the case. What is not rational is compared with 40 and with 80
+digits: a difference that is not zero stays, one that is zero vanishes with the rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import sympy
+from mpmath import mp
+from sympy import Function, Indexed, Max, Min
+
+from .evaluate import enumerate_masks
+from .language import FREE, PARTIAL, Claim, NotAClaim
+from .meaning import EXACT, Meaning, Numbers, Polynomial, Undecided, Undefined, as_float, is_exact
+from .notation import plain
+
+__all__ = ["Disagreement", "cases", "degree", "disagreement", "gap", "points", "signs_that_matter"]
+
+BITS = 64                   # of a random number
+RISK = Fraction(1, 10**12)
+DIGITS = (40, 80)           # at which what is not rational is compared
+QUADRATURE_DIGITS = (16, 32)
+QUADRATURE_ERROR = 1e-22    # of an integral found with 32 digits, relative to its size
+TRIES = 400                 # random points until one lies in the domain
+MOST_CASES = 3000
+LARGEST_CONSTANT = 9        # numbers in indices and ranges up to this one are sizes and indices of a case of their own
+
+
+@dataclass
+class Disagreement:
+    """A point where two sides differ."""
+
+    case: dict[str, int]
+    difference: Any
+
+    def at(self) -> str:
+        """The case in words."""
+        return ", ".join(f"{name} = {value}" for name, value in self.case.items())
+
+
+def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, int]]) -> Disagreement | None:
+    """The first point of the given cases where left and right differ, None if there is none.
+
+    Raises:
+        NotAClaim: If no point of some case has a value for both sides.
+        Undecided: If a difference cannot be told from rounding.
+    """
+    for case in where:
+        source = random.Random(f"{plain(left)} = {plain(right)} at {case}")
+        enough = points((left, right), case)
+        wanted, failure = enough or (3 if case else 6), None
+        for tries in range(TRIES):
+            point = _Random(claim, case, source, exact=enough is not None, tries=tries)
+            try:
+                if not all(point.holds(relation, {}) for relation in claim.where):
+                    continue
+                difference = gap(point, left, right)
+            except Undefined as error:          # outside of the domain
+                failure = error
+                continue
+            if difference != 0:
+                return _described(left, right, case, difference)
+            wanted = min(wanted, 2) - 1 if point.used_quadrature else wanted - 1
+            if wanted == 0:
+                break
+        else:
+            at = f" at {', '.join(f'{k} = {v}' for k, v in case.items())}" if case else ""
+            raise NotAClaim(f"no point was found{at} at which every part has a value"
+                            + (f": {failure}" if failure else ", or the conditions contradict each other"))
+    return None
+
+
+def _described(left: Any, right: Any, case: dict[str, int], difference: Any) -> Disagreement:
+    """With the difference as a formula, where the case can be written out."""
+    try:
+        formula = enumerate_masks(left - right, **case)
+    except Exception:       # the numbers have decided; the formula is a courtesy
+        formula = sympy.nan
+    if formula == 0 or formula.has(sympy.nan, sympy.zoo):
+        formula = sympy.Float(mp.nstr(as_float(Fraction(difference) if is_exact(difference) else difference), 15))
+    return Disagreement(case, formula)
+
+
+# -- cases --------------------------------------------------------------------
+def cases(claim: Claim, given: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
+    """Numbers for all sizes, free indices and exponents at which a claim is judged.
+
+    Sizes that are not given take all orders of 1, 2, 3, never the same value twice. A free index takes every value of
+    its range, or equal and different values where it has none; where sums over its place have several ranges, values
+    inside and outside of them.
+    """
+    found: list[dict[str, int]] = []
+    for sizes in _sizes(claim, given):
+        largest = max(sizes.values(), default=0)
+        ranges: list[Sequence[int]] = []
+        for index, high in claim.indices.items():
+            if index.name in given:
+                ranges.append(tuple(given[index.name]))
+            elif high is FREE:
+                together = sum(h is FREE for h in claim.indices.values())
+                ranges.append(_with(claim, _from(index, max(2, min(3, together)))))
+            elif high is PARTIAL:
+                ranges.append(_with(claim, _from(index, max(largest, 2) + 1)))
+            else:
+                ranges.append(range(1, sizes.get(high.name, 3) + 1))
+        names = [index.name for index in claim.indices]
+        counts = [given.get(count.name) or _from(count, 3) for count in claim.counts]
+        for picked in product(*ranges, *counts):
+            case = {**sizes, **dict(zip([*names, *(c.name for c in claim.counts)], picked, strict=True))}
+            if _admitted(claim, case):
+                found.append(case)
+        if len(found) > MOST_CASES:
+            raise NotAClaim(f"the free indices {', '.join(names)} have more than {MOST_CASES} combinations of values: "
+                            "give some of them a number")
+    if not found:
+        raise NotAClaim("no sizes and indices are left at which something could be checked"
+                        + (f" with {', '.join(f'{k} = {list(v)}' for k, v in given.items())}" if given else ""))
+    return found
+
+
+def _with(claim: Claim, values: Sequence[int]) -> list[int]:
+    """Also the numbers that stand in indices: where something depends on k = 5, 1 and 2 would not tell."""
+    return sorted({*values, *(c for c in claim.constants if values[0] <= c <= LARGEST_CONSTANT)})
+
+
+def _from(symbol: Any, last: int) -> range:
+    first = 1 if symbol.is_positive else 0 if symbol.is_nonnegative or symbol.is_integer is None else -1
+    return range(first, last + 1)
+
+
+def _sizes(claim: Claim, given: Mapping[str, Sequence[int]]) -> Iterator[dict[str, int]]:
+    free = [size for size in claim.sizes if size.name not in given]
+    names = [size.name for size in free]
+    listed = {size.name: given[size.name] for size in claim.sizes if size.name in given}
+    for reach in (max(3, len(free)), 8):
+        pool: list[Sequence[int]] = [_from(size, reach) for size in free]
+        if len(free) == 1:
+            pool = [_with(claim, [*pool[0], *(c + 1 for c in claim.constants if c < LARGEST_CONSTANT)])]
+        found = [dict(zip(names, picked, strict=True)) for picked in _distinct(pool)]
+        found = [{**case, **dict(zip(listed, more, strict=True))}
+                 for case in found for more in product(*listed.values())]
+        found = [case for case in found if _admitted(claim, case)]
+        if len(found) > 2 or not claim.where:
+            break
+    yield from found[:24] if len(free) < 4 else found[:: max(1, len(found) // 6)]
+
+
+def _distinct(pools: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+    """All choices of different values; the small ones first."""
+    yield from sorted((picked for picked in product(*pools) if len(set(picked)) == len(picked)), key=sum)
+
+
+def _admitted(claim: Claim, case: Mapping[str, int]) -> bool:
+    """Does a case satisfy the conditions that speak of its symbols alone?"""
+    numbers = Numbers(case, lambda e, key: 0)
+    try:
+        return all(numbers.holds(relation, {}) for relation in [*claim.where, *claim.places]
+                   if {s.name for s in relation.free_symbols} <= set(case) and not relation.atoms(Indexed))
+    except Undefined:
+        return False
+
+
+# -- points -------------------------------------------------------------------
+class _Random(Numbers):
+    """Random values: of symbols by their assumptions, of entries as they are met."""
+
+    def __init__(self, claim: Claim, case: Mapping[str, int], source: random.Random, exact: bool, tries: int) -> None:
+        self.source, self.exact = source, exact
+        self.signs = (-1, 1) if tries % 2 == 0 else (1,)        # every other try takes positive entries
+        self.drawn: dict[Any, Any] = {}
+        scalars: dict[str, Any] = dict(case)
+        for symbol in claim.parameters:
+            scalars[symbol.name] = self.scalar(symbol)
+        super().__init__(scalars, self.remembered)
+        self.scalars: dict[str, Any] = scalars
+
+    def scalar(self, symbol: Any) -> Any:
+        if symbol.is_integer:
+            value: Any = self.source.randrange(1, 2**BITS if self.exact else 30)
+        else:                       # half of them in (0, 1), where rates live
+            value = Fraction(self.source.randrange(1, 2**BITS), 2**BITS)
+            value *= self.source.choice((1, 4))
+        signs = (1,) if symbol.is_nonnegative else (-1,) if symbol.is_nonpositive else self.signs
+        return value * self.source.choice(signs)
+
+    def remembered(self, e: Any, key: tuple[Any, ...]) -> Any:
+        if key not in self.drawn:
+            value = self.source.randrange(1, 2**BITS)
+            self.drawn[key] = self.source.choice(self.signs) * (value if self.exact else Fraction(4 * value, 2**BITS))
+        return self.drawn[key]
+
+
+def signs_that_matter(claim: Claim, case: Mapping[str, int]) -> list[Any]:
+    """The symbols with a declared sign for which the claim fails, or has no value, with the other sign."""
+    signed = [symbol for symbol in claim.parameters
+              if not symbol.is_integer and (symbol.is_nonnegative or symbol.is_nonpositive)]
+    found: set[Any] = set()
+    source, points_left = random.Random(f"signs in {case}"), 3
+    for tries in range(TRIES if signed else 0):
+        point = _Random(claim, case, source, exact=False, tries=tries)
+        if not _holds(claim, point):
+            continue
+        for symbol in signed:
+            point.scalars[symbol.name] *= -1
+            if not _holds(claim, point):
+                found.add(symbol)
+            point.scalars[symbol.name] *= -1
+        if (points_left := points_left - 1) == 0:
+            break
+    return sorted(found, key=str)
+
+
+def _holds(claim: Claim, point: Numbers) -> bool:
+    try:
+        return all(point.holds(relation, {}) for relation in claim.where) \
+            and all(gap(point, claim.lines[0], line) == 0 for line in claim.lines[1:])
+    except (Undefined, Undecided):
+        return False
+
+
+def gap(point: Numbers, left: Any, right: Any) -> Any:
+    """left - right at a point: 0 exactly if they agree.
+
+    Raises:
+        Undecided: If the difference neither stays nor vanishes with more digits.
+    """
+    found: list[Any] = []
+    size: Any = 0
+    for digits in (QUADRATURE_DIGITS[0], *DIGITS):
+        if point.used_quadrature:
+            digits = QUADRATURE_DIGITS[len(found)]
+        point.forget()
+        with mp.workdps(digits):
+            one, two = point.value(left, {}), point.value(right, {})
+            if is_exact(one) and is_exact(two):
+                return one - two
+            one, two = as_float(one), as_float(two)
+            size = max(abs(one), abs(two))
+            if digits != QUADRATURE_DIGITS[0] or point.used_quadrature:
+                found.append(one - two)
+        if len(found) == 2:
+            break
+    point.forget()
+    coarse, fine = found
+    stated = QUADRATURE_ERROR if point.used_quadrature else mp.mpf(10) ** (1 - digits // 2)
+    if abs(fine) <= mp.mpf(10) ** -8 * abs(coarse) or abs(fine) <= stated * size:
+        return 0
+    if abs(fine - coarse) <= mp.mpf(10) ** -3 * abs(fine):
+        return fine
+    raise Undecided(f"whether {plain(left)} and {plain(right)} agree cannot be told from rounding")
+
+
+# -- how many points ----------------------------------------------------------
+class _Degree:
+    """The degrees of numerator and denominator of a rational function."""
+
+    def __init__(self, above: int = 0, below: int = 0) -> None:
+        self.above, self.below = above, below
+
+    def __add__(self, other: Any) -> _Degree:
+        if isinstance(other, Polynomial):
+            return NotImplemented
+        other = other if isinstance(other, _Degree) else _Degree()
+        return _Degree(max(self.above + other.below, other.above + self.below), self.below + other.below)
+
+    def __mul__(self, other: Any) -> _Degree:
+        if isinstance(other, Polynomial):
+            return NotImplemented
+        other = other if isinstance(other, _Degree) else _Degree()
+        return _Degree(self.above + other.above, self.below + other.below)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+_NUMBERS = Numbers({}, lambda e, key: 0)
+
+
+class _NotRational(Exception):
+    pass
+
+
+class _Degrees(Meaning):
+    """Counts the degree of an expression in its symbols and entries at the sizes of a case."""
+
+    def __init__(self, case: Mapping[str, int]) -> None:
+        super().__init__()
+        self.case = case
+
+    def symbol(self, e: Any) -> Any:
+        return self.case.get(e.name, _Degree(1))
+
+    def entry(self, e: Any, key: tuple[Any, ...]) -> Any:
+        return _Degree(1)
+
+    def power(self, base: Any, exponent: Any, e: Any) -> Any:
+        if not is_exact(exponent) or exponent != int(exponent):
+            raise _NotRational
+        if is_exact(base):
+            return _NUMBERS.power(base, exponent, e)
+        if not isinstance(base, _Degree):       # a polynomial in continuous noise
+            if exponent < 0:
+                raise _NotRational
+            return math.prod([base] * int(exponent), start=1)
+        above, below = (base.above, base.below) if exponent >= 0 else (base.below, base.above)
+        return _Degree(above * abs(int(exponent)), below * abs(int(exponent)))
+
+    def other(self, e: Any, env: Any) -> Any:
+        if e.is_Rational:
+            return Fraction(int(e.p), int(e.q))
+        parts = [self.value(part, env) for part in e.args] if isinstance(e, Function | Max | Min) else [_Degree()]
+        if not all(map(is_exact, parts)) or type(e).__name__ not in (*EXACT, "Max", "Min"):
+            raise _NotRational
+        return _NUMBERS.function(e, parts)          # of numbers that are the same at every point
+
+    def mean_by_quadrature(self, factors: Sequence[Any], env: Any) -> Any:
+        raise _NotRational
+
+
+def degree(sides: Iterable[Any], case: Mapping[str, int]) -> int | None:
+    """A bound on the degree of left - right over a common denominator, None if a side is not a rational function."""
+    total = _Degree()
+    try:
+        for side in sides:
+            value = _Degrees(case).value(side, {})
+            total = total + (value if isinstance(value, _Degree) else _Degree())
+    except (_NotRational, ArithmeticError):
+        return None
+    return total.above
+
+
+def points(sides: Sequence[Any], case: Mapping[str, int]) -> int | None:
+    """So many points that a false identity survives all of them with a probability below RISK; None: not rational."""
+    if (found := degree(sides, case)) is None:
+        return None
+    once = Fraction(max(found, 1) * TRIES, 2**BITS)         # at most one in TRIES points may have been taken
+    wanted = 1
+    while once**wanted > RISK:
+        wanted += 1
+    return wanted

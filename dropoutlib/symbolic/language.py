@@ -1,0 +1,658 @@
+"""The language of claims: what may be said, about which numbers, and under which condition.
+
+A claim is an equation between expressions that are made of
+
+* whole numbers, fractions and the constants pi, e and Euler's gamma (no floats: they are rounded, a claim is not);
+* symbols for real numbers. A symbol's assumptions are its domain (``positive=True`` ...), and so is its place: the
+  rate of a Bernoulli law lies in (0, 1), a deviation and the argument of a logarithm are positive, a denominator is
+  not zero, a size is a whole number;
+* entries x[j], W[a, j] of arrays of real numbers, which have an entry for every whole number;
+* copies m[j], M[a, j] of families of Bernoulli, normal or uniform noise (:class:`Noise`). Families are independent and
+  have different names; inside E, Var and Cov a copy is random, outside of them it is an entry like any other;
+* sums and products over explicit ranges, empty where the upper end is below the lower end; Kronecker deltas;
+* +, -, *, / and powers, and the functions of ``FUNCTIONS`` in ``meaning.py``, Max, Min and case distinctions;
+* Expectation, Variance and Covariance without conditions;
+* derivatives by a real symbol or an entry of an array, definite integrals over one variable, limits without noise.
+
+Everything else is refused with :class:`NotAClaim`, which names the part. A free index runs over the range 1..n of its
+place, if all sums over that place have that range; else it is any whole number that its assumptions admit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import sympy
+from sympy import (
+    Derivative,
+    Dummy,
+    Indexed,
+    IndexedBase,
+    Integral,
+    KroneckerDelta,
+    Limit,
+    Max,
+    Min,
+    Piecewise,
+    Pow,
+    Product,
+    S,
+    Sum,
+    Symbol,
+    oo,
+    sympify,
+)
+from sympy.core.function import Function
+from sympy.core.numbers import EulerGamma, Exp1, Float, Pi
+from sympy.core.relational import Relational
+from sympy.stats.crv_types import NormalDistribution, UniformDistribution
+from sympy.stats.frv_types import BernoulliDistribution
+from sympy.stats.rv import RandomSymbol
+
+from .families import Noise, copies
+from .meaning import FUNCTIONS
+from .notation import MOMENTS, latex, plain
+
+__all__ = ["FREE", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "ranges_of_indices", "read"]
+
+NAME = re.compile(r"[A-Za-z]\w*'*", re.ASCII)
+BINDERS = (Sum, Product)
+FREE, PARTIAL = "free", "partial"
+
+
+class NotAClaim(ValueError):
+    """What was said lies outside the language of claims; the message names the part and says why."""
+
+
+@dataclass
+class Claim:
+    """Expressions that are said to be equal, and the numbers about which they speak."""
+
+    lines: list[Any]
+    where: list[Any] = field(default_factory=list)          # conditions of the author
+    places: list[Any] = field(default_factory=list)         # conditions that a place adds
+    sizes: list[Any] = field(default_factory=list)          # symbols in the ends of ranges
+    indices: dict[Any, Any] = field(default_factory=dict)   # free indices: the size n of their range 1..n, or FREE, or
+                                                            # PARTIAL where some sums over their place have another one
+    counts: list[Any] = field(default_factory=list)         # other whole numbers: exponents, arguments of a factorial
+    parameters: list[Any] = field(default_factory=list)     # all other symbols
+    constants: set[int] = field(default_factory=set)        # whole numbers in indices and ends of ranges
+    signed: list[Any] = field(default_factory=list)         # symbols whose declared sign the claim needs
+
+    def condition(self, show: Any = plain) -> str:
+        """The condition under which the claim holds, beyond the assumptions of its symbols."""
+        less = " <= " if show is plain else r" \leq "
+        found = [f"1{less}{show(index)}{less}{show(high)}"
+                 for index, high in self.indices.items() if high not in (FREE, PARTIAL)]
+        return (", " if show is plain else r",\ ").join(
+            [*_conditions(tuple(self.places + self.where), tuple(self.signed), show), *found])
+
+
+def read(lines: Sequence[Any], where: Any = (), floats: bool = False) -> Claim:
+    """Check that expressions belong to the language, and find their symbols and conditions.
+
+    Args:
+        lines: The expressions.
+        where: Conditions of the author: relations such as ``i <= n``.
+        floats: Whether floats may stand in the lines, as the fractions that they are.
+
+    Raises:
+        NotAClaim: If a part is not in the language.
+    """
+    claim = Claim([_sympified(line) for line in lines])
+    claim.where = list(_relations(where))
+    reader = _Reader(claim, floats)
+    for line in claim.lines:
+        reader.visit(line)
+    for relation in claim.where:
+        for side in relation.args:
+            reader.visit(side)
+            if side.atoms(Indexed, *MOMENTS):
+                raise NotAClaim(f"where={plain(relation)} has to speak of symbols, not of entries or noise")
+    reader.check_names()
+    reader.sort_symbols()
+    return claim
+
+
+def _sympified(line: Any) -> Any:
+    try:
+        line = sympify(line)
+    except (sympy.SympifyError, TypeError, ValueError, AttributeError) as error:
+        raise NotAClaim(f"{line!r} is not an expression of SymPy") from error
+    if not isinstance(line, sympy.Expr):
+        raise NotAClaim(f"{line} is a {type(line).__name__}, not an expression for a number")
+    return line
+
+
+def _relations(where: Any) -> Iterator[Any]:
+    where = where.args if isinstance(where, sympy.And) else where
+    for relation in where if isinstance(where, Iterable) and not isinstance(where, Relational) else [where]:
+        if relation in (True, sympy.true):
+            continue
+        if isinstance(relation, sympy.And):
+            yield from _relations(relation)
+        elif isinstance(relation, Relational):
+            yield relation
+        else:
+            raise NotAClaim(f"where has to be relations such as i <= n, got {relation}")
+
+
+# -- grammar ------------------------------------------------------------------
+class _Reader:
+    def __init__(self, claim: Claim, floats: bool) -> None:
+        self.claim, self.floats = claim, floats
+        self.free: dict[Any, set[str]] = {}         # symbol -> its places: index, limit, count, value
+        self.symbols: set[Any] = set()              # free and bound
+        self.bases: set[Any] = set()
+        self.ranks: dict[Any, int] = {}
+        self.ranges: dict[Any, list[Any]] = {}      # place (base, position) -> ranges of bound indices, None if shifted
+        self.at: dict[Any, set[Any]] = {}           # free index -> its places
+        self.constants: set[Any] = set()
+
+    def refuse(self, part: Any, why: str) -> NotAClaim:
+        shown = part if isinstance(part, str) else plain(part)
+        return NotAClaim(f"{shown}: {why}")
+
+    def visit(self, e: Any, bound: dict[Any, Any] | None = None, place: str = "value", random: bool = False) -> None:
+        """Check one part. ``bound`` holds the indices bound around it, ``random`` says whether E stands around it."""
+        bound = bound or {}
+        kind = type(e)
+        if isinstance(e, RandomSymbol):
+            raise self.refuse(e, "a bare random variable is not a number; write a copy of a family, "
+                                 f"Noise({e.pspace.distribution.__class__.__name__.removesuffix('Distribution')}"
+                                 f"(...))[1], inside Expectation, Variance or Covariance")
+        if e.is_Rational:
+            if place == "index" and e.is_Integer:
+                self.claim.constants.add(int(e))
+            return
+        if kind in (Pi, Exp1, EulerGamma):
+            self.constants.add(e)
+        elif kind is Float:
+            if self.floats and e.is_finite:
+                return
+            raise self.refuse(e, "a float is rounded and a claim is not; write a fraction such as Rational(1, 10)")
+        elif e in (oo, -oo, S.ComplexInfinity, S.NaN, S.ImaginaryUnit):
+            raise self.refuse(e, "is not a real number")
+        elif kind in (Symbol, Dummy):
+            self.symbol(e, bound, place)
+        elif kind is Indexed:
+            self.entry(e, bound, place)
+        elif place == "index" and not (e.is_Add or e.is_Mul):
+            raise self.refuse(e, "an index or the end of a range is made of whole numbers, +, - and *")
+        elif e.is_Add or e.is_Mul:
+            self.parts(e.args, bound, place, random)
+        elif kind is Pow:
+            self.power(e, bound, random)
+        elif kind in BINDERS:
+            self.binder(e, bound, random)
+        elif kind is KroneckerDelta:
+            if len(e.args) > 2:
+                raise self.refuse(e, "a delta has two indices")
+            self.parts(e.args, bound, "index", random)
+            self.meet(e.args[0], e.args[1], bound)
+        elif kind in MOMENTS:
+            if len(e.args) > (2 if kind is sympy.stats.Covariance else 1):
+                raise self.refuse(e, "E, Var and Cov take no condition")
+            self.parts(e.args, bound, "value", True)
+        elif kind in (Max, Min) or (isinstance(e, Function) and _is_known(kind)):
+            self.function(e, bound, random)
+        elif kind is Piecewise:
+            self.cases(e, bound, random)
+        elif kind is Derivative:
+            self.derivative(e, bound, random)
+        elif kind is Integral:
+            self.integral(e, bound)
+        elif kind is Limit:
+            self.limit(e, bound)
+        else:
+            raise self.refuse(e, f"{kind.__name__} is not part of the language of claims")
+        if random:
+            self.check_mean_exists(e)
+
+    def parts(self, parts: Iterable[Any], bound: dict[Any, Any], place: str, random: bool) -> None:
+        for part in parts:
+            self.visit(part, bound, place, random)
+
+    def symbol(self, e: Any, bound: dict[Any, Any], place: str) -> None:
+        if not NAME.fullmatch(e.name):
+            raise self.refuse(e.name, "a name has letters, digits and _, and begins with a letter")
+        if e.is_extended_real is False or e.is_finite is False or not e.is_commutative:
+            raise self.refuse(e, "a symbol stands for a real number")
+        if place == "index" and e.is_integer is False:
+            raise self.refuse(e, "an index is a whole number")
+        self.symbols.add(e)
+        if e not in bound:
+            self.free.setdefault(e, set()).add(place)
+
+    def entry(self, e: Any, bound: dict[Any, Any], place: str) -> None:
+        base = e.base
+        if place == "index":
+            raise self.refuse(e, "an index or the end of a range cannot be an entry or a draw")
+        if type(base) not in (IndexedBase, Noise) or (type(base) is IndexedBase and type(base.label) is not Symbol):
+            raise self.refuse(e, "an array is an IndexedBase with a name")
+        if type(base) is IndexedBase and (base.offset != 0 or base.strides is not None):
+            raise self.refuse(e, "an array has no offset and no strides")
+        if self.ranks.setdefault(base, len(e.indices)) != len(e.indices):
+            raise self.refuse(e, f"{base} is also used with {self.ranks[base]} indices")
+        if base not in self.bases:
+            self.bases.add(base)
+            if not NAME.fullmatch(base.name):
+                raise self.refuse(base.name, "a name has letters, digits and _, and begins with a letter")
+            if type(base) is Noise:
+                self.family(base)
+        self.parts(e.indices, bound, "index", False)
+        for position, index in enumerate(e.indices):
+            self.stands_at((base, position), index, bound)
+
+    def stands_at(self, place: Any, index: Any, bound: dict[Any, Any]) -> None:
+        """Note which range a place has, and which free index stands there."""
+        if index in bound:
+            self.ranges.setdefault(place, []).append(bound[index])
+        elif isinstance(index, Symbol):
+            self.at.setdefault(index, set()).add(place)
+        elif index.free_symbols:
+            self.ranges.setdefault(place, []).append(None)
+            for symbol in index.free_symbols - set(bound):
+                self.at.setdefault(symbol, set()).add((symbol, "shifted"))
+                self.ranges.setdefault((symbol, "shifted"), []).append(None)
+
+    def meet(self, left: Any, right: Any, bound: dict[Any, Any]) -> None:
+        """In a delta each index stands at the place of the other one."""
+        for index, other in ((left, right), (right, left)):
+            if isinstance(index, Symbol) and index not in bound:
+                self.at.setdefault(index, set())
+                if other in bound:
+                    self.at[index].add((index, "delta"))
+                    self.ranges.setdefault((index, "delta"), []).append(bound[other])
+                elif not isinstance(other, Symbol) and other.free_symbols:
+                    self.at[index].add((index, "delta"))
+                    self.ranges.setdefault((index, "delta"), []).append(None)
+            elif not isinstance(index, Symbol):
+                for symbol in index.free_symbols - set(bound):
+                    self.at.setdefault(symbol, set()).add((symbol, "shifted"))
+                    self.ranges.setdefault((symbol, "shifted"), []).append(None)
+
+    def family(self, family: Any) -> None:
+        distribution = family.law.pspace.distribution
+        for parameter in distribution.args:
+            if parameter.atoms(Indexed, RandomSymbol, *MOMENTS):
+                raise self.refuse(family, f"the parameter {plain(parameter)} of its law has to be the same for all "
+                                          "copies, and not random itself")
+            self.visit(parameter)
+        if isinstance(distribution, BernoulliDistribution):
+            if not (distribution.succ.is_Rational and distribution.fail.is_Rational):
+                raise self.refuse(family, "the values of a Bernoulli law are numbers")
+            self.claim.places += _flat(sympy.And(distribution.p > 0, distribution.p < 1, evaluate=False))
+        elif isinstance(distribution, NormalDistribution):
+            self.claim.places += _flat(distribution.std > 0)
+        elif isinstance(distribution, UniformDistribution):
+            self.claim.places += _flat(distribution.left < distribution.right)
+        else:
+            raise self.refuse(family, "noise has a Bernoulli, a normal or a uniform law")
+
+    def power(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
+        base, exponent = e.args
+        self.visit(base, bound, "value", random)
+        self.visit(exponent, bound, "count", random)
+        if exponent.is_Integer and exponent > 0:
+            return
+        if random and copies(base) and not exponent.is_number \
+                and not (exponent.is_integer and exponent.is_nonnegative):
+            raise self.refuse(e, "the exponent of something random is a number, or declared whole and not negative")
+        if exponent.is_integer and exponent.is_nonnegative:
+            return
+        self.claim.places += _flat(sympy.Ne(base, 0) if exponent.is_integer else
+                                   base >= 0 if exponent.is_Rational and exponent > 0 else base > 0)
+
+    def binder(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
+        names: list[Any] = []
+        inside = dict(bound)
+        for limit in reversed(e.limits):            # the outer one first
+            if len(limit) != 3 or not isinstance(limit[0], Symbol):
+                raise self.refuse(e, "a sum or product runs over a symbol from a lower to an upper end")
+            index, low, high = limit
+            if index in names or index in low.free_symbols | high.free_symbols \
+                    or any(other in low.free_symbols | high.free_symbols for other, *_ in e.limits
+                           if other not in names):
+                raise self.refuse(e, f"the ends of the range of {index} may use outer indices only, and each index "
+                                     "is bound once")
+            if index.is_integer is False:
+                raise self.refuse(index, "an index is a whole number")
+            if low.is_Integer and ((index.is_positive and low < 1) or (index.is_nonnegative and low < 0)):
+                raise self.refuse(index, f"is declared {'positive' if index.is_positive else 'not negative'}, but runs "
+                                         f"from {low} in {plain(e)}")
+            for end in (low, high):
+                self.visit(end, inside, "index", False)
+                for symbol in end.free_symbols - set(inside):
+                    self.free[symbol].add("limit")
+            self.symbol(index, {index: None}, "index")
+            names.append(index)
+            inside[index] = (low, high) if not (low.free_symbols | high.free_symbols) & set(inside) else None
+        self.visit(e.function, inside, "value", random)
+
+    def function(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
+        name = type(e).__name__
+        self.parts(e.args, bound, "count" if name in ("factorial", "binomial") else "value", random)
+        if name in ("log", "gamma", "loggamma", "digamma"):
+            self.claim.places += _flat(e.args[0] > 0)
+        if name == "polygamma":
+            if not (e.args[0].is_Integer and e.args[0] >= 0):
+                raise self.refuse(e, "the order of a polygamma function is a number")
+            self.claim.places += _flat(e.args[1] > 0)
+
+    def cases(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
+        for value, condition in e.args:
+            self.visit(value, bound, "value", random)
+            for relation in sympy.And.make_args(condition):
+                if relation in (sympy.true, sympy.false):
+                    continue
+                if not isinstance(relation, Relational):
+                    raise self.refuse(e, "a case is told by relations such as j <= n")
+                self.parts(relation.args, bound, "value", random)
+
+    def derivative(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
+        for variable, order in e.variable_count:
+            if not order.is_Integer or not 1 <= order <= 4:
+                raise self.refuse(e, "the order of a derivative is a number up to 4")
+            if type(variable) is Indexed:
+                if type(variable.base) is Noise:
+                    raise self.refuse(e, "a derivative is by a symbol or an entry of an array, not by noise")
+            elif type(variable) is not Symbol or variable.is_integer or variable in bound:
+                raise self.refuse(e, f"a derivative is by a real number, and {variable} is none")
+            self.visit(variable, bound)
+        self.visit(e.expr, bound, "value", random)
+        if e.expr.has(Integral, Limit):
+            raise self.refuse(e, "the derivative of an integral or limit is not worked out")
+
+    def integral(self, e: Any, bound: dict[Any, Any]) -> None:
+        if len(e.limits) != 1 or len(e.limits[0]) != 3:
+            raise self.refuse(e, "only definite integrals over one variable have a value")
+        if copies(e) or e.has(*MOMENTS):
+            raise self.refuse(e, "noise cannot stand in an integral")
+        variable, low, high = e.limits[0]
+        if variable.is_integer or variable in low.free_symbols | high.free_symbols:
+            raise self.refuse(e, f"{variable} has to be a real variable that the limits do not use")
+        for end in (low, high):
+            if end not in (oo, -oo):
+                self.visit(end, bound)
+        with self.hidden(variable):
+            self.visit(e.function, {**bound, variable: None})
+
+    def limit(self, e: Any, bound: dict[Any, Any]) -> None:
+        body, variable, point, _ = e.args
+        if copies(e) or e.has(*MOMENTS):
+            raise self.refuse(e, "noise cannot stand in a limit")
+        if body.has(*BINDERS, Integral, Derivative, Limit):
+            raise self.refuse(e, "a limit is of a closed formula, without sums, integrals or derivatives")
+        if type(variable) is not Symbol or variable in point.free_symbols or variable in bound:
+            raise self.refuse(e, "a limit is by a symbol that stands nowhere else")
+        if point not in (oo, -oo):
+            self.visit(point, bound)
+        with self.hidden(variable):
+            self.visit(body, {**bound, variable: None})
+
+    @contextmanager
+    def hidden(self, variable: Any) -> Iterator[None]:
+        """Conditions on a variable of integration hold on the path, and are no part of the claim's condition."""
+        before = list(self.claim.places)
+        yield
+        added = self.claim.places[len(before):]
+        self.claim.places = before + [c for c in added if variable not in c.free_symbols]
+
+    def check_mean_exists(self, e: Any) -> None:
+        """Continuous noise may stand only where the mean of what surrounds it is known to exist."""
+        continuous = [copy for copy in copies(e) if not copy.base.is_finite_law]
+        if not continuous:
+            return
+        if e.is_Pow and not (e.exp.is_Integer and e.exp > 0) and copies(e.base) and not _bounded_away(e.base):
+            raise self.refuse(e, "whether its mean exists is not known: a power other than 1, 2, 3 ... of a "
+                                 "continuous noise")
+        name = type(e).__name__
+        if name == "exp" or (e.is_Pow and copies(e.exp)):
+            exponent = e.args[0] if name == "exp" else e.exp
+            if not _at_most_linear(exponent, set(continuous)):
+                raise self.refuse(e, "whether its mean exists is not known: the exponent grows faster than the noise")
+        elif isinstance(e, Function) and name not in ("Abs", "Max", "Min", "Phi", "phi", "erf", "erfc", "tanh", "sign",
+                                                      "atan", "sin", "cos") \
+                and not (name == "log" and _bounded_away(e.args[0])):
+            raise self.refuse(e, "whether its mean exists is not known: a function of a continuous noise")
+
+    # the whole claim
+    def check_names(self) -> None:
+        """Two different things may not print alike."""
+        seen: dict[str, Any] = {}
+        for thing in [*self.symbols, *self.bases, *self.constants]:
+            is_base = isinstance(thing, IndexedBase)
+            key = _print(Symbol(thing.name)) + "[]" if is_base else _print(thing)
+            if key in seen and seen[key] != thing:
+                what = "families or arrays" if is_base else "symbols"
+                raise self.refuse(str(thing), f"two different {what} print alike, which no reader could tell apart")
+            seen[key] = thing
+        entries = {_print(entry) for line in self.claim.lines for entry in line.atoms(Indexed)}
+        if clash := sorted(entries & set(seen)):
+            raise self.refuse(clash[0], "an entry of an array and a symbol print alike")
+
+    def sort_symbols(self) -> None:
+        claim = self.claim
+        for symbol, places in sorted(self.free.items(), key=lambda item: item[0].name):
+            direct = {place for place in self.at.get(symbol, ()) if place[1] != "shifted"}
+            if symbol in self.at and (direct or "limit" not in places):
+                claim.indices[symbol] = PARTIAL if "limit" in places else self.range_of(symbol)
+            elif "limit" in places:
+                claim.sizes.append(symbol)
+            elif symbol.is_integer and "count" in places:
+                claim.counts.append(symbol)
+            else:
+                claim.parameters.append(symbol)
+        claim.places = list(dict.fromkeys(claim.places))
+
+    def range_of(self, index: Any) -> Any:
+        """The n of the range 1..n of a free index: that of all sums over its places, if they agree."""
+        found = {limits for place in self.at[index] for limits in self.ranges.get(place, [])}
+        if not found:
+            return FREE
+        if len(found) == 1 and (limits := next(iter(found))) and limits[0] == 1 and limits[1].is_Symbol:
+            return limits[1]
+        return PARTIAL
+
+
+def _print(thing: Any) -> str:
+    """What a reader sees of a name, without the differences that are easily missed."""
+    return re.sub(r"\\mathrm|[{}\s]", "", latex(thing))
+
+
+def _is_known(kind: Any) -> bool:
+    return kind.__name__ in FUNCTIONS and kind.__module__.startswith(("sympy.", "dropoutlib."))
+
+
+def _flat(relation: Any) -> list[Any]:
+    return [part for part in sympy.And.make_args(relation) if isinstance(part, Relational)]
+
+
+def _bounded_away(e: Any) -> bool:
+    """True if e is at least some positive number: a positive number plus what cannot be negative."""
+    return e.is_Add and any(part.is_Rational and part > 0 for part in e.args) and all(map(_never_negative, e.args))
+
+
+def _never_negative(e: Any) -> bool:
+    if e.is_Rational:
+        return bool(e >= 0)
+    if e.is_Mul:
+        return all(map(_never_negative, e.args))
+    if e.is_Pow and e.exp.is_Integer and e.exp.is_even:
+        return True
+    return type(e).__name__ in ("exp", "Abs", "Phi", "phi", "cosh") or bool(e.is_Symbol and e.is_nonnegative)
+
+
+def _at_most_linear(e: Any, noise: set[Any]) -> bool:
+    """True if e grows no faster than linearly in the noise."""
+    if not noise & set(copies(e)):
+        return True
+    if e in noise:
+        return True
+    if e.is_Add or type(e) in (Sum, Max, Min, sympy.Abs):
+        return all(_at_most_linear(part, noise) for part in (e.args[:1] if type(e) is Sum else e.args))
+    if e.is_Mul:
+        return sum(bool(noise & set(copies(part))) for part in e.args) <= 1 \
+            and all(_at_most_linear(part, noise) for part in e.args)
+    return type(e).__name__ in ("Phi", "phi", "erf", "tanh")
+
+
+# -- conditions ---------------------------------------------------------------
+@lru_cache(maxsize=1024)
+def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], show: Any) -> list[str]:
+    """Relations as a reader writes them: 0 < p < 1; what the assumptions of the symbols say is left out."""
+    by_symbol: dict[Any, list[Any]] = {symbol: [] for symbol in signed}
+    others = []
+    for relation in relations:
+        symbols = relation.free_symbols
+        if len(symbols) == 1 and not relation.atoms(Indexed):
+            by_symbol.setdefault(next(iter(symbols)), []).append(relation)
+        elif symbols:
+            others.append(relation)
+    shown, known = [], {}
+    for symbol in sorted(by_symbol, key=str):
+        text, inside = _interval(symbol, by_symbol[symbol], symbol in signed, show)
+        shown += text
+        known[symbol] = inside
+    shown += [_relation(relation, show) for relation in dict.fromkeys(others)
+              if not _implied(relation, known)]
+    return list(dict.fromkeys(shown))
+
+
+def _relation(relation: Any, show: Any) -> str:
+    signs = {"==": "=", "!=": "!=", ">=": ">=", "<=": "<="} if show is plain else \
+        {"==": "=", "!=": r"\neq", ">=": r"\geq", "<=": r"\leq"}
+    left, right = relation.args
+    return f"{show(left)} {signs.get(relation.rel_op, relation.rel_op)} {show(right)}"
+
+
+def _interval(symbol: Any, relations: list[Any], signed: bool, show: Any) -> tuple[list[str], Any]:
+    """The relations of one symbol as an interval, and the points that it leaves out."""
+    own = sympy.Interval.open(0, oo) if symbol.is_positive else sympy.Interval(0, oo) if symbol.is_nonnegative \
+        else sympy.Interval.open(-oo, 0) if symbol.is_negative else sympy.Interval(-oo, oo)
+    x = Dummy(real=True)
+    inside, left_out, rest = own, [], []
+    for relation in dict.fromkeys(relations):
+        moved = relation.func(*[side.xreplace({symbol: x}) for side in relation.args])
+        if moved in (sympy.true, sympy.false):
+            continue
+        try:
+            if isinstance(relation, sympy.Ne):
+                left_out += list(sympy.solveset(moved.args[0] - moved.args[1], x, sympy.S.Reals))
+            else:
+                solved = moved.as_set()
+                inside = inside & solved
+        except (NotImplementedError, TypeError, ValueError, AttributeError, RecursionError):
+            rest.append(relation)
+    if not isinstance(inside, sympy.Interval):
+        return [_relation(r, show) for r in dict.fromkeys(relations)], own
+    out = [_relation(sympy.Ne(symbol, point, evaluate=False), show)
+           for point in dict.fromkeys(left_out) if inside.contains(point) == sympy.true]
+    words = [] if inside == (sympy.Interval(-oo, oo) if signed else own) else [_between(symbol, inside, show)]
+    return words + out + [_relation(r, show) for r in rest if not _implied(r, {symbol: inside})], inside
+
+
+def _between(symbol: Any, interval: Any, show: Any) -> str:
+    closed = "<=" if show is plain else r"\leq"
+    text = str(show(symbol))
+    if interval.start != -oo:
+        text = f"{show(interval.start)} {'<' if interval.left_open else closed} {text}"
+    if interval.end != oo:
+        text = f"{text} {'<' if interval.right_open else closed} {show(interval.end)}"
+    if interval.end == oo and interval.start != -oo:
+        closed = ">=" if show is plain else r"\geq"
+        text = f"{show(symbol)} {'>' if interval.left_open else closed} {show(interval.start)}"
+    return text
+
+
+def _implied(relation: Any, known: dict[Any, Any]) -> bool:
+    """True if a relation follows from the intervals of its symbols (only spares the reader what is plain)."""
+    try:
+        gap = sympy.factor(sympy.together(_with_signs(relation.args[0] - relation.args[1], known, {})))
+    except Exception:
+        return False
+    gap = gap if relation.rel_op in (">", ">=", "!=") else -gap
+    return bool(gap.is_positive or (relation.rel_op in (">=", "<=") and gap.is_nonnegative)
+                or (relation.rel_op == "!=" and gap.is_nonzero))
+
+
+def _with_signs(e: Any, known: dict[Any, Any], seen: dict[Any, Any]) -> Any:
+    """The same expression, with stand-ins whose signs SymPy knows: odds/(1 + odds) for what lies in (0, 1)."""
+    if e in seen:
+        return seen[e]
+
+    def in_unit_interval(symbol: Any) -> bool:
+        interval = known.get(symbol)
+        return interval is not None and interval.start == 0 and interval.end == 1
+
+    if in_unit_interval(e) or (e.is_Pow and in_unit_interval(e.base) and e.exp.is_positive and e.exp.is_Symbol):
+        odds = Dummy(positive=True)
+        seen[e] = odds / (1 + odds)
+    elif e.is_Symbol:
+        interval = known.get(e)
+        above = interval is not None and interval.start == 0 and interval.left_open
+        seen[e] = Dummy(real=True, positive=e.is_positive or above or None, integer=e.is_integer or None)
+    elif e.is_Indexed:
+        bernoulli = type(e.base) is Noise and e.base.is_finite_law
+        seen[e] = Dummy(nonnegative=True) if bernoulli else Dummy(real=True)
+    elif isinstance(e, (Sum, *MOMENTS)):
+        body = _with_signs(e.args[0], known, seen)
+        filled = isinstance(e, Sum) and all((high - low).is_nonnegative for _, low, high in e.limits)
+        seen[e] = Dummy(positive=True) if filled and body.is_positive else Dummy(nonnegative=True) \
+            if body.is_nonnegative or isinstance(e, sympy.stats.Variance) else Dummy(real=True)
+    elif e.is_Atom:
+        return e
+    else:
+        return e.func(*[_with_signs(part, known, seen) for part in e.args])
+    return seen[e]
+
+
+# -- what rules may use -------------------------------------------------------
+_FACTS: ContextVar[tuple[tuple[Any, ...], dict[Any, Any]] | None] = ContextVar("facts", default=None)
+
+
+@contextmanager
+def assuming(claim: Claim) -> Iterator[None]:
+    """Let the rules use the conditions of a claim: where= and the ranges of its free indices."""
+    facts = []
+    for relation in claim.where:
+        left, right = relation.args
+        gap = {"<=": right - left, "<": right - left - 1, ">=": left - right, ">": left - right - 1}
+        if relation.rel_op in gap and all(s.is_integer for s in relation.free_symbols):
+            facts.append(gap[relation.rel_op])
+    token = _FACTS.set((tuple(facts), _known_ranges(claim)))
+    try:
+        yield
+    finally:
+        _FACTS.reset(token)
+
+
+def ranges_of_indices(expression: Any) -> dict[Any, Any]:
+    """The ranges (low, high) of the free indices of an expression: of the claim it belongs to, or of its own."""
+    if (facts := _FACTS.get()) is not None:
+        return dict(facts[1])
+    return _known_ranges(read([expression]))
+
+
+def _known_ranges(claim: Claim) -> dict[Any, Any]:
+    return {index: (S.One, high) for index, high in claim.indices.items() if high not in (FREE, PARTIAL)}
+
+
+def at_least_zero(e: Any, ranges: dict[Any, Any]) -> bool:
+    """True if e, linear in the indices of ``ranges``, is known not to be negative on all of them."""
+    facts = _FACTS.get()
+    for index, (low, high) in ranges.items():       # the inner indices stand first
+        slope = e.coeff(index)
+        if index in e.free_symbols:
+            if not slope.is_Integer or index in (e - slope * index).expand().free_symbols:
+                return False
+            e = sympy.expand(e.xreplace({index: low if slope > 0 else high}))
+    known = [S.Zero, *(facts[0] if facts else ())]
+    return any(bool(sympy.expand(e - fact).is_nonnegative) for fact in known)

@@ -1,0 +1,582 @@
+"""What an expression means: a walk over its tree that shares nothing with the rules.
+
+A range is a range, empty where its upper end is below its lower end. E, Var and Cov sum over every value of
+the noise that their argument touches, each drawing anew. SymPy's own ``doit``, ``subs``, ``expand`` and ``simplify``,
+whose faults the rules inherit, are not used. The numbers are exact fractions as long as the expression is rational,
+else floating-point numbers of as many digits as mpmath is set to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import mpmath
+import sympy
+from mpmath import mp
+from sympy import Derivative, Integral, KroneckerDelta, Limit, Max, Min, Piecewise, Product, Sum
+from sympy.core.function import Function
+from sympy.core.numbers import Float, NumberSymbol
+
+from .families import Noise
+from .functions import phi
+from .notation import MOMENTS, plain
+from .quadrature import integrate
+
+__all__ = ["Intervals", "Meaning", "Numbers", "Polynomial", "Undecided", "Undefined", "as_float", "is_exact", "plus",
+           "times"]
+
+LARGEST = 2**16         # outcomes of one enumeration
+LONGEST = 10**5         # terms of one sum
+ROUNDING = Fraction(1, 10**12)      # by which a probability that is itself computed may miss 0 or 1
+
+Env = Mapping[Any, Any]     # bound indices, drawn noise (family, index, ...), entries moved by a derivative
+
+
+class Undefined(ArithmeticError):
+    """The expression has no real value at this point."""
+
+
+class Undecided(ArithmeticError):
+    """The value cannot be found with an error that can be stated."""
+
+
+class _Undrawn(Exception):
+    """A copy of a noise that has no value yet: ``outcomes`` goes through its values."""
+
+
+class _NotPolynomial(Exception):
+    """A copy of a continuous noise stands in something else than a polynomial."""
+
+
+# -- arithmetic ---------------------------------------------------------------
+def as_float(value: Any) -> Any:
+    return mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+
+
+def _alike(left: Any, right: Any) -> tuple[Any, Any]:
+    """Two numbers of different kinds as two of the kind that holds both."""
+    left, right = as_float(left), as_float(right)
+    if hasattr(left, "_mpi_") or hasattr(right, "_mpi_"):
+        return mpmath.iv.mpf(left), mpmath.iv.mpf(right)
+    return left, right
+
+
+def plus(left: Any, right: Any) -> Any:
+    """left + right, where one may be a fraction and the other a number of many digits."""
+    try:
+        return left + right
+    except (TypeError, ValueError, NotImplementedError):
+        left, right = _alike(left, right)
+        return left + right
+
+
+def times(left: Any, right: Any) -> Any:
+    """left * right, as :func:`plus`."""
+    try:
+        return left * right
+    except (TypeError, ValueError, NotImplementedError):
+        left, right = _alike(left, right)
+        return left * right
+
+
+def is_exact(value: Any) -> bool:
+    """True for a whole number or a fraction."""
+    return isinstance(value, int | Fraction)
+
+
+class Polynomial:
+    """A polynomial in copies of continuous noise: from monomials ((copy, power), ...) to coefficients."""
+
+    def __init__(self, terms: Mapping[tuple[tuple[Any, int], ...], Any]) -> None:
+        self.terms = terms
+
+    @classmethod
+    def of(cls, value: Any) -> Polynomial:
+        return value if isinstance(value, Polynomial) else cls({(): value})
+
+    def __add__(self, other: Any) -> Polynomial:
+        total = dict(self.terms)
+        for monomial, coefficient in Polynomial.of(other).terms.items():
+            total[monomial] = plus(total[monomial], coefficient) if monomial in total else coefficient
+        return Polynomial(total)
+
+    def __mul__(self, other: Any) -> Polynomial:
+        total = Polynomial({})
+        for left, one in self.terms.items():
+            for right, two in Polynomial.of(other).terms.items():
+                powers = dict(left)
+                for copy, power in right:
+                    powers[copy] = powers.get(copy, 0) + power
+                monomial = tuple(sorted(powers.items(), key=str))
+                total = total + Polynomial({monomial: times(one, two)})
+        return total
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def mean(self, moment: Callable[[Any, int], Any]) -> Any:
+        """E of the polynomial: copies are independent, so the mean of a monomial is a product of moments."""
+        total: Any = 0
+        for monomial, coefficient in self.terms.items():
+            for copy, power in monomial:
+                coefficient = times(coefficient, moment(copy, power))
+            total = plus(total, coefficient)
+        return total
+
+
+# -- the walk -----------------------------------------------------------------
+class Meaning:
+    """The value of an expression. Subclasses say what symbols, entries, powers and functions are worth."""
+
+    def __init__(self) -> None:
+        self._means: dict[Any, Any] = {}
+
+    def value(self, e: Any, env: Env) -> Any:
+        """The value; ``env`` holds bound indices, drawn noise and what a derivative or integral moves."""
+        if e.is_Integer:
+            return int(e)
+        if e.is_Symbol:
+            return env[e] if e in env else self.symbol(e)
+        if e.is_Add or e.is_Mul:
+            combine, total = (plus, 0) if e.is_Add else (times, 1)
+            for part in e.args:
+                total = combine(total, self.value(part, env))
+            return total
+        if e.is_Pow:
+            return self.power(self.value(e.base, env), self.value(e.exp, env), e)
+        if e.is_Indexed:
+            key = self.place(e, env)
+            if key in env:
+                return env[key]
+            if type(e.base) is Noise and env.get(Noise):
+                raise _Undrawn(key)
+            return self.entry(e, key)
+        if isinstance(e, Sum | Product):
+            combine, total = (plus, 0) if isinstance(e, Sum) else (times, 1)
+            for inner in self.ranges(list(e.limits), env):
+                total = combine(total, self.value(e.function, inner))
+            return total
+        if isinstance(e, MOMENTS):
+            return self.moment(e, env)
+        if isinstance(e, KroneckerDelta):
+            return int(self.index(e.args[0], env) == self.index(e.args[1], env))
+        return self.other(e, env)
+
+    def place(self, e: Any, env: Env) -> tuple[Any, ...]:
+        """Which entry of which array or family: (base, index, ...)."""
+        return e.base, *(self.index(i, env) for i in e.indices)
+
+    def index(self, e: Any, env: Env) -> int:
+        """The value of an index."""
+        value = self.value(e, env)
+        if not is_exact(value):
+            raise ValueError(f"the index {e} needs a number: it may or may not equal another one")
+        if value != int(value):
+            raise Undefined(f"{e} is used as an index and is {value}, not a whole number")
+        return int(value)
+
+    def ranges(self, limits: Sequence[Any], env: Env) -> Iterator[Env]:
+        """All bindings of the indices of a sum, the outer one first; none where high < low."""
+        if not limits:
+            yield env
+            return
+        *inner, (index, low, high) = limits
+        first, last = self.end(low, env), self.end(high, env)
+        if last - first > LONGEST:
+            raise ValueError(f"the sum over {index} has {last - first + 1} terms, more than {LONGEST}")
+        for position in range(first, last + 1):
+            yield from self.ranges(inner, {**env, index: position})
+
+    def end(self, e: Any, env: Env) -> int:
+        value = self.value(e, env)
+        if not is_exact(value):
+            missing = sorted(map(str, e.free_symbols))
+            raise ValueError(f"the size {', '.join(missing)} of a sum needs a number, for example "
+                             f"{missing[0]}=2" if missing else f"{e} cannot be the end of a range")
+        if value != int(value):
+            raise Undefined(f"a sum needs whole numbers as limits, got {value}")
+        return int(value)
+
+    def forget(self) -> None:
+        """Work out every mean anew, as after a change of the number of digits."""
+        self._means.clear()
+
+    # E, Var, Cov
+    def moment(self, e: Any, env: Env) -> Any:
+        """E, Var or Cov over everything random inside, whatever was drawn around it."""
+        fixed = {key: value for key, value in env.items()
+                 if key is not Noise and not (isinstance(key, tuple) and type(key[0]) is Noise)}
+        remembered = (e, tuple(fixed.items()))
+        if remembered not in self._means:
+            inside = {**fixed, Noise: True}
+            if isinstance(e, sympy.stats.Expectation):
+                mean = self.mean([e.args[0]], inside)
+            else:
+                left, right = e.args[0], e.args[-1]
+                parts = [left] if left == right else [left, right]
+                means = [self.mean([part], inside) for part in parts]
+                mean = plus(self.mean([left, right], inside), times(-1, times(means[0], means[-1])))
+            self._means[remembered] = mean
+        return self._means[remembered]
+
+    def mean(self, factors: Sequence[Any], env: Env) -> Any:
+        """E of a product: sum of weight times value over all outcomes, continuous copies by their moments."""
+        try:
+            total: Any = 0
+            for weight, value in self.outcomes(factors, env):
+                total = plus(total, times(weight, value))
+        except _NotPolynomial:
+            return self.mean_by_quadrature(factors, env)
+        fixed = {**env, Noise: False}
+        return total.mean(lambda copy, power: self.moment_of_law(copy, power, fixed)) \
+            if isinstance(total, Polynomial) else total
+
+    def outcomes(self, factors: Sequence[Any], env: Env, count: int = 1) -> Iterator[tuple[Any, Any]]:
+        """(weight, value of the product) for every outcome of the noise that it touches."""
+        try:
+            value: Any = 1
+            for factor in factors:
+                value = times(value, self.value(factor, env))
+        except _Undrawn as undrawn:
+            (key,) = undrawn.args
+            values = self.values_of_law(key, {**env, Noise: False})
+            if (count := count * len(values)) > LARGEST:
+                raise ValueError(f"the noise has more than {LARGEST} outcomes") from None
+            for drawn, probability in values:
+                for weight, value in self.outcomes(factors, {**env, key: drawn}, count):
+                    yield times(probability, weight), value
+        else:
+            yield 1, value
+
+    def values_of_law(self, key: Any, env: Env) -> list[tuple[Any, Any]]:
+        """Values and probabilities; a continuous copy is a variable of a polynomial."""
+        distribution = key[0].law.pspace.distribution
+        if not key[0].is_finite_law:
+            return [(Polynomial({((key, 1),): 1}), 1)]
+        keep = self.probability(self.value(distribution.p, env), key[0])
+        values = (self.value(end, env) for end in (distribution.succ, distribution.fail))
+        return list(zip(values, (keep, plus(1, times(-1, keep))), strict=True))
+
+    def moment_of_law(self, key: Any, power: int, env: Env) -> Any:
+        """E of a power of one copy of a normal or uniform noise."""
+        law = key[0].law.pspace.distribution
+        total: Any = 0
+        if key[0].is_normal_law:
+            mean, variance = self.value(law.mean, env), self.variance(law.std, env)
+            for i in range(0, power + 1, 2):        # E Z^i = 1 3 5 ... (i - 1), 0 for odd i
+                count = math.comb(power, i) * math.prod(range(1, i, 2))
+                total = plus(total, times(count, times(_whole_power(mean, power - i),
+                                                       _whole_power(variance, i // 2))))
+            return total
+        left, right = self.value(law.left, env), self.value(law.right, env)
+        self.ordered(left, right, key[0])
+        for i in range(power + 1):
+            total = plus(total, times(_whole_power(left, i), _whole_power(right, power - i)))
+        return times(Fraction(1, power + 1), total)
+
+    def variance(self, deviation: Any, env: Env) -> Any:
+        """The square of a deviation, exact where it is written as a root."""
+        if deviation.is_Mul:
+            return math.prod((self.variance(part, env) for part in deviation.args), start=Fraction(1))
+        if deviation.is_Pow and deviation.exp == sympy.S.Half:
+            return self.positive(self.value(deviation.base, env), deviation)
+        return _whole_power(self.positive(self.value(deviation, env), deviation), 2)
+
+    # what subclasses decide
+    def symbol(self, e: Any) -> Any:
+        raise NotImplementedError
+
+    def entry(self, e: Any, key: tuple[Any, ...]) -> Any:
+        raise NotImplementedError
+
+    def power(self, base: Any, exponent: Any, e: Any) -> Any:
+        raise NotImplementedError
+
+    def other(self, e: Any, env: Env) -> Any:
+        raise NotImplementedError
+
+    def probability(self, value: Any, family: Any) -> Any:
+        return value
+
+    def positive(self, value: Any, e: Any) -> Any:
+        return value
+
+    def ordered(self, left: Any, right: Any, family: Any) -> None:
+        return None
+
+    def mean_by_quadrature(self, factors: Sequence[Any], env: Env) -> Any:
+        raise ValueError("a continuous law can be worked out for polynomials in it only")
+
+
+def _whole_power(base: Any, exponent: int) -> Any:
+    """base**exponent for a whole exponent, by multiplying."""
+    result: Any = 1
+    for _ in range(exponent):
+        result = times(result, base)
+    return result
+
+
+# -- numbers ------------------------------------------------------------------
+def _abs(x: Any) -> Any:
+    return x if x >= 0 else -x
+
+
+def _factorial(x: Any) -> Any:
+    return math.factorial(x) if isinstance(x, int) and 0 <= x <= LONGEST else mp.gamma(as_float(x) + 1)
+
+
+def _binomial(n: Any, k: Any) -> Any:
+    whole = isinstance(n, int) and isinstance(k, int) and n >= 0
+    return (math.comb(n, k) if k >= 0 else 0) if whole else mp.binomial(as_float(n), as_float(k))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {     # of numbers; a whole number or a fraction may come
+    "Abs": _abs, "binomial": _binomial, "conjugate": lambda x: x, "factorial": _factorial,
+    "sign": lambda x: (x > 0) - (x < 0),
+    "exp": lambda x: mp.exp(x) if x != 0 else 1, "log": lambda x: mp.log(x) if x != 1 else 0,
+    "Phi": mp.ncdf, "phi": mp.npdf, "erf": mp.erf, "erfi": mp.erfi, "erfc": mp.erfc, "gamma": mp.gamma,
+    "loggamma": mp.loggamma, "digamma": mp.digamma, "polygamma": mp.psi, "cosh": mp.cosh, "sinh": mp.sinh,
+    "tanh": mp.tanh, "cos": mp.cos, "sin": mp.sin, "tan": mp.tan, "atan": mp.atan,
+}
+EXACT = ("Abs", "binomial", "conjugate", "factorial", "sign")
+
+
+class Numbers(Meaning):
+    """Values at one point, given for scalars by name and for entries by a function of (base, *indices)."""
+
+    def __init__(self, scalars: Mapping[str, Any], entries: Callable[[Any, tuple[Any, ...]], Any],
+                 slack: Fraction = Fraction(0)) -> None:
+        super().__init__()
+        self.scalars, self.entries, self.slack = scalars, entries, slack
+        self.used_quadrature = False
+
+    def symbol(self, e: Any) -> Any:
+        if e.name not in self.scalars:
+            raise ValueError(f"no value for {e.name}: give {{{e.name}: ...}}, or bind it with a sum if it is an index")
+        return self.scalars[e.name]
+
+    def entry(self, e: Any, key: tuple[Any, ...]) -> Any:
+        return self.entries(e, key)
+
+    def power(self, base: Any, exponent: Any, e: Any) -> Any:
+        if is_exact(exponent) and exponent == int(exponent):
+            exponent = int(exponent)
+            if isinstance(base, Polynomial):
+                if exponent < 0:
+                    raise _NotPolynomial
+                return _whole_power(base, exponent)
+            if base == 0 and exponent < 0:
+                raise Undefined(f"division by zero in {plain(e)}")
+            if is_exact(base):
+                if abs(exponent) > LONGEST:
+                    raise Undecided(f"the power {plain(e)} is too large")
+                return Fraction(base) ** exponent
+            return base**exponent
+        if isinstance(base, Polynomial) or isinstance(exponent, Polynomial):
+            raise _NotPolynomial
+        if base < 0 or (base == 0 and exponent <= 0):
+            raise Undefined(f"{plain(e)} is not a real number")
+        return mp.power(as_float(base), self.modest(exponent)) if base != 0 else 0
+
+    def modest(self, x: Any) -> Any:
+        """A number of many digits, refused where exponentials of it leave all bounds."""
+        x = mp.mpf(as_float(x))
+        if not abs(x) <= 10**12:
+            raise Undecided("an argument of a function is too large")
+        return x
+
+    def probability(self, value: Any, family: Any) -> Any:
+        if not -self.slack <= value <= 1 + self.slack:
+            raise Undefined(f"the law of {family} needs probabilities from 0 to 1, got {_shown(value)}")
+        return value
+
+    def positive(self, value: Any, e: Any) -> Any:
+        if not value >= 0:
+            raise Undefined(f"the deviation {plain(e)} of a law must not be negative, got {_shown(value)}")
+        return value
+
+    def ordered(self, left: Any, right: Any, family: Any) -> None:
+        if not left < right:
+            raise Undefined(f"the law of {family} needs a range, got {_shown(left)} to {_shown(right)}")
+
+    def other(self, e: Any, env: Env) -> Any:
+        if e.is_Rational:
+            return Fraction(int(e.p), int(e.q))
+        if isinstance(e, Float):
+            exact = sympy.Rational(e)
+            return Fraction(int(exact.p), int(exact.q))
+        if isinstance(e, NumberSymbol):
+            return mp.mpf(getattr(mp, {"Pi": "pi", "Exp1": "e", "EulerGamma": "euler"}[type(e).__name__]))
+        if isinstance(e, Derivative):
+            return self.derivative(e, env)
+        if isinstance(e, Integral):
+            return self.integral(e, env)
+        if isinstance(e, Limit):
+            return self.limit(e, env)
+        if isinstance(e, Piecewise):
+            return self.value(next((part for part, condition in e.args if self.holds(condition, env)), sympy.nan), env)
+        if isinstance(e, Function | Max | Min):
+            return self.function(e, [self.value(part, env) for part in e.args])
+        raise Undefined(f"{plain(e)} is not a real number")
+
+    def holds(self, condition: Any, env: Env) -> bool:
+        """A relation between numbers, or several of them."""
+        if condition in (sympy.true, sympy.false):
+            return bool(condition)
+        if isinstance(condition, sympy.And):
+            return all(self.holds(part, env) for part in condition.args)
+        left, right = (self.value(side, env) for side in condition.args)
+        if isinstance(left, Polynomial) or isinstance(right, Polynomial):
+            raise _NotPolynomial
+        return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right,
+                "==": left == right, "!=": left != right}[condition.rel_op]
+
+    def function(self, e: Any, arguments: list[Any]) -> Any:
+        if any(isinstance(x, Polynomial) for x in arguments):
+            raise _NotPolynomial
+        if isinstance(e, Max | Min):
+            return (max if isinstance(e, Max) else min)(arguments)
+        name = e.func.__name__
+        if name == "log" and not arguments[0] > 0:
+            raise Undefined(f"{plain(e)} is not a real number at {_shown(arguments[0])}")
+        if name not in EXACT:
+            arguments = [x if name == "polygamma" and isinstance(x, int) else
+                         (mp.mpf(as_float(x)) if name == "log" else self.modest(x)) for x in arguments]
+        if name not in FUNCTIONS:
+            raise ValueError(f"no value is defined for {plain(e)}")
+        try:
+            return FUNCTIONS[name](*arguments)
+        except (ValueError, ZeroDivisionError, OverflowError) as error:
+            raise Undefined(f"{plain(e)} is not a real number: {error}") from error
+
+    # derivatives, integrals, limits
+    def derivative(self, e: Any, env: Env) -> Any:
+        """Central differences whose step shrinks with the number of digits: the error is of the order step^2."""
+        (variable, order), *more = e.variable_count
+        body = sympy.Derivative(e.expr, *more) if more else e.expr
+        key: Any = variable
+        if variable.is_Indexed:
+            key = self.place(variable, env)
+        at, order = self.value(variable, env), int(order)
+        step = Fraction(1, 10 ** (mp.dps // (order + 2)))
+        total: Any = 0
+        for i in range(order + 1):
+            moved = plus(at, (Fraction(order, 2) - i) * step)
+            total = plus(total, times((-1) ** i * math.comb(order, i), self.value(body, {**env, key: moved})))
+        return mp.mpf(as_float(times(total, 1 / step**order)))
+
+    def integral(self, e: Any, env: Env) -> Any:
+        (variable, low, high), = e.limits
+        ends = [-mp.inf if end == -sympy.oo else mp.inf if end == sympy.oo else mp.mpf(as_float(self.value(end, env)))
+                for end in (low, high)]
+        return self.integrate(lambda meaning, x: meaning.value(e.function, {**env, variable: x}), *ends)
+
+    def integrate(self, body: Callable[[Numbers, Any], Any], low: Any, high: Any) -> Any:
+        """Quadrature of body(meaning, x), which is also evaluated for whole intervals x."""
+        self.used_quadrature = True
+        intervals = Intervals(self.scalars, self.entries, self.slack)
+        if low > high:
+            return -self.integrate(body, high, low)
+        found = integrate(lambda x: as_float(body(self, x)), lambda x: intervals.hull(body(intervals, x)), low, high)
+        if found is None:
+            raise Undecided("an integral cannot be found with an error that can be stated")
+        return found
+
+    def mean_by_quadrature(self, factors: Sequence[Any], env: Env) -> Any:
+        """E where one copy of a continuous noise stands in more than a polynomial."""
+        try:
+            return math.prod(self.value(factor, env) for factor in factors)
+        except _Undrawn as undrawn:
+            (key,) = undrawn.args
+        fixed = {**env, Noise: False}
+        if key[0].is_finite_law:
+            total: Any = 0
+            for value, weight in self.values_of_law(key, fixed):
+                total = plus(total, times(weight, self.mean(factors, {**env, key: value})))
+            return total
+        if any(isinstance(name, tuple) and type(name[0]) is Noise and not name[0].is_finite_law for name in env):
+            raise Undecided("E of more than a polynomial in two continuous draws is not worked out")
+        law = key[0].law.pspace.distribution
+        if key[0].is_normal_law:
+            centre, scale = (as_float(part) for part in (self.value(law.mean, fixed), self.variance(law.std, fixed)))
+            reach = 3 * mp.sqrt(mp.dps) + 10        # what lies beyond is smaller than 10^-dps, an exponential included
+
+            def weighted(meaning: Numbers, u: Any) -> Any:
+                drawn = plus(centre, times(mp.sqrt(scale), u))
+                return times(meaning.density(u), meaning.mean(factors, {**env, key: drawn}))
+
+            return self.integrate(weighted, -reach, reach)
+        left, right = (as_float(self.value(end, fixed)) for end in (law.left, law.right))
+        self.ordered(left, right, key[0])
+        area = self.integrate(lambda meaning, x: meaning.mean(factors, {**env, key: x}), mp.mpf(left), mp.mpf(right))
+        return area / (right - left)
+
+    def density(self, u: Any) -> Any:
+        return mp.npdf(u)
+
+    def limit(self, e: Any, env: Env) -> Any:
+        """The value very near the point, nearer with more digits."""
+        body, variable, point, direction = e.args
+        near = mp.mpf(10) ** (mp.dps // 2) * mp.mpf("1.2345678")
+        if point in (sympy.oo, -sympy.oo):
+            places = [near if point == sympy.oo else -near]
+        else:
+            at = as_float(self.value(point, env))
+            places = [at + side / near for side in {"+": (1,), "-": (-1,), "+-": (1, -1)}[str(direction)]]
+        found = [mp.mpf(as_float(self.value(body, {**env, variable: place}))) for place in places]
+        if abs(found[0] - found[-1]) > mp.mpf(10) ** (-mp.dps // 4) * (1 + abs(found[0])):
+            raise Undefined(f"{plain(e)} has two one-sided values")
+        return found[0]
+
+
+class Intervals(Numbers):
+    """Enclosures: the argument is an interval, the value an interval that holds every value over it."""
+
+    RISING = ("exp", "log", "Phi", "erf", "erfi", "atan", "sinh", "tanh")
+
+    def hull(self, value: Any) -> Any:
+        return mpmath.iv.mpf(as_float(value)) if not hasattr(value, "_mpi_") else value
+
+    def power(self, base: Any, exponent: Any, e: Any) -> Any:
+        if not hasattr(base, "_mpi_") and not hasattr(exponent, "_mpi_"):
+            return super().power(base, exponent, e)
+        if is_exact(exponent) and exponent == int(exponent):
+            return self.hull(base) ** int(exponent)
+        base, exponent = self.hull(base), self.hull(exponent)
+        if not base.a >= 0:
+            raise Undefined(f"{plain(e)} is not a real number on a whole interval")
+        return base**exponent
+
+    def function(self, e: Any, arguments: list[Any]) -> Any:
+        if not any(hasattr(x, "_mpi_") for x in arguments):
+            return super().function(e, arguments)
+        name, parts = e.func.__name__, [self.hull(x) for x in arguments]
+        if isinstance(e, Max | Min):
+            pick = max if isinstance(e, Max) else min
+            return mpmath.iv.mpf([pick(p.a for p in parts), pick(p.b for p in parts)])
+        (x,) = parts
+        ends = [mp.mpf(x.a), mp.mpf(x.b)]
+        if name == "log" and ends[0] <= 0:
+            raise Undefined("log")
+        if name in self.RISING:
+            low, high = (FUNCTIONS[name](end) for end in ends)
+        elif name in ("phi", "cosh", "Abs"):
+            sizes = sorted(map(abs, ends))
+            sizes[0] = sizes[0] if ends[0] * ends[1] > 0 else mp.mpf(0)
+            low, high = sorted(mp.mpf(FUNCTIONS[name](size)) for size in sizes)
+        else:
+            raise Undecided(f"no enclosure of {plain(e)}")
+        slack = mp.mpf(10) ** (-mp.dps + 3)
+        return mpmath.iv.mpf([low - abs(low) * slack, high + abs(high) * slack])
+
+    def density(self, u: Any) -> Any:
+        return self.function(phi(sympy.Symbol("u")), [u])
+
+    def holds(self, condition: Any, env: Env) -> bool:
+        raise Undecided("no enclosure of a case distinction")
+
+
+def _shown(value: Any) -> str:
+    return f"{float(as_float(value)):.6g}"
