@@ -573,7 +573,8 @@ def test_prove_says_how():
     assert repr(prove(p / (1 - p) + 1, 1 / (1 - p))) == "p/(1 - p) + 1 = 1/(1 - p)\n  for p != 1"
     assert "[at n = 2]" in repr(prove(Variance(z), exact(Variance(z)), n=2))
     compared = prove(p + 1, 1 + p, at=[{p: 0.3}])
-    assert "p + 1 ~ p + 1    [numerically at 1 point, to 1e-12]" in repr(compared)
+    assert "p + 1 ~ p + 1    [numerically at p = 0.3, to 1e-12]" in repr(compared)
+    assert "[numerically at 1 point, to 1e-12]" in repr(prove(x[1], x[1], at=[{x: [1.0]}]))
     assert r"\approx" in compared._repr_latex_() and "&= " not in compared._repr_latex_()
     with pytest.raises(Unproved, match=r"by 1 - 2\*p"):
         prove(p, 1 - p)

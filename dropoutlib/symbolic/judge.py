@@ -33,9 +33,10 @@ __all__ = ["Disagreement", "cases", "degree", "disagreement", "gap", "points", "
 
 BITS = 64                   # of a random number
 RISK = Fraction(1, 10**12)
+SCALES = (Fraction(1, 8), 1, 4, 32)     # of random numbers in what is not rational
 DIGITS = (40, 80)           # at which what is not rational is compared
-QUADRATURE_DIGITS = (16, 32)
-QUADRATURE_ERROR = 1e-22    # of an integral found with 32 digits, relative to its size
+QUADRATURE_DIGITS = (12, 24)
+QUADRATURE_ERROR = 1e-16    # of an integral found with 24 digits, relative to its size
 TRIES = 400                 # random points until one lies in the domain
 MOST_CASES = 3000
 LARGEST_CONSTANT = 9        # numbers in indices and ranges up to this one are sizes and indices of a case of their own
@@ -150,7 +151,7 @@ def _sizes(claim: Claim, given: Mapping[str, Sequence[int]]) -> Iterator[dict[st
     for reach in (max(3, len(free)), 8):
         pool: list[Sequence[int]] = [_from(size, reach) for size in free]
         if len(free) == 1:
-            pool = [_with(claim, [*pool[0], *(c + 1 for c in claim.constants if c < LARGEST_CONSTANT)])]
+            pool = [_with(claim, [*pool[0], *(c + 1 for c in claim.constants if pool[0][0] < c < LARGEST_CONSTANT)])]
         found = [dict(zip(names, picked, strict=True)) for picked in _distinct(pool)]
         found = [{**case, **dict(zip(listed, more, strict=True))}
                  for case in found for more in product(*listed.values())]
@@ -194,35 +195,39 @@ class _Random(Numbers):
             value: Any = self.source.randrange(1, 2**BITS if self.exact else 30)
         else:                       # half of them in (0, 1), where rates live
             value = Fraction(self.source.randrange(1, 2**BITS), 2**BITS)
-            value *= self.source.choice((1, 4))
+            value *= self.source.choice((1, 4) if self.exact else (1, 1, *SCALES))
         signs = (1,) if symbol.is_nonnegative else (-1,) if symbol.is_nonpositive else self.signs
         return value * self.source.choice(signs)
 
+    def with_opposite(self, symbol: Any) -> Numbers:
+        """The same point with the other sign of a symbol."""
+        return Numbers({**self.scalars, symbol.name: -self.scalars[symbol.name]}, self.entries)
+
     def remembered(self, e: Any, key: tuple[Any, ...]) -> Any:
         if key not in self.drawn:
-            value = self.source.randrange(1, 2**BITS)
-            self.drawn[key] = self.source.choice(self.signs) * (value if self.exact else Fraction(4 * value, 2**BITS))
+            value: Any = self.source.randrange(1, 2**BITS)
+            if not self.exact:
+                value = Fraction(self.source.choice(SCALES) * value, 2**BITS)
+            self.drawn[key] = self.source.choice(self.signs) * value
         return self.drawn[key]
 
 
 def signs_that_matter(claim: Claim, case: Mapping[str, int]) -> list[Any]:
-    """The symbols with a declared sign for which the claim fails, or has no value, with the other sign."""
+    """The symbols whose declared sign the claim may need.
+
+    An equation between rational functions holds for either sign if it does so at a random point. For what is not
+    rational no sample of points can tell.
+    """
     signed = [symbol for symbol in claim.parameters
               if not symbol.is_integer and (symbol.is_nonnegative or symbol.is_nonpositive)]
-    found: set[Any] = set()
-    source, points_left = random.Random(f"signs in {case}"), 3
+    if points(claim.lines, case) is None:
+        return signed
+    source = random.Random(f"signs in {case}")
     for tries in range(TRIES if signed else 0):
-        point = _Random(claim, case, source, exact=False, tries=tries)
-        if not _holds(claim, point):
-            continue
-        for symbol in signed:
-            point.scalars[symbol.name] *= -1
-            if not _holds(claim, point):
-                found.add(symbol)
-            point.scalars[symbol.name] *= -1
-        if (points_left := points_left - 1) == 0:
-            break
-    return sorted(found, key=str)
+        point = _Random(claim, case, source, exact=True, tries=tries)
+        if _holds(claim, point):
+            return [symbol for symbol in signed if not _holds(claim, point.with_opposite(symbol))]
+    return signed
 
 
 def _holds(claim: Claim, point: Numbers) -> bool:

@@ -63,6 +63,7 @@ __all__ = ["FREE", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero",
 
 NAME = re.compile(r"[A-Za-z]\w*'*", re.ASCII)
 BINDERS = (Sum, Product)
+KINKS = (Max, Min, sympy.Abs, sympy.sign, Piecewise)
 FREE, PARTIAL = "free", "partial"
 
 
@@ -82,6 +83,7 @@ class Claim:
                                                             # PARTIAL where some sums over their place have another one
     counts: list[Any] = field(default_factory=list)         # other whole numbers: exponents, arguments of a factorial
     parameters: list[Any] = field(default_factory=list)     # all other symbols
+    whole: list[Any] = field(default_factory=list)          # indices and sizes that are not declared whole numbers
     constants: set[int] = field(default_factory=set)        # whole numbers in indices and ends of ranges
     signed: list[Any] = field(default_factory=list)         # symbols whose declared sign the claim needs
 
@@ -90,6 +92,8 @@ class Claim:
         less = " <= " if show is plain else r" \leq "
         found = [f"1{less}{show(index)}{less}{show(high)}"
                  for index, high in self.indices.items() if high not in (FREE, PARTIAL)]
+        dots = ", 2, ..." if show is plain else r", 2, \ldots"
+        found += [f"{show(symbol)} = {'1' if symbol.is_positive else '0, 1'}{dots}" for symbol in self.whole]
         return (", " if show is plain else r",\ ").join(
             [*_conditions(tuple(self.places + self.where), tuple(self.signed), show), *found])
 
@@ -369,6 +373,12 @@ class _Reader:
         self.visit(e.expr, bound, "value", random)
         if e.expr.has(Integral, Limit):
             raise self.refuse(e, "the derivative of an integral or limit is not worked out")
+        for variable in e.variables:
+            name = variable.base if variable.is_Indexed else variable
+            if any(kink.has(name) for kink in e.expr.atoms(*KINKS)):
+                raise self.refuse(e, f"the derivative of a function with a kink in {variable} is not worked out")
+            if any(name in copy.base.law.pspace.distribution.free_symbols for copy in _drawn(e.expr)):
+                raise self.refuse(e, f"how a draw depends on {variable}, a parameter of its law, is not said")
 
     def integral(self, e: Any, bound: dict[Any, Any]) -> None:
         if len(e.limits) != 1 or len(e.limits[0]) != 3:
@@ -450,6 +460,7 @@ class _Reader:
                 claim.counts.append(symbol)
             else:
                 claim.parameters.append(symbol)
+        claim.whole = [symbol for symbol in [*claim.indices, *claim.sizes] if symbol.is_integer is None]
         claim.places = list(dict.fromkeys(claim.places))
 
     def range_of(self, index: Any) -> Any:
@@ -465,6 +476,13 @@ class _Reader:
 def _print(thing: Any) -> str:
     """What a reader sees of a name, without the differences that are easily missed."""
     return re.sub(r"\\mathrm|[{}\s]", "", latex(thing))
+
+
+def _drawn(e: Any) -> list[Any]:
+    """The copies outside of E, Var and Cov."""
+    if isinstance(e, MOMENTS):
+        return []
+    return copies(e) if e.is_Indexed else [copy for part in e.args for copy in _drawn(part)]
 
 
 def _is_known(kind: Any) -> bool:

@@ -82,6 +82,11 @@ def times(left: Any, right: Any) -> Any:
         return left * right
 
 
+def compared(values: Sequence[Any]) -> list[Any]:
+    """Numbers that Python can compare: fractions beside numbers of many digits become such numbers."""
+    return list(values) if all(map(is_exact, values)) else [as_float(value) for value in values]
+
+
 def is_exact(value: Any) -> bool:
     """True for a whole number or a fraction."""
     return isinstance(value, int | Fraction)
@@ -384,11 +389,12 @@ class Numbers(Meaning):
         """A number of many digits, refused where exponentials of it leave all bounds."""
         x = mp.mpf(as_float(x))
         if not abs(x) <= 10**12:
-            raise Undecided("an argument of a function is too large")
+            raise Undefined("an argument of a function is too large to work it out")
         return x
 
     def probability(self, value: Any, family: Any) -> Any:
-        if not -self.slack <= value <= 1 + self.slack:
+        low, inside, high = compared([-self.slack, value, 1 + self.slack])
+        if not low <= inside <= high:
             raise Undefined(f"the law of {family} needs probabilities from 0 to 1, got {_shown(value)}")
         return value
 
@@ -398,7 +404,8 @@ class Numbers(Meaning):
         return value
 
     def ordered(self, left: Any, right: Any, family: Any) -> None:
-        if not left < right:
+        low, high = compared([left, right])
+        if not low < high:
             raise Undefined(f"the law of {family} needs a range, got {_shown(left)} to {_shown(right)}")
 
     def other(self, e: Any, env: Env) -> Any:
@@ -430,6 +437,7 @@ class Numbers(Meaning):
         left, right = (self.value(side, env) for side in condition.args)
         if isinstance(left, Polynomial) or isinstance(right, Polynomial):
             raise _NotPolynomial
+        left, right = compared([left, right])
         return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right,
                 "==": left == right, "!=": left != right}[condition.rel_op]
 
@@ -437,7 +445,7 @@ class Numbers(Meaning):
         if any(isinstance(x, Polynomial) for x in arguments):
             raise _NotPolynomial
         if isinstance(e, Max | Min):
-            return (max if isinstance(e, Max) else min)(arguments)
+            return (max if isinstance(e, Max) else min)(compared(arguments))
         name = e.func.__name__
         if name == "log" and not arguments[0] > 0:
             raise Undefined(f"{plain(e)} is not a real number at {_shown(arguments[0])}")
@@ -479,7 +487,12 @@ class Numbers(Meaning):
         intervals = Intervals(self.scalars, self.entries, self.slack)
         if low > high:
             return -self.integrate(body, high, low)
-        found = integrate(lambda x: as_float(body(self, x)), lambda x: intervals.hull(body(intervals, x)), low, high)
+
+        def hull(x: Any) -> tuple[Any, bool]:
+            intervals.is_smooth = True
+            return intervals.hull(body(intervals, x)), intervals.is_smooth
+
+        found = integrate(lambda x: as_float(body(self, x)), hull, low, high)
         if found is None:
             raise Undecided("an integral cannot be found with an error that can be stated")
         return found
@@ -501,13 +514,11 @@ class Numbers(Meaning):
         law = key[0].law.pspace.distribution
         if key[0].is_normal_law:
             centre, scale = (as_float(part) for part in (self.value(law.mean, fixed), self.variance(law.std, fixed)))
-            reach = 3 * mp.sqrt(mp.dps) + 10        # what lies beyond is smaller than 10^-dps, an exponential included
-
             def weighted(meaning: Numbers, u: Any) -> Any:
                 drawn = plus(centre, times(mp.sqrt(scale), u))
                 return times(meaning.density(u), meaning.mean(factors, {**env, key: drawn}))
 
-            return self.integrate(weighted, -reach, reach)
+            return self.integrate(weighted, -mp.inf, mp.inf)
         left, right = (as_float(self.value(end, fixed)) for end in (law.left, law.right))
         self.ordered(left, right, key[0])
         area = self.integrate(lambda meaning, x: meaning.mean(factors, {**env, key: x}), mp.mpf(left), mp.mpf(right))
@@ -534,6 +545,7 @@ class Numbers(Meaning):
 class Intervals(Numbers):
     """Enclosures: the argument is an interval, the value an interval that holds every value over it."""
 
+    is_smooth = True        # no kink of Max, Min or Abs was met
     RISING = ("exp", "log", "Phi", "erf", "erfi", "atan", "sinh", "tanh")
 
     def hull(self, value: Any) -> Any:
@@ -555,11 +567,18 @@ class Intervals(Numbers):
         name, parts = e.func.__name__, [self.hull(x) for x in arguments]
         if isinstance(e, Max | Min):
             pick = max if isinstance(e, Max) else min
+            largest = pick(parts, key=lambda p: p.a if isinstance(e, Max) else p.b)
+            self.is_smooth &= all(p is largest or (p.b < largest.a if isinstance(e, Max) else p.a > largest.b)
+                                  for p in parts)
             return mpmath.iv.mpf([pick(p.a for p in parts), pick(p.b for p in parts)])
         (x,) = parts
         ends = [mp.mpf(x.a), mp.mpf(x.b)]
         if name == "log" and ends[0] <= 0:
             raise Undefined("log")
+        if name in ("cos", "sin"):
+            return getattr(mpmath.iv, name)(x)
+        if name == "Abs":
+            self.is_smooth &= not ends[0] <= 0 <= ends[1]
         if name in self.RISING:
             low, high = (FUNCTIONS[name](end) for end in ends)
         elif name in ("phi", "cosh", "Abs"):

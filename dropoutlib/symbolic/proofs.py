@@ -361,8 +361,11 @@ def _compare_numbers(claim: Claim, points: list[Mapping[Any, Any]], tolerance: f
             where = ", ".join(f"{key} = {value}" for key, value in point.items())
             raise Unproved(f"false at {where}: {plain(left)} = {plain(right)}\n  "
                            f"{mpmath.nstr(one, 12)} against {mpmath.nstr(two, 12)}")
-    many = f"{len(points)} points" if len(points) > 1 else "1 point"
-    return f"numerically at {many}, to {tolerance:.0e}".replace("e-0", "e-")
+    named = "; ".join(at_scalars(point).removeprefix(" at ") for point in points)
+    if any(hasattr(value, "__len__") or hasattr(value, "tolist") for point in points for value in point.values()) \
+            or len(named) > 2 * NARROW:
+        named = f"{len(points)} points" if len(points) > 1 else "1 point"
+    return f"numerically{' at ' * bool(named)}{named}, to {tolerance:.0e}".replace("e-0", "e-")
 
 
 def _values_at(claim: Claim, point: Mapping[Any, Any]) -> tuple[Any, Any]:

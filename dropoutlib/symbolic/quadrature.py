@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any
 
@@ -14,12 +15,11 @@ __all__ = ["integrate"]
 _RULE = GaussLegendre(mp)
 
 MOST_CELLS = 4000
-STEADY = 0.1            # how much of its size a function may vary over a cell
+STEADY = 0.3            # how much of its size a function may vary over a cell
 FARTHEST = 100          # doublings of an infinite range that are looked at
-SAMPLES = 32            # values that tell the size of a function
 
 
-def integrate(f: Callable[[Any], Any], hull: Callable[[Any], Any], low: Any, high: Any) -> Any | None:
+def integrate(f: Callable[[Any], Any], hull: Callable[[Any], tuple[Any, bool]], low: Any, high: Any) -> Any | None:
     """The integral of f from low to high to about mp.dps digits, or None if that is not certain.
 
     A cell is halved until an enclosure of f over the whole cell, not a few values, shows that nothing narrow hides
@@ -28,7 +28,8 @@ def integrate(f: Callable[[Any], Any], hull: Callable[[Any], Any], low: Any, hig
 
     Args:
         f: The function of a number.
-        hull: The same for an interval: every value that f takes there lies in the result.
+        hull: The same for an interval: an interval in which every value lies that f takes there, and whether f is
+            smooth there.
         low: The lower end, possibly minus infinity.
         high: The upper end, possibly infinity.
     """
@@ -38,34 +39,38 @@ def integrate(f: Callable[[Any], Any], hull: Callable[[Any], Any], low: Any, hig
         return None
     if low == high:
         return mp.mpf(0)
-    size = max(abs(f(low + (high - low) * (i + mp.mpf("0.123")) / SAMPLES)) for i in range(SAMPLES))
-    unit = tolerance * min(1, high - low)
-    total, cells = mp.mpf(0), [(low, high)]
-    for _ in range(MOST_CELLS):
+    size, steady, waiting = mp.mpf(0), [], [(-mp.inf, low, high)]       # size: below the integral of |f|
+    while waiting:                      # the cell where most may hide first, so that the size is known early
+        if len(waiting) + len(steady) > MOST_CELLS:
+            return None
+        _, left, right = heappop(waiting)
+        width, middle = right - left, (left + right) / 2
+        size = max(size, abs(f(middle)) * width / 2)
+        for part in ((left, middle), (middle, right)):
+            least, most, is_smooth = _enclosure(hull, *part)
+            height = max(abs(most), abs(least), size / (high - low))
+            if (most - least) * width <= tolerance * size or (is_smooth and most - least <= STEADY * height < mp.inf):
+                steady.append(part)
+            elif width < tolerance**3:          # at an end where f is infinite
+                if abs(f(sum(part) / 2)) * width > tolerance * size:
+                    return None
+            else:
+                heappush(waiting, (-(most - least) * width, *part))
+    return _sum_of_cells(f, steady, tolerance * size)
+
+
+def _sum_of_cells(f: Callable[[Any], Any], cells: list[tuple[Any, Any]], tolerance: Any) -> Any | None:
+    total = mp.mpf(0)
+    for _ in range(2 * MOST_CELLS):
         if not cells:
             return total
         left, right = cells.pop()
-        tolerance = unit * (size or 1)
-        width = right - left
-        least, most = _enclosure(hull, left, right)
-        if mp.isfinite(most - least):
-            size = max(size, least, -most)              # what the function reaches for certain
-            if (most - least) * width <= tolerance:
-                total += (most + least) / 2 * width
-                continue
-        elif width < tolerance**3:
-            value = f((left + right) / 2) * width
-            if abs(value) > tolerance:
-                return None
+        rough, value = (_gauss(f, left, right, degree) for degree in (3, 4))
+        if abs(value - rough) <= max(tolerance, abs(value) * mp.mpf(10) ** (2 - mp.dps)):
             total += value
-            continue
-        if most - least <= STEADY * size:
-            rough, value = (_gauss(f, left, right, degree) for degree in (3, 4))
-            if abs(value - rough) <= max(tolerance, abs(value) * mp.mpf(10) ** (2 - mp.dps)):
-                total += value
-                continue
-        middle = (left + right) / 2
-        cells += [(left, middle), (middle, right)]
+        else:
+            middle = (left + right) / 2
+            cells += [(left, middle), (middle, right)]
     return None
 
 
@@ -74,16 +79,16 @@ def _gauss(f: Callable[[Any], Any], left: Any, right: Any, degree: int) -> Any:
     return mp.fsum(weight * f(node) for node, weight in _RULE.get_nodes(left, right, degree, mp.prec))
 
 
-def _enclosure(hull: Callable[[Any], Any], left: Any, right: Any) -> tuple[Any, Any]:
+def _enclosure(hull: Callable[[Any], tuple[Any, bool]], left: Any, right: Any) -> tuple[Any, Any, bool]:
     try:
-        found = hull(iv.mpf([left, right]))
+        found, is_smooth = hull(iv.mpf([left, right]))
         least, most = mp.mpf(found.a), mp.mpf(found.b)
     except (ArithmeticError, ValueError):
-        least, most = -mp.inf, mp.inf
-    return (least, most) if mp.isfinite(least) and mp.isfinite(most) else (-mp.inf, mp.inf)
+        return -mp.inf, mp.inf, False
+    return (least, most, is_smooth) if mp.isfinite(least) and mp.isfinite(most) else (-mp.inf, mp.inf, False)
 
 
-def _finite_end(hull: Callable[[Any], Any], end: Any, tolerance: Any) -> Any | None:
+def _finite_end(hull: Callable[[Any], tuple[Any, bool]], end: Any, tolerance: Any) -> Any | None:
     """The end, or a finite one beyond which f can be left out."""
     if not mp.isinf(end):
         return mp.mpf(end)
@@ -92,7 +97,7 @@ def _finite_end(hull: Callable[[Any], Any], end: Any, tolerance: Any) -> Any | N
         edges = [sign * mp.mpf(2) ** (power + step) for step in range(FARTHEST)]
         beyond = mp.mpf(0)
         for near, far in pairwise(edges):
-            least, most = _enclosure(hull, *sorted((near, far)))
+            least, most, _ = _enclosure(hull, *sorted((near, far)))
             beyond += max(abs(least), abs(most)) * abs(far - near)
             if not beyond <= tolerance:
                 break

@@ -8,6 +8,7 @@ from typing import Any
 
 from sympy import (
     Derivative,
+    Dummy,
     Expr,
     Indexed,
     Integral,
@@ -274,6 +275,9 @@ def difference(left: Any, right: Any, ranges: Ranges | None = None) -> Any:
     rest = collapsed(left - right, known)
     if rest == 0:
         return rest
+    left, right = (_from_one(_split_products(side, known)) for side in (left, right))
+    if collapsed(left - right, known) == 0:
+        return S.Zero
     if collapsed(_collapse_inside(left, known) - _collapse_inside(right, known), known) == 0:
         return S.Zero
     numerator = fraction(together(rest))[0]
@@ -284,6 +288,46 @@ def difference(left: Any, right: Any, ranges: Ranges | None = None) -> Any:
         if settled == 0 or _simplifies_to_zero(expand(settled, power_exp=True)) or _simplifies_to_zero(settled):
             return S.Zero
     return rest
+
+
+_FACTOR = Dummy("l", integer=True)      # one name for the index of every product
+
+
+def _split_products(expression: Any, ranges: Ranges) -> Any:
+    """Products over a range as products of their factors, powers outside, all with the same index."""
+    if expression.is_Atom or isinstance(expression, Indexed) or not expression.has(Product):
+        return expression
+    if isinstance(expression, Sum):
+        inside = inner_ranges(expression.limits, ranges)
+        return Sum(_split_products(expression.function, inside), *expression.limits)
+    if not isinstance(expression, Product) or len(expression.limits) != 1 or expression.function.has(ExprWithLimits):
+        return expression.func(*[_split_products(part, ranges) if isinstance(part, Expr) else part
+                                 for part in expression.args])
+    (index, low, high), = expression.limits
+    result = S.One
+    for factor in Mul.make_args(expression.function):
+        base, exponent = factor.as_base_exp()
+        if exponent.is_Integer and exponent > 0:
+            factor = base
+        else:
+            exponent = S.One
+        if index not in factor.free_symbols and at_least_zero(high - low + 1, ranges):
+            result *= factor ** (exponent * (high - low + 1))
+        else:
+            result *= Product(factor.xreplace({index: _FACTOR}), (_FACTOR, low, high)) ** exponent
+    return result
+
+
+def _from_one(expression: Any) -> Any:
+    """Sums whose range begins at a number begin at 1."""
+    def moved(e: Any) -> Any:
+        shifts = {index: index + low - 1 for index, low, _ in e.limits if low.is_Integer and low != 1}
+        if not shifts or any(set(shifts) & end.free_symbols for _, *ends in e.limits for end in ends):
+            return e
+        return Sum(e.function.xreplace(shifts), *[(index, 1, high - low + 1) if index in shifts else (index, low, high)
+                                                  for index, low, high in e.limits])
+
+    return nameless(expression).replace(lambda e: isinstance(e, Sum), moved)
 
 
 def _closed(expression: Any, ranges: Ranges) -> Any:

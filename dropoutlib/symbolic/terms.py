@@ -220,7 +220,7 @@ def _canonical_sum(body: Any, limits: list[Any], names: dict[Any, list[str]]) ->
         by_bounds.setdefault(tuple(limit[1:]), []).append(limit[0])
     taken = set(free)
     choices = []
-    for bounds, indices in by_bounds.items():
+    for bounds, indices in sorted(by_bounds.items(), key=lambda item: str(item[0])):
         pool = [name for name in names.get(bounds, []) if name not in taken]
         while len(pool) < len(indices):
             pool.append(_new_name({*taken, *pool, *chain(*names.values())}))
