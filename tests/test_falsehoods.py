@@ -1,12 +1,14 @@
 """Kinds of falsehood that nothing may display: each was once accepted, or comes close to one that was."""
 
 import math
+from functools import reduce
 
 import pytest
 from sympy import (
     Derivative,
     Dummy,
     Eq,
+    Float,
     Function,
     I,
     IndexedBase,
@@ -14,6 +16,7 @@ from sympy import (
     KroneckerDelta,
     Limit,
     Max,
+    Mul,
     Piecewise,
     Product,
     Rational,
@@ -22,9 +25,11 @@ from sympy import (
     Symbol,
     cos,
     exp,
+    factorial,
     log,
     oo,
     pi,
+    sin,
     sqrt,
     stats,
     symbols,
@@ -61,8 +66,9 @@ from dropoutlib.symbolic import (
 p, q, C = symbols("p q C", positive=True)
 mu, s = symbols("mu s", real=True)
 v = symbols("v", real=True)
-n, d, a, i, j, k, l, T = symbols("n d a i j k l T", integer=True, positive=True)
+n, d, a, i, j, k, l, T = symbols("n d a i j k l T", integer=True, positive=True)  # noqa: E741
 h = symbols("h", integer=True, nonnegative=True)
+below = symbols("r", integer=True, negative=True)
 w, x, W, P = (IndexedBase(name) for name in ("w", "x", "W", "P"))
 m, g = Noise(Bernoulli("m", 1 - p)), Noise(Normal("g", 0, 1))
 units = Sum(m[j], (j, 1, n))
@@ -201,8 +207,20 @@ OUTSIDE = {
     "a name that prints like a number": (Symbol("2"), "a name has letters"),
     "a name that prints like a formula": (Symbol("x + 1"), "a name has letters"),
     "two ranks of one array": (x[1] + x[1, 2], "is also used with"),
-    "a rate outside of (0, 1)": (Variance(m[1]).subs(p, 3), "no point was found"),
-    "a division by zero everywhere": (1 / (Sum(x[j], (j, 2, 1)) + p - p), "no point was found"),
+    "a rate outside of (0, 1)": (Variance(m[1]).subs(p, 3), "needs probabilities from 0 to 1"),
+    "a division by zero everywhere": (1 / (Sum(x[j], (j, 2, 1)) + p - p), "division by zero"),
+    "a limit that depends on its parameter": (Limit(v / (v + mu), v, 0), "may depend on mu"),
+    "a limit at a parameter": (Limit(v, v, mu), "at a number or at infinity"),
+    "an integrand that may be undefined": (Integral(1 / (v**2 - mu), (v, 0, 1)), "is not known"),
+    "a factorial of a real number": (factorial(mu), "declared whole numbers"),
+    "an assumption that is no domain": (Symbol("r", prime=True), "say it with where"),
+    "an array of positive entries": (IndexedBase(Symbol("x", positive=True))[1], "without other assumptions"),
+    "a law that depends on a bound index": (
+        Sum(Expectation(Noise(Bernoulli("b", 1 / (j + 1)))[1]), (j, 1, n)), "a parameter of a law, and bound"),
+    "a name that prints as a power": (Symbol("y__2"), "prints as something else"),
+    "a name that prints as a size": (Symbol("aabs"), "prints as something else"),
+    "a name of a constant": (Symbol("E"), "prints as something else"),
+    "an expression that is nested too deeply": (reduce(lambda e, _: exp(e), range(2000), mu), "nested too deeply"),
 }
 
 
@@ -223,6 +241,9 @@ ALIKE = {
     "an entry and a symbol": (x[1] - Symbol("x_1"), 0),
     "an entry and a symbol, otherwise written": (x[1] - Symbol("x1"), 0),
     "a Greek letter spelled out": (Symbol("Alpha") - Symbol("A"), 0),
+    "a symbol and a function": (Symbol("Phi") - Phi(mu), 0),
+    "a symbol and a delta": (Symbol("delta_j_k") - KroneckerDelta(j, k), 0),
+    "entries of two arrays": (x[1, 2] - IndexedBase("x_1")[2], 0),
 }
 
 
@@ -281,6 +302,16 @@ def test_what_is_true_stays_provable(name):
     (sqrt(x[1]) ** 2 + 0 * x[2], x[1], (), ""),
     (x[1] / x[1] ** 2 - 1 / x[1], 0, (), ""),
     (Sum(1, (j, 1, v)), v, (), "v = 0, 1, 2, ..."),
+    (Integral(1 / v**2, (v, mu, 1)), 1 / mu - 1, (), "mu > 0"),
+    (Integral(1 / (1 + v) ** 2, (v, 0, mu)), mu / (1 + mu), (), "mu > -1"),
+    (2 * sqrt(mu) * Derivative(sqrt(mu), mu), 1, (), "mu > 0"),
+    (1 / (1 - mu * s), 1 + mu * s / (1 - mu * s), [mu >= 0, mu <= 1, s >= 0, s <= 1],
+     "0 <= mu <= 1, 0 <= s <= 1, 1 - mu*s != 0"),
+    (1 / (1 + m[1]) + m[1] / (1 + m[1]), 1, (), "0 < p < 1, m[1] + 1 != 0"),
+    (Expectation(1 / (1 + m[1])), (1 + p) / 2, (), "0 < p < 1"),
+    (log(below**2), 2 * log(-below), (), "r < 0"),
+    (Sum(log(p * q), (j, n, 1)), Sum(log(p) + log(q), (j, n, 1)), (), "p > 0, q > 0"),
+    (sqrt(p**2 + 2 * p + 1), p + 1, (), "p > 0"),
     (sqrt(mu) * sqrt(mu + 1) * 2 / 2, sqrt(mu + 1) * sqrt(mu), (), "mu >= 0"),
 ])
 def test_the_condition_is_part_of_what_is_shown(left, right, where, condition):
@@ -338,6 +369,48 @@ def test_a_counterexample_is_not_made_of_rounding():
     assert number(Variance(m[1] + C), {p: 0.5, C: 1e200}) == 0.25
 
 
+def test_floats_are_the_decimals_that_are_seen():
+    shown = disprove(10**6 * (mu - 1), 0, {mu: 1.00001})
+    assert repr(shown) == "1000000*mu - 1000000 = 10 != 0    [at mu = 1.00001]"
+    with pytest.raises(Unproved, match="no counterexample"):
+        disprove(10**20 * (mu - Float(0.1 + 0.2)), 0, {mu: Rational(3, 10)})
+
+
+def test_what_is_irrational_is_worked_out_with_as_many_digits_as_it_needs():
+    for zero, point in [(sin(mu), pi), (mu**2 - 2, sqrt(2))]:
+        with pytest.raises(Unproved, match="no counterexample"):
+            disprove(10**20 * zero, 0, {mu: point})
+    with pytest.raises(Unproved, match="false at"):
+        prove(10**40 * (exp(mu) - 1), 0, at=[{mu: Rational(1, 10**40)}])
+    assert number(log(1 + mu) / mu, {mu: Rational(1, 10**35)}) == 1
+    assert number(1 - Phi(mu), {mu: 20}) == pytest.approx(2.7536241186062337e-89, rel=1e-14)
+    for undefined in (Derivative(1 / mu, mu), Limit(1 / v, v, 0), Limit(log(v), v, oo)):
+        with pytest.raises(ValueError, match="is not a real number"):
+            number(undefined, {mu: 0})
+
+
+def test_a_large_value_is_an_error_in_words():
+    with pytest.raises(ValueError, match="too large there to be printed"):
+        disprove(10**400 * mu, 0, {mu: 1})
+
+
+def test_the_name_of_the_normal_variable_is_taken():
+    taken = Symbol("Z", real=True)
+    with pytest.raises(NotAClaim, match="stands for the normal variable"):
+        gaussian_mean(taken * mu, lambda z: z * taken, mu, s)
+
+
+# -- printing ------------------------------------------------------------------------
+@pytest.mark.parametrize(("left", "right", "shown"), [
+    (Mul(p / (1 - p), -x[1], evaluate=False), -p * x[1] / (1 - p), r"\frac{p}{1 - p} \left(- {x}_{1}\right)"),
+    (Derivative(x[1] ** 2, x[1]) * x[1], 2 * x[1] ** 2,
+     r"\left(\frac{\partial}{\partial {x}_{1}} {x}_{1}^{2}\right) {x}_{1}"),
+    (Derivative(p**2, p) * Variance(m[1]), 2 * p**2 * (1 - p), r"\left(\frac{d}{d p} p^{2}\right) \operatorname{Var}"),
+])
+def test_brackets_stand_where_a_reader_needs_them(left, right, shown):
+    assert shown in prove(left, right)._repr_latex_()
+
+
 def test_a_point_outside_of_the_domain_refutes_nothing():
     for point in ({p: 1.5}, {p: -0.5}):
         with pytest.raises(ValueError):
@@ -350,6 +423,21 @@ def test_a_point_outside_of_the_domain_refutes_nothing():
 def test_a_tolerance_that_allows_everything_is_refused(tolerance):
     with pytest.raises(ValueError, match="tolerance has to lie between 0 and 1"):
         prove(p, 2 * p, at=[{p: 1}], tolerance=tolerance)
+
+
+def test_a_counterexample_keeps_its_point():
+    values = [1, 2]
+    shown = disprove(Sum(x[j], (j, 1, n)), 0, {x: values, n: 2})
+    values[0] = -2
+    assert "x = (1, 2)" in repr(shown)
+    with pytest.raises(TypeError):
+        shown.values[n] = 3
+    with pytest.raises(ValueError, match="given twice"):
+        disprove(mu, 1, {mu: 1, "mu": 2})
+
+
+def test_a_reason_is_one_line():
+    assert repr(derive(mu, (mu, "x]\n  = s    [trivial"))) == "mu\n  = mu    [x] = s [trivial]"
 
 
 def test_values_that_change_are_read_once():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import sympy
@@ -12,10 +13,11 @@ from mpmath import mp
 from sympy import Expr, IndexedBase, Symbol, expand, sympify
 
 from .families import Noise
-from .meaning import ROUNDING, Env, Meaning, Numbers, Polynomial, as_float, is_exact
+from .language import read
+from .meaning import ROUNDING, Env, Meaning, Numbers, Polynomial, Undecided, as_float, is_exact
 from .notation import plain
 
-__all__ = ["at_scalars", "enumerate_masks", "given_point", "number"]
+__all__ = ["at_scalars", "controlled", "enumerate_masks", "given_point", "number"]
 
 DIGITS = 30
 
@@ -25,7 +27,7 @@ def number(expression: Any, values: Mapping[Any, Any]) -> float:
     """The value of an expression: the bridge from a derivation to the library.
 
     Sums and products are unrolled, 1-based symbols read 0-based arrays (x[1] is the first entry), and
-    E, Var and Cov that are left inside are summed over all masks. Floats count as the fractions that they are.
+    E, Var and Cov that are left inside are summed over all masks. Floats count as the decimals that they print.
 
     Args:
         expression: A SymPy expression, such as ``derive(...).result``.
@@ -45,14 +47,47 @@ def number(expression: Any, values: Mapping[Any, Any]) -> float:
     6.25
     """
     expression = sympify(expression)
+    _check_language(expression)
     try:
-        with mp.workdps(DIGITS):
-            value = float(as_float(given_point(values).value(expression, {})))
+        value = float(as_float(controlled(given_point(values), [expression], 1e-15)[0]))
     except ArithmeticError as error:
         raise ValueError(f"{plain(expression)} is not a real number{at_scalars(values)}: {error}") from error
     if not math.isfinite(value):
         raise ValueError(f"{plain(expression)} is not a real number{at_scalars(values)}: it is {value}")
     return value
+
+
+@lru_cache(maxsize=256)
+def _check_language(expression: Any) -> None:
+    read([expression], floats=True)
+
+
+def controlled(point: Numbers, expressions: Sequence[Any], tolerance: float) -> list[Any]:
+    """The values at a point, worked out with more and more digits until they stay.
+
+    Raises:
+        Undecided: If they do not.
+    """
+    def settled(new: Any, old: Any) -> bool:        # zero is what shrinks with the rounding error
+        if is_exact(new):
+            return True
+        new, old = as_float(new), as_float(old)
+        return bool(abs(new) > 0 and (abs(new - old) <= tolerance * abs(new) or abs(new) <= abs(old) / 10**10))
+
+    before: list[Any] = []
+    for digits in (DIGITS, 2 * DIGITS, 4 * DIGITS, 8 * DIGITS):
+        point.forget()
+        with mp.workdps(digits):
+            found = [point.value(e, {}) for e in expressions]
+            if all(map(is_exact, found)) or point.used_quadrature:      # a quadrature controls itself
+                return found
+            if before and all(map(settled, found, before)):
+                return [0 if abs(as_float(new)) < abs(as_float(old)) / 2 else new
+                        for new, old in zip(found, before, strict=True)]
+        before = found
+    if all(value == 0 for value in before):
+        return before
+    raise Undecided("the value changes with the number of digits")
 
 
 def at_scalars(values: Mapping[Any, Any]) -> str:
@@ -64,6 +99,8 @@ def at_scalars(values: Mapping[Any, Any]) -> str:
 def given_point(values: Mapping[Any, Any]) -> Numbers:
     """The meaning of symbols and arrays at values of a caller."""
     listed = {key: _listed(value) for key, value in values.items()}
+    if len({(str(key), isinstance(key, IndexedBase)) for key in listed}) < len(listed):
+        raise ValueError(f"a value is given twice: {', '.join(map(str, listed))}")
     arrays = {str(key): value for key, value in listed.items() if not isinstance(key, Symbol)}
     scalars = {str(key): _scalar(key, value) for key, value in listed.items() if not isinstance(key, IndexedBase)}
 
@@ -82,34 +119,37 @@ def given_point(values: Mapping[Any, Any]) -> Numbers:
             value = value[position - 1]
         if isinstance(value, list):
             raise ValueError(f"{name} has more axes than {e} has indices")
-        return _scalar(name, value)
+        value = _scalar(name, value)
+        return point.value(value, {}) if isinstance(value, Expr) else value
 
-    return _Given(scalars, entry, ROUNDING)
+    point = _Given(scalars, entry, ROUNDING)
+    return point
 
 
 class _Given(Numbers):
     def symbol(self, e: Any) -> Any:
         if isinstance(value := super().symbol(e), list):
             raise ValueError(f"{e.name} is a scalar in the expression, got an array")
-        return value
+        return self.value(value, {}) if isinstance(value, Expr) else value
 
 
 def _listed(value: Any) -> Any:
     """Arrays and tensors as nested lists."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(_listed, value)) if isinstance(value, tuple | list) else value
 
 
 def _scalar(name: Any, value: Any) -> Any:
     """A number as a fraction where it is one."""
     if isinstance(value, list | int):
         return value
-    if isinstance(value, Expr):
-        return Numbers({}, lambda e, key: 0).value(value, {})
+    if isinstance(value, Expr):         # worked out where it is used, with as many digits as are wanted there
+        read([value], floats=True)
+        return Fraction(int(value.p), int(value.q)) if value.is_Rational else value
     if not math.isfinite(value):
         raise ValueError(f"{name} = {value} is not a real number")
-    return Fraction(value)
+    return Fraction(repr(float(value)))     # the decimal that it prints
 
 
 # -- formulas -----------------------------------------------------------------
@@ -161,7 +201,7 @@ class _Formulas(Meaning):
     def power(self, base: Any, exponent: Any, e: Any) -> Any:
         if isinstance(base, Polynomial) and is_exact(exponent) and exponent == int(exponent) >= 0:
             return math.prod([base] * int(exponent), start=1)
-        return sympify(base) ** sympify(self._formula(exponent, e))
+        return sympify(self._formula(base, e)) ** sympify(self._formula(exponent, e))
 
     def _formula(self, value: Any, e: Any) -> Any:
         if isinstance(value, Polynomial):

@@ -10,7 +10,7 @@ from sympy.stats import Expectation, Normal
 
 from . import judge
 from .families import Noise
-from .language import read
+from .language import NotAClaim, read
 from .proofs import _SHOWN, Identity, Unproved, _refusing, _refuted
 
 __all__ = ["gaussian_mean"]
@@ -52,6 +52,8 @@ def gaussian_mean(G: Expr, g: Callable[[Any], Any], mu: Any, s: Any) -> Identity
 
     drawn = Expectation(at(mu + s * Noise(Normal("Z", 0, 1))[1]))
     claim = read([drawn, G], () if s.is_positive else Gt(s, 0))
+    if "Z" in {str(getattr(part, "name", "")) for e in (body, G) for part in e.free_symbols}:
+        raise NotAClaim("Z: stands for the normal variable, call the symbol otherwise")
     with _refusing("the mean"):
         _check_equation(G, at, mu, s)
     _refuted(claim, drawn, G, judge.cases(claim, {}), "the mean")

@@ -6,7 +6,7 @@ worked out from their meaning alone (:mod:`.meaning`), without the rules.
 
 A false equation between rational functions of degree d vanishes at a random point with probability d / |S| at most,
 where |S| is the number of values that a symbol can take (Schwartz and Zippel). |S| is 2^64, and there are as many
-points as bring that below 10^-12 at the sizes of the case. What is not rational is compared with 40 and with 80
+points as bring that below 10^-12 at the sizes of the case. What is not rational is compared with 60 and with 180
 digits: a difference that is not zero stays, one that is zero vanishes with the rounding.
 """
 
@@ -26,7 +26,7 @@ from sympy import Function, Indexed, Max, Min
 
 from .evaluate import enumerate_masks
 from .language import FREE, PARTIAL, Claim, NotAClaim
-from .meaning import EXACT, Meaning, Numbers, Polynomial, Undecided, Undefined, as_float, is_exact
+from .meaning import EXACT, Meaning, Numbers, Polynomial, TooLarge, Undecided, Undefined, as_float, is_exact
 from .notation import plain
 
 __all__ = ["Disagreement", "cases", "degree", "disagreement", "gap", "points", "signs_that_matter"]
@@ -34,7 +34,9 @@ __all__ = ["Disagreement", "cases", "degree", "disagreement", "gap", "points", "
 BITS = 64                   # of a random number
 RISK = Fraction(1, 10**12)
 SCALES = (Fraction(1, 8), 1, 4, 32)     # of random numbers in what is not rational
-DIGITS = (40, 80)           # at which what is not rational is compared
+DIGITS = (60, 180)          # at which what is not rational is compared
+CONFIRMED = 600             # digits at which a difference is seen again before it refutes a claim
+LARGEST_ARGUMENT = 100      # of an exponential at a random point: beyond, sixty digits do not tell 1 from 1 + exp(-x)
 QUADRATURE_DIGITS = (12, 24)
 QUADRATURE_ERROR = 1e-16    # of an integral found with 24 digits, relative to its size
 TRIES = 400                 # random points until one lies in the domain
@@ -68,10 +70,15 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
         for tries in range(TRIES):
             point = _Random(claim, case, source, exact=enough is not None, tries=tries)
             try:
-                if not all(point.holds(relation, {}) for relation in claim.where):
+                inside = False
+                if not all(point.holds(relation, {}) for relation in claim.testable()):
                     continue
+                inside = claim.tells_all()
                 difference = gap(point, left, right)
             except Undefined as error:          # outside of the domain
+                if inside and not isinstance(error, TooLarge):
+                    raise NotAClaim(f"{plain(left)} = {plain(right)} has no value at some points of the domain of its "
+                                    f"letters, and no condition says so: {error}") from error
                 failure = error
                 continue
             if difference != 0:
@@ -188,6 +195,7 @@ class _Random(Numbers):
         for symbol in claim.parameters:
             scalars[symbol.name] = self.scalar(symbol)
         super().__init__(scalars, self.remembered)
+        self.largest = LARGEST_ARGUMENT
         self.scalars: dict[str, Any] = scalars
 
     def scalar(self, symbol: Any) -> Any:
@@ -212,22 +220,29 @@ class _Random(Numbers):
         return self.drawn[key]
 
 
-def signs_that_matter(claim: Claim, case: Mapping[str, int]) -> list[Any]:
+def signs_that_matter(claim: Claim, where: Sequence[Mapping[str, int]]) -> list[Any]:
     """The symbols whose declared sign the claim may need.
 
     An equation between rational functions holds for either sign if it does so at a random point. For what is not
     rational no sample of points can tell.
     """
+    negative = [symbol for symbol in [*claim.sizes, *claim.indices, *claim.counts, *claim.parameters]
+                if symbol.is_integer and symbol.is_nonpositive]
     signed = [symbol for symbol in claim.parameters
               if not symbol.is_integer and (symbol.is_nonnegative or symbol.is_nonpositive)]
-    if points(claim.lines, case) is None:
-        return signed
-    source = random.Random(f"signs in {case}")
-    for tries in range(TRIES if signed else 0):
-        point = _Random(claim, case, source, exact=True, tries=tries)
-        if _holds(claim, point):
-            return [symbol for symbol in signed if not _holds(claim, point.with_opposite(symbol))]
-    return signed
+    if not signed or any(points(claim.lines, case) is None for case in where):
+        return negative + signed
+    found: set[Any] = set()
+    for case in where[:: max(1, len(where) // 12)]:
+        source = random.Random(f"signs in {case}")
+        for tries in range(TRIES):
+            point = _Random(claim, case, source, exact=True, tries=tries)
+            if _holds(claim, point):
+                found |= {symbol for symbol in signed if not _holds(claim, point.with_opposite(symbol))}
+                break
+        else:
+            return negative + signed
+    return negative + [symbol for symbol in signed if symbol in found]
 
 
 def _holds(claim: Claim, point: Numbers) -> bool:
@@ -261,13 +276,23 @@ def gap(point: Numbers, left: Any, right: Any) -> Any:
         if len(found) == 2:
             break
     point.forget()
+    if not point.used_quadrature and not _vanishes(found[0], found[1], size):
+        with mp.workdps(CONFIRMED):         # seen again, before it refutes a claim
+            found = [found[-1], as_float(point.value(left, {})) - as_float(point.value(right, {}))]
+            point.forget()
+            if abs(found[-1]) <= mp.mpf(10) ** (20 - CONFIRMED):
+                return 0
     coarse, fine = found
-    stated = QUADRATURE_ERROR if point.used_quadrature else mp.mpf(10) ** (1 - digits // 2)
-    if abs(fine) <= mp.mpf(10) ** -8 * abs(coarse) or abs(fine) <= stated * size:
+    if _vanishes(coarse, fine, size) or (point.used_quadrature and abs(fine) <= QUADRATURE_ERROR * size):
         return 0
     if abs(fine - coarse) <= mp.mpf(10) ** -3 * abs(fine):
         return fine
     raise Undecided(f"whether {plain(left)} and {plain(right)} agree cannot be told from rounding")
+
+
+def _vanishes(coarse: Any, fine: Any, size: Any) -> bool:
+    """True if a difference shrinks with the rounding error."""
+    return bool(abs(fine) <= mp.mpf(10) ** -8 * abs(coarse) or abs(fine) <= mp.mpf(10) ** (1 - DIGITS[1] // 2) * size)
 
 
 # -- how many points ----------------------------------------------------------

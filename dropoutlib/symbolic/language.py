@@ -63,6 +63,12 @@ __all__ = ["FREE", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero",
 
 NAME = re.compile(r"[A-Za-z]\w*'*", re.ASCII)
 BINDERS = (Sum, Product)
+ASSUMPTIONS = {"real", "positive", "negative", "nonnegative", "nonpositive", "integer", "commutative", "finite",
+               "extended_real"}
+SIMPLE_LATEX = re.compile(r"(\\mathrm\{)?\\?[A-Za-z]+\}?'*(_\{[^{}^]*\})?'*")
+RESERVED = {"E", "I", "oo", "zoo", "nan", "True", "False"}
+OPERATORS = {"Phi": r"\Phi", "phi": r"\varphi", "gamma": r"\Gamma", "loggamma": r"\Gamma", "polygamma": r"\psi",
+             "digamma": r"\psi"}
 KINKS = (Max, Min, sympy.Abs, sympy.sign, Piecewise)
 FREE, PARTIAL = "free", "partial"
 
@@ -84,8 +90,18 @@ class Claim:
     counts: list[Any] = field(default_factory=list)         # other whole numbers: exponents, arguments of a factorial
     parameters: list[Any] = field(default_factory=list)     # all other symbols
     whole: list[Any] = field(default_factory=list)          # indices and sizes that are not declared whole numbers
+    untestable: set[Any] = field(default_factory=set)       # places that speak of bound indices or draws
+    inside: set[Any] = field(default_factory=set)           # places that stand inside of E, Var and Cov only
     constants: set[int] = field(default_factory=set)        # whole numbers in indices and ends of ranges
     signed: list[Any] = field(default_factory=list)         # symbols whose declared sign the claim needs
+
+    def testable(self) -> list[Any]:
+        """The conditions that hold or fail at a point."""
+        return [relation for relation in [*self.where, *self.places] if relation not in self.untestable]
+
+    def tells_all(self) -> bool:
+        """True if every condition is testable: then every point that satisfies them has to have a value."""
+        return not self.untestable
 
     def condition(self, show: Any = plain) -> str:
         """The condition under which the claim holds, beyond the assumptions of its symbols."""
@@ -95,7 +111,7 @@ class Claim:
         dots = ", 2, ..." if show is plain else r", 2, \ldots"
         found += [f"{show(symbol)} = {'1' if symbol.is_positive else '0, 1'}{dots}" for symbol in self.whole]
         return (", " if show is plain else r",\ ").join(
-            [*_conditions(tuple(self.places + self.where), tuple(self.signed), show), *found])
+            [*_conditions(tuple(self.places + self.where), tuple(self.signed), frozenset(self.inside), show), *found])
 
 
 def read(lines: Sequence[Any], where: Any = (), floats: bool = False) -> Claim:
@@ -112,8 +128,11 @@ def read(lines: Sequence[Any], where: Any = (), floats: bool = False) -> Claim:
     claim = Claim([_sympified(line) for line in lines])
     claim.where = list(_relations(where))
     reader = _Reader(claim, floats)
-    for line in claim.lines:
-        reader.visit(line)
+    try:
+        for line in claim.lines:
+            reader.visit(line)
+    except RecursionError:
+        raise NotAClaim("the expression is nested too deeply") from None
     for relation in claim.where:
         for side in relation.args:
             reader.visit(side)
@@ -158,6 +177,10 @@ class _Reader:
         self.ranges: dict[Any, list[Any]] = {}      # place (base, position) -> ranges of bound indices, None if shifted
         self.at: dict[Any, set[Any]] = {}           # free index -> its places
         self.constants: set[Any] = set()
+        self.functions: set[str] = set()
+        self.bound_symbols: set[Any] = set()
+        self.law_symbols: set[Any] = set()
+        self.outside: set[Any] = set()              # conditions outside of E, Var and Cov
 
     def refuse(self, part: Any, why: str) -> NotAClaim:
         shown = part if isinstance(part, str) else plain(part)
@@ -228,6 +251,11 @@ class _Reader:
             raise self.refuse(e.name, "a name has letters, digits and _, and begins with a letter")
         if e.is_extended_real is False or e.is_finite is False or not e.is_commutative:
             raise self.refuse(e, "a symbol stands for a real number")
+        if unknown := {name for name in e._assumptions_orig if name not in ASSUMPTIONS}:
+            raise self.refuse(e, f"is declared {', '.join(sorted(unknown))}, which a claim does not know: say it with "
+                                 "where")
+        if not SIMPLE_LATEX.fullmatch(latex(e)) or e.name in RESERVED:
+            raise self.refuse(e, "prints as something else than a letter with a subscript")
         if place == "index" and e.is_integer is False:
             raise self.refuse(e, "an index is a whole number")
         self.symbols.add(e)
@@ -240,6 +268,9 @@ class _Reader:
             raise self.refuse(e, "an index or the end of a range cannot be an entry or a draw")
         if type(base) not in (IndexedBase, Noise) or (type(base) is IndexedBase and type(base.label) is not Symbol):
             raise self.refuse(e, "an array is an IndexedBase with a name")
+        if type(base) is IndexedBase and set(base.label._assumptions_orig) - {"real", "commutative"} | {
+                name for name in ("positive", "negative", "nonnegative", "integer") if getattr(base, f"is_{name}")}:
+            raise self.refuse(e, "the entries of an array are real numbers, without other assumptions")
         if type(base) is IndexedBase and (base.offset != 0 or base.strides is not None):
             raise self.refuse(e, "an array has no offset and no strides")
         if self.ranks.setdefault(base, len(e.indices)) != len(e.indices):
@@ -282,6 +313,14 @@ class _Reader:
                     self.at.setdefault(symbol, set()).add((symbol, "shifted"))
                     self.ranges.setdefault((symbol, "shifted"), []).append(None)
 
+    def note(self, condition: Any, bound: dict[Any, Any], random: bool) -> None:
+        """A condition that a place adds. One on bound indices or draws is printed, but no point alone can tell it."""
+        for relation in _flat(condition):
+            self.claim.places.append(relation)
+            if relation.free_symbols & set(bound) or _drawn(relation):
+                self.claim.untestable.add(relation)
+            (self.claim.inside if random else self.outside).add(relation)
+
     def family(self, family: Any) -> None:
         distribution = family.law.pspace.distribution
         for parameter in distribution.args:
@@ -289,14 +328,15 @@ class _Reader:
                 raise self.refuse(family, f"the parameter {plain(parameter)} of its law has to be the same for all "
                                           "copies, and not random itself")
             self.visit(parameter)
+            self.law_symbols |= parameter.free_symbols
         if isinstance(distribution, BernoulliDistribution):
             if not (distribution.succ.is_Rational and distribution.fail.is_Rational):
                 raise self.refuse(family, "the values of a Bernoulli law are numbers")
-            self.claim.places += _flat(sympy.And(distribution.p > 0, distribution.p < 1, evaluate=False))
+            self.note(sympy.And(distribution.p > 0, distribution.p < 1, evaluate=False), {}, False)
         elif isinstance(distribution, NormalDistribution):
-            self.claim.places += _flat(distribution.std > 0)
+            self.note(distribution.std > 0, {}, False)
         elif isinstance(distribution, UniformDistribution):
-            self.claim.places += _flat(distribution.left < distribution.right)
+            self.note(distribution.left < distribution.right, {}, False)
         else:
             raise self.refuse(family, "noise has a Bernoulli, a normal or a uniform law")
 
@@ -311,8 +351,8 @@ class _Reader:
             raise self.refuse(e, "the exponent of something random is a number, or declared whole and not negative")
         if exponent.is_integer and exponent.is_nonnegative:
             return
-        self.claim.places += _flat(sympy.Ne(base, 0) if exponent.is_integer else
-                                   base >= 0 if exponent.is_Rational and exponent > 0 else base > 0)
+        self.note(sympy.Ne(base, 0) if exponent.is_integer else
+                  base >= 0 if exponent.is_Rational and exponent > 0 else base > 0, bound, random)
 
     def binder(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
         names: list[Any] = []
@@ -336,19 +376,23 @@ class _Reader:
                 for symbol in end.free_symbols - set(inside):
                     self.free[symbol].add("limit")
             self.symbol(index, {index: None}, "index")
+            self.bound_symbols.add(index)
             names.append(index)
             inside[index] = (low, high) if not (low.free_symbols | high.free_symbols) & set(inside) else None
         self.visit(e.function, inside, "value", random)
 
     def function(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
         name = type(e).__name__
+        self.functions.add(name)
         self.parts(e.args, bound, "count" if name in ("factorial", "binomial") else "value", random)
         if name in ("log", "gamma", "loggamma", "digamma"):
-            self.claim.places += _flat(e.args[0] > 0)
+            self.note(e.args[0] > 0, bound, random)
+        if name in ("factorial", "binomial") and not all(part.is_integer for part in e.args):
+            raise self.refuse(e, "its arguments have to be declared whole numbers")
         if name == "polygamma":
             if not (e.args[0].is_Integer and e.args[0] >= 0):
                 raise self.refuse(e, "the order of a polygamma function is a number")
-            self.claim.places += _flat(e.args[1] > 0)
+            self.note(e.args[1] > 0, bound, random)
 
     def cases(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
         for value, condition in e.args:
@@ -370,7 +414,11 @@ class _Reader:
             elif type(variable) is not Symbol or variable.is_integer or variable in bound:
                 raise self.refuse(e, f"a derivative is by a real number, and {variable} is none")
             self.visit(variable, bound)
+        before = len(self.claim.places)
         self.visit(e.expr, bound, "value", random)
+        for relation in self.claim.places[before:]:
+            if relation.rel_op == ">=":         # at the border there is no derivative
+                self.note(relation.args[0] > relation.args[1], bound, random)
         if e.expr.has(Integral, Limit):
             raise self.refuse(e, "the derivative of an integral or limit is not worked out")
         for variable in e.variables:
@@ -391,29 +439,49 @@ class _Reader:
         for end in (low, high):
             if end not in (oo, -oo):
                 self.visit(end, bound)
-        with self.hidden(variable):
-            self.visit(e.function, {**bound, variable: None})
+        for relation in self.conditions_with(variable, e.function, bound):
+            gap = relation.args[0] - relation.args[1]
+            slope = gap.diff(variable)
+            if _implied(relation, {}, False):
+                continue
+            if slope.has(variable) or slope == 0:
+                raise self.refuse(e, f"whether {_relation(relation, plain)} holds on the whole range is not known")
+            # linear in the variable: between its ends it lies on the side of both
+            ends = [slope * end if end in (oo, -oo) else gap.xreplace({variable: end}) for end in (low, high)]
+            if relation.rel_op == "!=":
+                signs = [sympy.sign(end) if end in (oo, -oo) else end for end in ends]
+                self.note(signs[0] * signs[1] > 0, bound, False)
+            else:
+                for end in ends:
+                    self.note(end >= 0, bound, False)
 
     def limit(self, e: Any, bound: dict[Any, Any]) -> None:
         body, variable, point, _ = e.args
         if copies(e) or e.has(*MOMENTS):
             raise self.refuse(e, "noise cannot stand in a limit")
-        if body.has(*BINDERS, Integral, Derivative, Limit):
-            raise self.refuse(e, "a limit is of a closed formula, without sums, integrals or derivatives")
-        if type(variable) is not Symbol or variable in point.free_symbols or variable in bound:
+        if body.has(*BINDERS, Integral, Derivative, Limit, Indexed, KroneckerDelta, *KINKS):
+            raise self.refuse(e, "a limit is of a closed formula, without sums, entries, integrals, derivatives, kinks")
+        if type(variable) is not Symbol or variable in bound:
             raise self.refuse(e, "a limit is by a symbol that stands nowhere else")
-        if point not in (oo, -oo):
-            self.visit(point, bound)
-        with self.hidden(variable):
-            self.visit(body, {**bound, variable: None})
+        if point not in (oo, -oo) and not point.is_Rational:
+            raise self.refuse(e, "a limit is at a number or at infinity")
+        for part in sympy.preorder_traversal(body):
+            inner = (part.is_Pow and not (part.exp.is_Integer and part.exp > 0)) or isinstance(part, Function)
+            if inner and part.has(variable) and part.free_symbols != {variable}:
+                others = ", ".join(sorted(map(str, part.free_symbols - {variable})))
+                raise self.refuse(e, f"the limit of {plain(part)} may depend on {others}")
+        self.conditions_with(variable, body, bound)     # they hold near the point: the judge looks there
 
-    @contextmanager
-    def hidden(self, variable: Any) -> Iterator[None]:
-        """Conditions on a variable of integration hold on the path, and are no part of the claim's condition."""
-        before = list(self.claim.places)
-        yield
-        added = self.claim.places[len(before):]
-        self.claim.places = before + [c for c in added if variable not in c.free_symbols]
+    def conditions_with(self, variable: Any, body: Any, bound: dict[Any, Any]) -> list[Any]:
+        """Visit what stands under an integral or limit; the conditions on its variable, which are taken out."""
+        before = len(self.claim.places)
+        self.bound_symbols.add(variable)
+        self.visit(body, {**bound, variable: None})
+        added = self.claim.places[before:]
+        self.claim.places[before:] = [c for c in added if variable not in c.free_symbols]
+        found = [c for c in added if variable in c.free_symbols]
+        self.claim.untestable -= set(found)
+        return found
 
     def check_mean_exists(self, e: Any) -> None:
         """Continuous noise may stand only where the mean of what surrounds it is known to exist."""
@@ -436,17 +504,22 @@ class _Reader:
     # the whole claim
     def check_names(self) -> None:
         """Two different things may not print alike."""
+        if captured := self.law_symbols & self.bound_symbols:
+            raise self.refuse(min(map(str, captured)), "is a parameter of a law, and bound by a sum or an integral")
+        entries = {entry for line in self.claim.lines for entry in line.atoms(Indexed)}
+        operators = {OPERATORS[name] for name in self.functions if name in OPERATORS}
+        if any(line.has(KroneckerDelta) for line in self.claim.lines):
+            operators.add(r"\delta")
         seen: dict[str, Any] = {}
-        for thing in [*self.symbols, *self.bases, *self.constants]:
+        for thing in [*self.symbols, *self.bases, *self.constants, *entries]:
             is_base = isinstance(thing, IndexedBase)
             key = _print(Symbol(thing.name)) + "[]" if is_base else _print(thing)
             if key in seen and seen[key] != thing:
-                what = "families or arrays" if is_base else "symbols"
+                what = "families or arrays" if is_base else "things"
                 raise self.refuse(str(thing), f"two different {what} print alike, which no reader could tell apart")
+            if (is_base or isinstance(thing, Symbol)) and latex(Symbol(thing.name)).split("_")[0] in operators:
+                raise self.refuse(str(thing), "a symbol and a function print alike")
             seen[key] = thing
-        entries = {_print(entry) for line in self.claim.lines for entry in line.atoms(Indexed)}
-        if clash := sorted(entries & set(seen)):
-            raise self.refuse(clash[0], "an entry of an array and a symbol print alike")
 
     def sort_symbols(self) -> None:
         claim = self.claim
@@ -462,6 +535,7 @@ class _Reader:
                 claim.parameters.append(symbol)
         claim.whole = [symbol for symbol in [*claim.indices, *claim.sizes] if symbol.is_integer is None]
         claim.places = list(dict.fromkeys(claim.places))
+        claim.inside -= self.outside
 
     def range_of(self, index: Any) -> Any:
         """The n of the range 1..n of a free index: that of all sums over its places, if they agree."""
@@ -475,7 +549,7 @@ class _Reader:
 
 def _print(thing: Any) -> str:
     """What a reader sees of a name, without the differences that are easily missed."""
-    return re.sub(r"\\mathrm|[{}\s]", "", latex(thing))
+    return re.sub(r"\\mathrm|[{}\s,_]", "", latex(thing))
 
 
 def _drawn(e: Any) -> list[Any]:
@@ -524,7 +598,7 @@ def _at_most_linear(e: Any, noise: set[Any]) -> bool:
 
 # -- conditions ---------------------------------------------------------------
 @lru_cache(maxsize=1024)
-def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], show: Any) -> list[str]:
+def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], inside: frozenset[Any], show: Any) -> list[str]:
     """Relations as a reader writes them: 0 < p < 1; what the assumptions of the symbols say is left out."""
     by_symbol: dict[Any, list[Any]] = {symbol: [] for symbol in signed}
     others = []
@@ -536,11 +610,11 @@ def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], show: Any) 
             others.append(relation)
     shown, known = [], {}
     for symbol in sorted(by_symbol, key=str):
-        text, inside = _interval(symbol, by_symbol[symbol], symbol in signed, show)
+        text, interval = _interval(symbol, by_symbol[symbol], symbol in signed, show)
         shown += text
-        known[symbol] = inside
+        known[symbol] = interval
     shown += [_relation(relation, show) for relation in dict.fromkeys(others)
-              if not _implied(relation, known)]
+              if not _implied(relation, known, relation in inside)]
     return list(dict.fromkeys(shown))
 
 
@@ -563,7 +637,12 @@ def _interval(symbol: Any, relations: list[Any], signed: bool, show: Any) -> tup
             continue
         try:
             if isinstance(relation, sympy.Ne):
-                left_out += list(sympy.solveset(moved.args[0] - moved.args[1], x, sympy.S.Reals))
+                points = sympy.solveset(moved.args[0] - moved.args[1], x, sympy.S.Reals)
+                if not isinstance(points, sympy.FiniteSet) and points != sympy.S.EmptySet:
+                    raise ValueError
+                left_out += list(points)
+            elif moved.atoms(Function) - moved.atoms(sympy.exp, sympy.log):
+                raise ValueError
             else:
                 solved = moved.as_set()
                 inside = inside & solved
@@ -574,7 +653,7 @@ def _interval(symbol: Any, relations: list[Any], signed: bool, show: Any) -> tup
     out = [_relation(sympy.Ne(symbol, point, evaluate=False), show)
            for point in dict.fromkeys(left_out) if inside.contains(point) == sympy.true]
     words = [] if inside == (sympy.Interval(-oo, oo) if signed else own) else [_between(symbol, inside, show)]
-    return words + out + [_relation(r, show) for r in rest if not _implied(r, {symbol: inside})], inside
+    return words + out + [_relation(r, show) for r in rest if not _implied(r, {symbol: inside}, False)], inside
 
 
 def _between(symbol: Any, interval: Any, show: Any) -> str:
@@ -590,10 +669,10 @@ def _between(symbol: Any, interval: Any, show: Any) -> str:
     return text
 
 
-def _implied(relation: Any, known: dict[Any, Any]) -> bool:
+def _implied(relation: Any, known: dict[Any, Any], random: bool) -> bool:
     """True if a relation follows from the intervals of its symbols (only spares the reader what is plain)."""
     try:
-        gap = sympy.factor(sympy.together(_with_signs(relation.args[0] - relation.args[1], known, {})))
+        gap = sympy.factor(sympy.together(_with_signs(relation.args[0] - relation.args[1], known, random, {})))
     except Exception:
         return False
     gap = gap if relation.rel_op in (">", ">=", "!=") else -gap
@@ -601,14 +680,14 @@ def _implied(relation: Any, known: dict[Any, Any]) -> bool:
                 or (relation.rel_op == "!=" and gap.is_nonzero))
 
 
-def _with_signs(e: Any, known: dict[Any, Any], seen: dict[Any, Any]) -> Any:
+def _with_signs(e: Any, known: dict[Any, Any], random: bool, seen: dict[Any, Any]) -> Any:
     """The same expression, with stand-ins whose signs SymPy knows: odds/(1 + odds) for what lies in (0, 1)."""
     if e in seen:
         return seen[e]
 
     def in_unit_interval(symbol: Any) -> bool:
         interval = known.get(symbol)
-        return interval is not None and interval.start == 0 and interval.end == 1
+        return interval is not None and interval == sympy.Interval.open(0, 1)
 
     if in_unit_interval(e) or (e.is_Pow and in_unit_interval(e.base) and e.exp.is_positive and e.exp.is_Symbol):
         odds = Dummy(positive=True)
@@ -618,17 +697,18 @@ def _with_signs(e: Any, known: dict[Any, Any], seen: dict[Any, Any]) -> Any:
         above = interval is not None and interval.start == 0 and interval.left_open
         seen[e] = Dummy(real=True, positive=e.is_positive or above or None, integer=e.is_integer or None)
     elif e.is_Indexed:
-        bernoulli = type(e.base) is Noise and e.base.is_finite_law
-        seen[e] = Dummy(nonnegative=True) if bernoulli else Dummy(real=True)
+        law = e.base.law.pspace.distribution if type(e.base) is Noise and e.base.is_finite_law else None
+        mask = random and law is not None and law.succ >= 0 and law.fail >= 0
+        seen[e] = Dummy(nonnegative=True) if mask else Dummy(real=True)
     elif isinstance(e, (Sum, *MOMENTS)):
-        body = _with_signs(e.args[0], known, seen)
+        body = _with_signs(e.args[0], known, random or not isinstance(e, Sum), seen)
         filled = isinstance(e, Sum) and all((high - low).is_nonnegative for _, low, high in e.limits)
         seen[e] = Dummy(positive=True) if filled and body.is_positive else Dummy(nonnegative=True) \
             if body.is_nonnegative or isinstance(e, sympy.stats.Variance) else Dummy(real=True)
     elif e.is_Atom:
         return e
     else:
-        return e.func(*[_with_signs(part, known, seen) for part in e.args])
+        return e.func(*[_with_signs(part, known, random, seen) for part in e.args])
     return seen[e]
 
 

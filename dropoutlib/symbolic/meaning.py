@@ -25,8 +25,8 @@ from .functions import phi
 from .notation import MOMENTS, plain
 from .quadrature import integrate
 
-__all__ = ["Intervals", "Meaning", "Numbers", "Polynomial", "Undecided", "Undefined", "as_float", "is_exact", "plus",
-           "times"]
+__all__ = ["EXACT", "FUNCTIONS", "ROUNDING", "Env", "Intervals", "Meaning", "Numbers", "Polynomial", "TooLarge",
+           "Undecided", "Undefined", "as_float", "compared", "is_exact", "plus", "times"]
 
 LARGEST = 2**16         # outcomes of one enumeration
 LONGEST = 10**5         # terms of one sum
@@ -37,6 +37,10 @@ Env = Mapping[Any, Any]     # bound indices, drawn noise (family, index, ...), e
 
 class Undefined(ArithmeticError):
     """The expression has no real value at this point."""
+
+
+class TooLarge(Undefined):
+    """The value leaves the numbers that are worked with."""
 
 
 class Undecided(ArithmeticError):
@@ -340,10 +344,10 @@ def _binomial(n: Any, k: Any) -> Any:
 FUNCTIONS: dict[str, Callable[..., Any]] = {     # of numbers; a whole number or a fraction may come
     "Abs": _abs, "binomial": _binomial, "conjugate": lambda x: x, "factorial": _factorial,
     "sign": lambda x: (x > 0) - (x < 0),
-    "exp": lambda x: mp.exp(x) if x != 0 else 1, "log": lambda x: mp.log(x) if x != 1 else 0,
+    "exp": mp.exp, "log": mp.log,
     "Phi": mp.ncdf, "phi": mp.npdf, "erf": mp.erf, "erfi": mp.erfi, "erfc": mp.erfc, "gamma": mp.gamma,
     "loggamma": mp.loggamma, "digamma": mp.digamma, "polygamma": mp.psi, "cosh": mp.cosh, "sinh": mp.sinh,
-    "tanh": mp.tanh, "cos": mp.cos, "sin": mp.sin, "tan": mp.tan, "atan": mp.atan,
+    "tanh": mp.tanh, "cos": mp.cos, "sin": mp.sin, "atan": mp.atan,
 }
 EXACT = ("Abs", "binomial", "conjugate", "factorial", "sign")
 
@@ -356,6 +360,7 @@ class Numbers(Meaning):
         super().__init__()
         self.scalars, self.entries, self.slack = scalars, entries, slack
         self.used_quadrature = False
+        self.largest = 10**12               # argument of an exponential
 
     def symbol(self, e: Any) -> Any:
         if e.name not in self.scalars:
@@ -388,8 +393,8 @@ class Numbers(Meaning):
     def modest(self, x: Any) -> Any:
         """A number of many digits, refused where exponentials of it leave all bounds."""
         x = mp.mpf(as_float(x))
-        if not abs(x) <= 10**12:
-            raise Undefined("an argument of a function is too large to work it out")
+        if not abs(x) <= self.largest:
+            raise TooLarge("an argument of a function is too large to work it out")
         return x
 
     def probability(self, value: Any, family: Any) -> Any:
@@ -412,8 +417,7 @@ class Numbers(Meaning):
         if e.is_Rational:
             return Fraction(int(e.p), int(e.q))
         if isinstance(e, Float):
-            exact = sympy.Rational(e)
-            return Fraction(int(exact.p), int(exact.q))
+            return Fraction(str(e))         # the decimal that is seen
         if isinstance(e, NumberSymbol):
             return mp.mpf(getattr(mp, {"Pi": "pi", "Exp1": "e", "EulerGamma": "euler"}[type(e).__name__]))
         if isinstance(e, Derivative):
@@ -449,6 +453,8 @@ class Numbers(Meaning):
         name = e.func.__name__
         if name == "log" and not arguments[0] > 0:
             raise Undefined(f"{plain(e)} is not a real number at {_shown(arguments[0])}")
+        if (name, *arguments) in (("exp", 0), ("log", 1)):
+            return int(name == "exp")
         if name not in EXACT:
             arguments = [x if name == "polygamma" and isinstance(x, int) else
                          (mp.mpf(as_float(x)) if name == "log" else self.modest(x)) for x in arguments]
@@ -483,7 +489,7 @@ class Numbers(Meaning):
 
     def integrate(self, body: Callable[[Numbers, Any], Any], low: Any, high: Any) -> Any:
         """Quadrature of body(meaning, x), which is also evaluated for whole intervals x."""
-        self.used_quadrature = True
+        self.used_quadrature, self.largest = True, 10**12       # a quadrature sees how small the rest is
         intervals = Intervals(self.scalars, self.entries, self.slack)
         if low > high:
             return -self.integrate(body, high, low)

@@ -8,6 +8,7 @@ from sympy import (
     Derivative,
     Dummy,
     Indexed,
+    Integral,
     KroneckerDelta,
     Limit,
     Mul,
@@ -97,12 +98,20 @@ class _Latex(LatexPrinter):  # type: ignore[misc]
 
     def _print_Mul(self, expr: Any) -> str:
         r"""\frac{p}{1-p} \sum ..., not one fraction with the sum in its numerator."""
+        if expr.has(Derivative, Limit, Integral):
+            return str(super()._print_Mul(expr))
         coefficient, rest = expr.as_independent(*VARYING, as_Add=False)
         numerator, denominator = fraction(coefficient)
         if rest == 1 or numerator in (1, -1) or denominator.is_Number or fraction(rest)[1] != 1:
             return str(super()._print_Mul(expr))
         shown = self._print(rest)
-        return f"{self._print(coefficient)} " + (rf"\left({shown}\right)" if rest.is_Add else shown)
+        bracket = rest.is_Add or shown.lstrip().startswith("-")
+        return f"{self._print(coefficient)} " + (rf"\left({shown}\right)" if bracket else shown)
+
+    def _needs_mul_brackets(self, expr: Any, first: bool = False, last: bool = False) -> bool:
+        """A derivative or a limit in front of a factor would seem to be one of their product."""
+        return (isinstance(expr, Derivative | Limit) and not last) or bool(
+            super()._needs_mul_brackets(expr, first, last))
 
     def _print_KroneckerDelta(self, expr: Any, exp: Any = None) -> str:
         i, j = (self._print(index) for index in expr.args[:2])

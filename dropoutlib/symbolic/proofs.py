@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import wraps
+from types import MappingProxyType
 from typing import Any
 
 import mpmath
@@ -15,7 +16,7 @@ from sympy.stats import Expectation
 from sympy.stats.rv import RandomSymbol
 
 from . import judge, rules
-from .evaluate import at_scalars, given_point
+from .evaluate import at_scalars, controlled, given_point
 from .families import Noise, copies
 from .language import PARTIAL, Claim, NotAClaim, assuming, read
 from .meaning import Undecided, Undefined, as_float, is_exact
@@ -113,6 +114,8 @@ class _Result:
     """What only this module can make: results are shown because they were checked."""
 
     domain: Claim
+    condition: str
+    _condition_row: str
 
     def _refuse_strangers(self, key: object) -> None:
         if key is not _SHOWN:
@@ -124,9 +127,10 @@ class _Result:
             raise AttributeError(f"{name} was checked and cannot be changed")
         super().__setattr__(name, value)
 
-    def _condition_row(self) -> str:
-        shown = self.domain.condition(latex)
-        return rf"&\small\text{{for }} {shown}" if shown else ""
+    def _under(self, claim: Claim) -> None:
+        """Fix the condition as it is printed."""
+        self.domain, self.condition, shown = claim, claim.condition(), claim.condition(latex)
+        self._condition_row = rf"&\small\text{{for }} {shown}" if shown else ""
 
 
 class Derivation(_Result):
@@ -141,8 +145,8 @@ class Derivation(_Result):
     def __init__(self, key: object, lines: Sequence[tuple[Any, str]], sizes: Sequence[dict[str, int]],
                  claim: Claim) -> None:
         self._refuse_strangers(key)
-        self.lines, self.sizes, self.domain = tuple(lines), tuple(sizes), claim
-        self.condition = claim.condition()
+        self.lines, self.sizes = tuple(lines), tuple(sizes)
+        self._under(claim)
 
     @property
     def result(self) -> Any:
@@ -150,7 +154,7 @@ class Derivation(_Result):
         return self.lines[-1][0]
 
     def _repr_latex_(self) -> str:
-        return _aligned([("=", latex(e), reason) for e, reason in self.lines], self._condition_row())
+        return _aligned([("=", latex(e), reason) for e, reason in self.lines], self._condition_row)
 
     def __repr__(self) -> str:
         chain = "\n  = ".join(plain(e) + (f"    [{reason}]" if reason else "") for e, reason in self.lines)
@@ -254,7 +258,7 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
                     continue
             else:
                 line = target
-            lines.append((line, str(reason)))
+            lines.append((line, " ".join(str(reason).split())))
     claim = read([line for line, _ in lines], where)
     cases = _cases(claim, given if by == "enumeration" else {})
     if by == "enumeration":
@@ -267,7 +271,7 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
         _refuted(claim, start, line, cases, f"line {position}")
         how = _shown_by_rules(claim, start, line, f"line {position}", cases if by == "enumeration" else None)
         checked.append((line, ", ".join(part for part in (reason, how) if part)))
-    claim.signed = judge.signs_that_matter(claim, cases[-1])
+    claim.signed = judge.signs_that_matter(claim, cases)
     return Derivation(_SHOWN, checked, cases, claim)
 
 
@@ -294,12 +298,12 @@ class Identity(_Result):
 
     def __init__(self, key: object, left: Any, right: Any, how: str, claim: Claim, sign: str = "=") -> None:
         self._refuse_strangers(key)
-        self.left, self.right, self.how, self.sign, self.domain = left, right, how, sign, claim
-        self.condition = claim.condition()
+        self.left, self.right, self.how, self.sign = left, right, how, sign
+        self._under(claim)
 
     def _repr_latex_(self) -> str:
         sign = {"=": "=", "~": r"\approx"}[self.sign]
-        return _aligned([("", latex(self.left), ""), (sign, latex(self.right), self.how)], self._condition_row())
+        return _aligned([("", latex(self.left), ""), (sign, latex(self.right), self.how)], self._condition_row)
 
     def __repr__(self) -> str:
         return f"{plain(self.left)} {self.sign} {plain(self.right)}" + (f"    [{self.how}]" if self.how else "") \
@@ -343,9 +347,11 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
         _require_sizes(claim, given)
     _refuted(claim, left, right, cases, "the identity")
     if given:
-        return Identity(_SHOWN, left, right, _enumerated(claim, left, right, cases), claim)
+        how = _enumerated(claim, left, right, cases)
+        claim.signed = judge.signs_that_matter(claim, cases)
+        return Identity(_SHOWN, left, right, how, claim)
     _shown_by_rules(claim, left, right, "the identity", None)
-    claim.signed = judge.signs_that_matter(claim, cases[-1])
+    claim.signed = judge.signs_that_matter(claim, cases)
     return Identity(_SHOWN, left, right, "", claim)
 
 
@@ -356,7 +362,7 @@ def _compare_numbers(claim: Claim, points: list[Mapping[Any, Any]], tolerance: f
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance has to lie between 0 and 1, got {tolerance}")
     for point in points:
-        one, two = (as_float(value) for value in _values_at(claim, point))
+        one, two = (as_float(value) for value in _values_at(claim, point, tolerance))
         if not abs(one - two) <= tolerance * max(1, abs(two)):
             where = ", ".join(f"{key} = {value}" for key, value in point.items())
             raise Unproved(f"false at {where}: {plain(left)} = {plain(right)}\n  "
@@ -368,17 +374,18 @@ def _compare_numbers(claim: Claim, points: list[Mapping[Any, Any]], tolerance: f
     return f"numerically{' at ' * bool(named)}{named}, to {tolerance:.0e}".replace("e-0", "e-")
 
 
-def _values_at(claim: Claim, point: Mapping[Any, Any]) -> tuple[Any, Any]:
+def _values_at(claim: Claim, point: Mapping[Any, Any], tolerance: float = 1e-15) -> tuple[Any, Any]:
     """Both sides at a given point of the domain."""
     meaning = given_point(point)
     left, right = claim.lines
     try:
         with mpmath.workdps(30):
-            for relation in claim.where:
+            for relation in claim.testable():
                 if not meaning.holds(relation, {}):
                     raise ValueError(f"the point lies outside of {plain(relation)}")
             _check_whole_numbers(claim, meaning)
-            return meaning.value(left, {}), meaning.value(right, {})
+        left_value, right_value = controlled(meaning, [left, right], tolerance / 10)
+        return left_value, right_value
     except (Undefined, Undecided, OverflowError) as error:
         raise ValueError(f"{plain(left)} and {plain(right)} cannot be compared{at_scalars(point)}: {error}") from error
 
@@ -399,7 +406,8 @@ class Counterexample(_Result):
     def __init__(self, key: object, claim: Any, truth: Any, values: Mapping[Any, Any],
                  numbers: tuple[float, float]) -> None:
         self._refuse_strangers(key)
-        self.claim, self.truth, self.values, self.numbers = claim, truth, values, numbers
+        self.claim, self.truth, self.numbers = claim, truth, numbers
+        self.values = MappingProxyType({key: _frozen(value) for key, value in values.items()})
 
     def _point(self, show: Callable[[Any], str], comma: str) -> str:
         return comma.join(f"{show(key)} = {_short(value, show)}" for key, value in self.values.items())
@@ -429,11 +437,16 @@ class Counterexample(_Result):
         return " != ".join(self._sides(plain, "~")) + where
 
 
-def _short(value: Any, show: Callable[[Any], str]) -> str:
+def _frozen(value: Any) -> Any:
+    """What later changes of a list or an array do not reach."""
     value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _short(value: Any, show: Callable[[Any], str]) -> str:
     if isinstance(value, list | tuple):
         return "(" + ", ".join(_short(item, show) for item in value) + ")"
-    return f"{value:.4g}" if isinstance(value, float) else show(sympify(value))
+    return repr(value) if isinstance(value, float) else show(sympify(value))
 
 
 def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexample:
@@ -453,7 +466,7 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
     >>> disprove(p*(1 - p), p/(1 - p), {p: S.Half})
     p*(1 - p) = 0.25 != 1 = p/(1 - p)    [at p = 1/2]
     """
-    values = dict(values)
+    values = {key: _frozen(value) for key, value in values.items()}
     read_claim = read([claim, truth], floats=True)
     wrong, right = _values_at(read_claim, values)
     claim, truth = read_claim.lines
@@ -465,7 +478,11 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
         differ = abs(difference) > 1e-9 * max(1, abs(as_float(right)))
     if not differ:
         raise Unproved(f"no counterexample: {plain(claim)} and {plain(truth)} are both {float(right):.6g} there")
-    return Counterexample(_SHOWN, claim, truth, values, (float(wrong), float(right)))
+    try:
+        numbers = (float(wrong), float(right))
+    except OverflowError:
+        raise ValueError(f"{plain(claim)} or {plain(truth)} is too large there to be printed") from None
+    return Counterexample(_SHOWN, claim, truth, values, numbers)
 
 
 def judged(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:

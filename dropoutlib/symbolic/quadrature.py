@@ -39,7 +39,9 @@ def integrate(f: Callable[[Any], Any], hull: Callable[[Any], tuple[Any, bool]], 
         return None
     if low == high:
         return mp.mpf(0)
-    size, steady, waiting = mp.mpf(0), [], [(-mp.inf, low, high)]       # size: below the integral of |f|
+    size = mp.mpf(0)                    # about the integral of |f|, from below
+    steady: list[tuple[Any, Any]] = []
+    waiting = [(-mp.inf, low, high)]
     while waiting:                      # the cell where most may hide first, so that the size is known early
         if len(waiting) + len(steady) > MOST_CELLS:
             return None
