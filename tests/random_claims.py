@@ -557,7 +557,7 @@ def changed_claim(dice: random.Random) -> tuple[str, Any, Any, list[Any]]:
     while True:
         kind, left, right, where, v = true_claim(dice)
         for _ in range(20):
-            changed = changed_as_a_whole(v, left, right, where) if dice.random() < 0.1 else None
+            changed = changed_as_a_whole(v, left, right, where) if dice.random() < 0.15 else None
             if changed is None:
                 sides = [left, right]
                 side = dice.randrange(2)
@@ -569,13 +569,17 @@ def changed_claim(dice: random.Random) -> tuple[str, Any, Any, list[Any]]:
 
 
 def changed_as_a_whole(v: Words, left: Any, right: Any, where: list[Any]) -> tuple[Any, Any, list[Any]] | None:
-    """A condition less, a weaker one, or a size or an index about which less is assumed."""
+    """A condition less, a weaker one, another expression for a size, or less assumed about a size or an index."""
     if where and v.dice.random() < 0.6:
         position = v.dice.randrange(len(where))
         one = where[position]
         by_one = one.func(one.lhs - 1, one.rhs) if one.rel_op == "<=" else one.func(one.lhs + 1, one.rhs)
         weaker = v.dice.choice([sympy.true, by_one])
         return left, right, [c for c in [*where[:position], weaker, *where[position + 1:]] if c != sympy.true]
+    if v.dice.random() < 0.5:                   # a range that is empty, or more than empty, at some sizes only
+        size, other = v.dice.sample(v.sizes, 2)
+        new = {size: v.dice.choice([9 - size, 3 * size - other, size - other + 3, 2 * size - other, size - 2])}
+        return left.xreplace(new), right.xreplace(new), [c.xreplace(new) for c in where]
     symbol = v.dice.choice([*v.sizes, *v.index])
     if symbol not in left.free_symbols | right.free_symbols:
         return None
@@ -682,7 +686,7 @@ def a_point(domain: Any, dice: random.Random, sides: Sequence[Any]) -> Point:
     def whole(symbol: Any, high: int) -> int:
         return dice.randint(1 if symbol.is_positive else 0 if symbol.is_nonnegative else -2, high)
 
-    most = dice.choice([2, 3, 5])
+    most = dice.choice([2, 3, 3, 5, 5, 12])
     point: Point = {"seed": dice.random(), "positive": dice.random() < 0.4}
     for symbol in domain.sizes:
         point[symbol] = whole(symbol, most)
@@ -795,7 +799,7 @@ def moment(e: Any, point: Point) -> Any:
     for part in e.args:
         value(part, point, touched)
     copies = sorted(touched, key=str)
-    laws = [law_of(family, point) for _, family in copies]
+    laws = [law_of(family, point, 40 if len(copies) == 1 else 14) for _, family in copies]
     if math.prod(len(nodes) for nodes, _ in laws) > OUTCOMES or len(laws) > 30:
         raise ArithmeticError("too many outcomes")
     drawn = {key: nodes.reshape([-1 if axis == position else 1 for axis in range(len(laws))])
@@ -813,8 +817,8 @@ def moment(e: Any, point: Point) -> Any:
     return mean((parts[0] - mean(parts[0])) * (parts[-1] - mean(parts[-1])))
 
 
-def law_of(family: Any, point: Point) -> tuple[Any, Any]:
-    """Values and probabilities; of a continuous law Gauss nodes, which are exact for polynomials up to degree 13."""
+def law_of(family: Any, point: Point, count: int) -> tuple[Any, Any]:
+    """Values and probabilities; of a normal law so many Gauss nodes, of a uniform law half of them."""
     law = family.law.pspace.distribution
     if hasattr(law, "succ"):
         keep = float(value(law.p, point))
@@ -822,10 +826,10 @@ def law_of(family: Any, point: Point) -> tuple[Any, Any]:
             raise ArithmeticError("no probability")
         return np.array([float(law.succ), float(law.fail)]), np.array([keep, 1 - keep])
     if hasattr(law, "std"):
-        nodes, weights = np.polynomial.hermite_e.hermegauss(14)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(count)
         return value(law.mean, point) + value(law.std, point) * nodes, weights / weights.sum()
     left, right = value(law.left, point), value(law.right, point)
-    nodes, weights = np.polynomial.legendre.leggauss(7)
+    nodes, weights = np.polynomial.legendre.leggauss(count // 2)
     return left + (right - left) * (nodes + 1) / 2, weights / 2
 
 

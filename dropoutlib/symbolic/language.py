@@ -7,15 +7,19 @@ A claim is an equation between expressions that are made of
   rate of a Bernoulli law lies in (0, 1), a deviation and the argument of a logarithm are positive, a denominator is
   not zero, a size is a whole number;
 * entries x[j], W[a, j] of arrays of real numbers, which have an entry for every whole number;
-* copies m[j], M[a, j] of families of Bernoulli, normal or uniform noise (:class:`Noise`). Families are independent and
-  have different names; inside E, Var and Cov a copy is random, outside of them it is an entry like any other;
+* copies m[j], M[a, j] of families of Bernoulli, normal or uniform noise (:class:`~dropoutlib.symbolic.Noise`).
+  Families are independent and have different names; inside E, Var and Cov a copy is random, outside of them it is an
+  entry like any other;
 * sums and products over explicit ranges, empty where the upper end is below the lower end; Kronecker deltas;
-* +, -, *, / and powers, and the functions of ``FUNCTIONS`` in ``meaning.py``, Max, Min and case distinctions;
+* quotients, products and powers of these, exponentials, logarithms and other common functions, Max, Min and case
+  distinctions;
 * Expectation, Variance and Covariance without conditions;
-* derivatives by a real symbol or an entry of an array, definite integrals over one variable, limits without noise.
+* derivatives by a real symbol or an entry of an array, except of functions with a kink; definite integrals over one
+  variable and limits at a number or infinity, both without noise.
 
-Everything else is refused with :class:`NotAClaim`, which names the part. A free index runs over the range 1..n of its
-place, if all sums over that place have that range; else it is any whole number that its assumptions admit.
+Everything else is refused with :class:`~dropoutlib.symbolic.NotAClaim`, which names the part. A free index runs over
+the range 1..n of its place, if all sums over that place have that range; else it is any whole number that its
+assumptions admit.
 """
 
 from __future__ import annotations
