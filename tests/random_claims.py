@@ -814,7 +814,9 @@ def moment(e: Any, point: Point) -> Any:
     parts = [value(part, point, drawn) for part in e.args]
     if isinstance(e, Expectation):
         return mean(parts[0])
-    return mean((parts[0] - mean(parts[0])) * (parts[-1] - mean(parts[-1])))
+    product = (parts[0] - mean(parts[0])) * (parts[-1] - mean(parts[-1]))
+    found = mean(product)
+    return found if abs(found) > 1e-13 * mean(abs(product)) else 0.0     # rounding, which a large factor would blow up
 
 
 def law_of(family: Any, point: Point, count: int) -> tuple[Any, Any]:

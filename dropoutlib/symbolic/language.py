@@ -63,7 +63,8 @@ from .families import Noise, copies
 from .meaning import FUNCTIONS
 from .notation import MOMENTS, latex, plain
 
-__all__ = ["FREE", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "ranges_of_indices", "read"]
+__all__ = ["FREE", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "in_words", "ranges_of_indices",
+           "read"]
 
 NAME = re.compile(r"[A-Za-z]\w*'*", re.ASCII)
 BINDERS = (Sum, Product)
@@ -449,7 +450,7 @@ class _Reader:
             if _implied(relation, {}, False):
                 continue
             if slope.has(variable) or slope == 0:
-                raise self.refuse(e, f"whether {_relation(relation, plain)} holds on the whole range is not known")
+                raise self.refuse(e, f"whether {in_words(relation, plain)} holds on the whole range is not known")
             # linear in the variable: between its ends it lies on the side of both
             ends = [slope * end if end in (oo, -oo) else gap.xreplace({variable: end}) for end in (low, high)]
             if relation.rel_op == "!=":
@@ -463,8 +464,8 @@ class _Reader:
         body, variable, point, _ = e.args
         if copies(e) or e.has(*MOMENTS):
             raise self.refuse(e, "noise cannot stand in a limit")
-        if body.has(*BINDERS, Integral, Derivative, Limit, Indexed, KroneckerDelta, *KINKS):
-            raise self.refuse(e, "a limit is of a closed formula, without sums, entries, integrals, derivatives, kinks")
+        if body.has(*BINDERS, Integral, Derivative, Limit, KroneckerDelta, *KINKS):
+            raise self.refuse(e, "a limit is of a closed formula, without sums, integrals, derivatives and kinks")
         if type(variable) is not Symbol or variable in bound:
             raise self.refuse(e, "a limit is by a symbol that stands nowhere else")
         if point not in (oo, -oo) and not point.is_Rational:
@@ -617,12 +618,13 @@ def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], inside: fro
         text, interval = _interval(symbol, by_symbol[symbol], symbol in signed, show)
         shown += text
         known[symbol] = interval
-    shown += [_relation(relation, show) for relation in dict.fromkeys(others)
+    shown += [in_words(relation, show) for relation in dict.fromkeys(others)
               if not _implied(relation, known, relation in inside)]
     return list(dict.fromkeys(shown))
 
 
-def _relation(relation: Any, show: Any) -> str:
+def in_words(relation: Any, show: Any = plain) -> str:
+    """A relation as a reader writes it."""
     signs = {"==": "=", "!=": "!=", ">=": ">=", "<=": "<="} if show is plain else \
         {"==": "=", "!=": r"\neq", ">=": r"\geq", "<=": r"\leq"}
     left, right = relation.args
@@ -653,11 +655,11 @@ def _interval(symbol: Any, relations: list[Any], signed: bool, show: Any) -> tup
         except (NotImplementedError, TypeError, ValueError, AttributeError, RecursionError):
             rest.append(relation)
     if not isinstance(inside, sympy.Interval):
-        return [_relation(r, show) for r in dict.fromkeys(relations)], own
-    out = [_relation(sympy.Ne(symbol, point, evaluate=False), show)
+        return [in_words(r, show) for r in dict.fromkeys(relations)], own
+    out = [in_words(sympy.Ne(symbol, point, evaluate=False), show)
            for point in dict.fromkeys(left_out) if inside.contains(point) == sympy.true]
     words = [] if inside == (sympy.Interval(-oo, oo) if signed else own) else [_between(symbol, inside, show)]
-    return words + out + [_relation(r, show) for r in rest if not _implied(r, {symbol: inside}, False)], inside
+    return words + out + [in_words(r, show) for r in rest if not _implied(r, {symbol: inside}, False)], inside
 
 
 def _between(symbol: Any, interval: Any, show: Any) -> str:

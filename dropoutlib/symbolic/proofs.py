@@ -18,7 +18,7 @@ from sympy.stats.rv import RandomSymbol
 from . import judge, rules
 from .evaluate import at_scalars, controlled, given_point
 from .families import Noise, copies
-from .language import PARTIAL, Claim, NotAClaim, assuming, read
+from .language import PARTIAL, Claim, NotAClaim, assuming, in_words, read
 from .meaning import Undecided, Undefined, as_float, is_exact
 from .notation import MOMENTS, latex, plain
 
@@ -382,7 +382,7 @@ def _values_at(claim: Claim, point: Mapping[Any, Any], tolerance: float = 1e-15)
         with mpmath.workdps(30):
             for relation in claim.testable():
                 if not meaning.holds(relation, {}):
-                    raise ValueError(f"the point lies outside of {plain(relation)}")
+                    raise ValueError(f"the point lies outside of {in_words(relation)}")
             _check_whole_numbers(claim, meaning)
         left_value, right_value = controlled(meaning, [left, right], tolerance / 10)
         return left_value, right_value
