@@ -55,6 +55,7 @@ from dropoutlib.symbolic import (
     disprove,
     exact,
     gaussian_mean,
+    judge,
     linear,
     number,
     phi,
@@ -109,6 +110,11 @@ FALSE = {
     "a mean of a product over too long a range": (Expectation(Product(1 - m[l], (l, 2, n))), p**n),
     "a factor that is one of those of the product": (
         Expectation(m[1] * Product(1 - m[l], (l, 1, n))), (1 - p) * p**n),
+    "a range that is empty for large n": (Sum(1, (j, 1, 20 - n)), 20 - n),
+    "a product over a range that is empty for large n": (Product(p, (j, 1, 9 - n)), p ** (9 - n)),
+    "a range that is empty for some pairs of sizes": (Sum(j, (j, 1, 3 * n - d)), (3 * n - d) * (3 * n - d + 1) / 2),
+    "a free entry drawn into a sum": (
+        (1 - p) * Sum(w[a] * x[a], (a, 1, n)), (1 - p) * Sum(w[k] * x[a], (k, 1, n))),
     "n for n - 1 in one end": (Sum(Sum(x[j], (j, 1, n - k)), (k, 1, n)), Sum((n - j + 1) * x[j], (j, 1, n))),
     "a factor that two sizes hide": ((n - 2) * (n - 3) * Sum(x[j], (j, 1, n)), 0),
     # laws and means
@@ -148,6 +154,13 @@ def test_a_falsehood_is_not_shown(name):
         with pytest.raises((Unproved, NotAClaim)):
             show()
     assert not _is_said_to_be_the_same(left, right)
+
+
+@pytest.mark.parametrize("name", FALSE)
+def test_the_rules_alone_show_no_falsehood(monkeypatch, name):
+    monkeypatch.setattr(judge, "disagreement", lambda *_: None)
+    with pytest.raises((Unproved, NotAClaim)):
+        prove(*FALSE[name])
 
 
 def _is_said_to_be_the_same(left, right):

@@ -17,7 +17,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import sympy
@@ -27,7 +27,7 @@ from sympy import Function, Indexed, Max, Min
 from .evaluate import enumerate_masks
 from .language import FREE, PARTIAL, Claim, NotAClaim
 from .meaning import EXACT, Meaning, Numbers, Polynomial, TooLarge, Undecided, Undefined, as_float, is_exact
-from .notation import plain
+from .notation import MOMENTS, plain
 
 __all__ = ["Disagreement", "cases", "degree", "disagreement", "gap", "points", "signs_that_matter"]
 
@@ -41,6 +41,7 @@ QUADRATURE_DIGITS = (12, 24)
 QUADRATURE_ERROR = 1e-16    # of an integral found with 24 digits, relative to its size
 TRIES = 400                 # random points until one lies in the domain
 MOST_CASES = 3000
+FAR = (1, 8, 25)            # sizes of formulas without noise
 LARGEST_CONSTANT = 9        # numbers in indices and ranges up to this one are sizes and indices of a case of their own
 
 
@@ -166,6 +167,12 @@ def _sizes(claim: Claim, given: Mapping[str, Sequence[int]]) -> Iterator[dict[st
         if len(found) > 2 or not claim.where:
             break
     yield from found[:24] if len(free) < 4 else found[:: max(1, len(found) // 6)]
+    without_noise = not claim.indices and not any(line.has(*MOMENTS) for line in claim.lines)
+    if without_noise and 0 < len(free) <= len(FAR):         # cheap: sizes that lie far apart, too
+        for picked in permutations(FAR[-1:] if len(free) == 1 else FAR, len(free)):
+            case = {**dict(zip(names, picked, strict=True)), **{name: values[0] for name, values in listed.items()}}
+            if _admitted(claim, case):
+                yield case
 
 
 def _distinct(pools: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:

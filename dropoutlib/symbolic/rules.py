@@ -19,6 +19,7 @@ from sympy import (
     Product,
     S,
     Sum,
+    Symbol,
     expand,
     fraction,
     nan,
@@ -290,6 +291,23 @@ def difference(left: Any, right: Any, ranges: Ranges | None = None) -> Any:
     return rest
 
 
+def _opaque(expression: Any) -> Any:
+    """Sums and products as letters: SymPy closes them without a look at their range, and lets free indices in."""
+    letters: dict[Any, Any] = {}
+
+    def named(e: Any, depth: int = 0) -> Any:
+        if isinstance(e, Sum | Product):
+            inside = e.func(named(e.function, depth + len(e.limits)), *e.limits)
+            alike = inside.xreplace({index: Symbol(f"_{depth + i}", integer=True)
+                                     for i, (index, *_) in enumerate(inside.limits)})
+            return letters.setdefault(alike, Dummy(real=True)) if depth == 0 else alike
+        if e.is_Atom or isinstance(e, Indexed) or not e.has(Sum, Product):
+            return e
+        return e.func(*[named(part, depth) if isinstance(part, Expr) else part for part in e.args])
+
+    return named(expression)
+
+
 _FACTOR = Dummy("l", integer=True)      # one name for the index of every product
 
 
@@ -347,7 +365,7 @@ def _closed(expression: Any, ranges: Ranges) -> Any:
 
 def _simplifies_to_zero(expression: Any) -> bool:
     try:
-        return bool(simplify(expression) == 0)
+        return bool(simplify(_opaque(expression)) == 0)
     except StopIteration:       # sum_add of SymPy 1.14 looks for a Sum among factors where there is none
         return False
 
