@@ -109,7 +109,8 @@ def _described(left: Any, right: Any, case: dict[str, int], difference: Any) -> 
 def cases(claim: Claim, given: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
     """Numbers for all sizes, free indices and exponents at which a claim is judged.
 
-    Sizes that are not given take all orders of 1, 2, 3, never the same value twice. A free index takes every value of
+    Sizes that are not given take all orders of 1, 2, 3, never the same value twice, and in formulas without noise and
+    free indices sizes that lie far apart. A free index takes every value of
     its range, or equal and different values where it has none; where sums over its place have several ranges, values
     inside and outside of them.
     """
