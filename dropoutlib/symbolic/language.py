@@ -725,7 +725,7 @@ _FACTS: ContextVar[tuple[tuple[Any, ...], dict[Any, Any]] | None] = ContextVar("
 @contextmanager
 def assuming(claim: Claim) -> Iterator[None]:
     """Let the rules use the conditions of a claim: where= and the ranges of its free indices."""
-    facts = []
+    facts: list[Any] = list(claim.whole)        # shown as 0, 1, 2, ...
     for relation in claim.where:
         left, right = relation.args
         gap = {"<=": right - left, "<": right - left - 1, ">=": left - right, ">": left - right - 1}
