@@ -322,7 +322,7 @@ def test_what_is_true_stays_provable(name):
      "0 <= mu <= 1, 0 <= s <= 1, 1 - mu*s != 0"),
     (1 / (1 + m[1]) + m[1] / (1 + m[1]), 1, (), "0 < p < 1, m[1] + 1 != 0"),
     (Expectation(1 / (1 + m[1])), (1 + p) / 2, (), "0 < p < 1"),
-    (log(below**2), 2 * log(-below), (), "r < 0"),
+    (log(below**2), 2 * log(-below), (), "r < 0, r whole"),
     (Sum(log(p * q), (j, n, 1)), Sum(log(p) + log(q), (j, n, 1)), (), "p > 0, q > 0"),
     (sqrt(p**2 + 2 * p + 1), p + 1, (), "p > 0"),
     (sqrt(mu) * sqrt(mu + 1) * 2 / 2, sqrt(mu + 1) * sqrt(mu), (), "mu >= 0"),

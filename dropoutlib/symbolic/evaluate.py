@@ -14,7 +14,7 @@ from sympy import Expr, IndexedBase, Symbol, expand, sympify
 
 from .families import Noise
 from .language import read
-from .meaning import ROUNDING, Env, Meaning, Numbers, Polynomial, Undecided, as_float, is_exact
+from .meaning import ROUNDING, Env, Meaning, NotPolynomial, Numbers, Polynomial, Undecided, as_float, is_exact
 from .notation import plain
 
 __all__ = ["at_scalars", "controlled", "enumerate_masks", "given_point", "number"]
@@ -201,11 +201,11 @@ class _Formulas(Meaning):
     def power(self, base: Any, exponent: Any, e: Any) -> Any:
         if isinstance(base, Polynomial) and is_exact(exponent) and exponent == int(exponent) >= 0:
             return math.prod([base] * int(exponent), start=1)
-        return sympify(self._formula(base, e)) ** sympify(self._formula(exponent, e))
+        return sympify(self._formula(base)) ** sympify(self._formula(exponent))
 
-    def _formula(self, value: Any, e: Any) -> Any:
+    def _formula(self, value: Any) -> Any:
         if isinstance(value, Polynomial):
-            raise ValueError(f"a continuous law is written out for polynomials in it only, not for {plain(e)}")
+            raise NotPolynomial
         return value
 
     def other(self, e: Any, env: Env) -> Any:
@@ -214,4 +214,4 @@ class _Formulas(Meaning):
         if isinstance(e, sympy.Derivative):
             written_out = sympify(self.value(e.expr, env))
             return written_out.diff(*[(self.value(v, env), count) for v, count in e.variable_count])
-        return e.func(*[sympify(self._formula(self.value(part, env), e)) for part in e.args])
+        return e.func(*[sympify(self._formula(self.value(part, env))) for part in e.args])

@@ -7,10 +7,13 @@ from typing import Any
 
 from sympy import (
     Add,
+    Dummy,
     Indexed,
     IndexedBase,
+    Integral,
     KroneckerDelta,
     Mul,
+    Piecewise,
     binomial,
     stats,
     sympify,
@@ -53,7 +56,7 @@ class Noise(IndexedBase):  # type: ignore[misc]
             raise TypeError(f"law must be a random variable of sympy.stats, got {law!r}. If this came from a function "
                             "of sympy.stats such as E or variance: these do not know families of copies, use "
                             "Expectation, Variance and Covariance of dropoutlib.symbolic with exact()")
-        family = super().__new__(cls, law.symbol)
+        family = super().__new__(cls, law.symbol, real=True)
         family._args = (law,)   # the law takes part in subs, == and hash
         family.law = law
         return family
@@ -90,9 +93,16 @@ def mean_of_function(expression: Any, copy: Any) -> Any:
     """E g(m_j) for a function of one copy."""
     law = copy.base.law
     if not copy.base.is_finite_law:
-        return _mean_of_law(expression.xreplace({copy: law}))
+        mean = _mean_of_law(expression.xreplace({copy: law}))
+        if copy.base.is_normal_law and mean.has(Integral, Piecewise):   # SymPy asks for the sign of the deviation
+            mean = _mean_of_law(expression.xreplace({copy: law.pspace.distribution.mean
+                                                     + law.pspace.distribution.std * _STANDARD}))
+        return mean
     weights = sorted(stats.density(law).dict.items(), key=default_sort_key)
     return Add(*[weight * expression.xreplace({copy: sympify(value)}) for value, weight in weights])
+
+
+_STANDARD = stats.Normal(Dummy("u"), 0, 1)         # no letter of an expression is captured
 
 
 @cache

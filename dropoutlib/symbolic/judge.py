@@ -17,19 +17,31 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import permutations, product
 from typing import Any
 
 import sympy
 from mpmath import mp
-from sympy import Function, Indexed, Max, Min
+from sympy import Function, Indexed, KroneckerDelta, Max, Min, Product, Sum
 
 from .evaluate import enumerate_masks
 from .language import FREE, PARTIAL, Claim, NotAClaim
-from .meaning import EXACT, Meaning, Numbers, Polynomial, TooLarge, Undecided, Undefined, as_float, is_exact
+from .meaning import (
+    EXACT,
+    Meaning,
+    NotPolynomial,
+    Numbers,
+    Polynomial,
+    TooLarge,
+    Undecided,
+    Undefined,
+    as_float,
+    is_exact,
+)
 from .notation import MOMENTS, plain
 
-__all__ = ["Disagreement", "cases", "degree", "disagreement", "gap", "points", "signs_that_matter"]
+__all__ = ["Disagreement", "cases", "degree", "disagreement", "domains_that_matter", "gap", "points"]
 
 BITS = 64                   # of a random number
 RISK = Fraction(1, 10**12)
@@ -67,9 +79,9 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
     for case in where:
         source = random.Random(f"{plain(left)} = {plain(right)} at {case}")
         enough = points((left, right), case)
-        wanted, failure = enough or (3 if case else 6), None
+        wanted, failure, shrunk = enough or (3 if case else 6), None, 0
         for tries in range(TRIES):
-            point = _Random(claim, case, source, exact=enough is not None, tries=tries)
+            point = _Random(claim, case, source, exact=enough is not None, tries=tries, shrunk=shrunk)
             try:
                 inside = False
                 if not all(point.holds(relation, {}) for relation in claim.testable()):
@@ -81,6 +93,7 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
                     raise NotAClaim(f"{plain(left)} = {plain(right)} has no value at some points of the domain of its "
                                     f"letters, and no condition says so: {error}") from error
                 failure = error
+                shrunk += isinstance(error, TooLarge)
                 continue
             if difference != 0:
                 return _described(left, right, case, difference)
@@ -195,7 +208,9 @@ def _admitted(claim: Claim, case: Mapping[str, int]) -> bool:
 class _Random(Numbers):
     """Random values: of symbols by their assumptions, of entries as they are met."""
 
-    def __init__(self, claim: Claim, case: Mapping[str, int], source: random.Random, exact: bool, tries: int) -> None:
+    def __init__(self, claim: Claim, case: Mapping[str, int], source: random.Random, exact: bool, tries: int,
+                 shrunk: int = 0) -> None:
+        self.size = Fraction(1, 2 ** (shrunk // 4))     # entries come nearer to 0 where exponentials were too large
         self.source, self.exact = source, exact
         self.signs = (-1, 1) if tries % 2 == 0 else (1,)        # every other try takes positive entries
         self.drawn: dict[Any, Any] = {}
@@ -223,34 +238,74 @@ class _Random(Numbers):
         if key not in self.drawn:
             value: Any = self.source.randrange(1, 2**BITS)
             if not self.exact:
-                value = Fraction(self.source.choice(SCALES) * value, 2**BITS)
+                value = self.size * Fraction(self.source.choice(SCALES) * value, 2**BITS)
             self.drawn[key] = self.source.choice(self.signs) * value
         return self.drawn[key]
 
 
-def signs_that_matter(claim: Claim, where: Sequence[Mapping[str, int]]) -> list[Any]:
-    """The symbols whose declared sign the claim may need.
+def domains_that_matter(claim: Claim, where: Sequence[Mapping[str, int]]) -> list[Any]:
+    """The symbols whose declared domain, a sign or whole numbers, the claim may need.
 
-    An equation between rational functions holds for either sign if it does so at a random point. For what is not
-    rational no sample of points can tell.
+    An equation between rational functions holds for either sign, and for all real numbers, if it does so at a random
+    point. For what is not rational no sample of points can tell. That a size or an index is not 0 matters if the
+    claim is false there.
     """
-    negative = [symbol for symbol in [*claim.sizes, *claim.indices, *claim.counts, *claim.parameters]
-                if symbol.is_integer and symbol.is_nonpositive]
+    rational = all(points(claim.lines, case) is not None for case in where)
+    numbers = [symbol for symbol in claim.parameters if symbol.is_integer]
+    needed = list(claim.counts) if rational else [*claim.counts, *numbers]
+    needed += [symbol for symbol in numbers if symbol.is_nonpositive and symbol not in needed]
+    for place in [*claim.sizes, *(index for index, high in claim.indices.items() if high in (FREE, PARTIAL))]:
+        if place.is_integer and place not in claim.whole and (
+                place.is_nonpositive or (place.is_positive and not _holds_at(claim, where, place, 0))
+                or (not rational and any(_stands_as_a_number(place, line) for line in claim.lines))):
+            needed.append(place)
     signed = [symbol for symbol in claim.parameters
               if not symbol.is_integer and (symbol.is_nonnegative or symbol.is_nonpositive)]
-    if not signed or any(points(claim.lines, case) is None for case in where):
-        return negative + signed
+    if not signed or not rational:
+        return needed + signed
     found: set[Any] = set()
     for case in where[:: max(1, len(where) // 12)]:
-        source = random.Random(f"signs in {case}")
-        for tries in range(TRIES):
-            point = _Random(claim, case, source, exact=True, tries=tries)
-            if _holds(claim, point):
-                found |= {symbol for symbol in signed if not _holds(claim, point.with_opposite(symbol))}
-                break
-        else:
-            return negative + signed
-    return negative + [symbol for symbol in signed if symbol in found]
+        if (point := _point_inside(claim, case)) is None:
+            return needed + signed
+        found |= {symbol for symbol in signed if not _holds(claim, point.with_opposite(symbol))}
+    return needed + [symbol for symbol in signed if symbol in found]
+
+
+def _point_inside(claim: Claim, case: Mapping[str, int]) -> _Random | None:
+    """A random point at which the claim holds."""
+    source = random.Random(f"inside {case}")
+    for tries in range(TRIES):
+        point = _Random(claim, case, source, exact=True, tries=tries)
+        if _holds(claim, point):
+            return point
+    return None
+
+
+def _holds_at(claim: Claim, where: Sequence[Mapping[str, int]], place: Any, value: int) -> bool:
+    """Does the claim hold, or say nothing, where a size or an index has a value outside of its declared domain?"""
+    if place in claim.indices.values():         # an index from 1 to this size says already that it is not 0
+        return True
+    others = {tuple(sorted({**case, place.name: value}.items())) for case in where}
+    source = random.Random(f"{place} = {value}")
+    for case in sorted(others)[:12]:
+        try:
+            point = _Random(claim, dict(case), source, exact=True, tries=1)
+            if not all(point.holds(relation, {}) for relation in claim.testable()):
+                continue
+            if any(gap(point, claim.lines[0], line) != 0 for line in claim.lines[1:]):
+                return False
+        except (Undefined, Undecided, ValueError):
+            continue
+    return True
+
+
+def _stands_as_a_number(symbol: Any, e: Any) -> bool:
+    """Outside of indices, deltas and the ends of ranges."""
+    if isinstance(e, Indexed | KroneckerDelta):
+        return False
+    if isinstance(e, Sum | Product):
+        return _stands_as_a_number(symbol, e.function)
+    return bool(e == symbol) or any(_stands_as_a_number(symbol, part) for part in e.args)
 
 
 def _holds(claim: Claim, point: Numbers) -> bool:
@@ -335,6 +390,8 @@ class _NotRational(Exception):
 class _Degrees(Meaning):
     """Counts the degree of an expression in its symbols and entries at the sizes of a case."""
 
+    few = 1             # a bound needs no sum over outcomes where moments give it
+
     def __init__(self, case: Mapping[str, int]) -> None:
         super().__init__()
         self.case = case
@@ -346,13 +403,15 @@ class _Degrees(Meaning):
         return _Degree(1)
 
     def power(self, base: Any, exponent: Any, e: Any) -> Any:
+        if isinstance(exponent, Polynomial):
+            raise NotPolynomial
         if not is_exact(exponent) or exponent != int(exponent):
             raise _NotRational
         if is_exact(base):
             return _NUMBERS.power(base, exponent, e)
-        if not isinstance(base, _Degree):       # a polynomial in continuous noise
+        if isinstance(base, Polynomial):
             if exponent < 0:
-                raise _NotRational
+                raise NotPolynomial
             return math.prod([base] * int(exponent), start=1)
         above, below = (base.above, base.below) if exponent >= 0 else (base.below, base.above)
         return _Degree(above * abs(int(exponent)), below * abs(int(exponent)))
@@ -361,6 +420,8 @@ class _Degrees(Meaning):
         if e.is_Rational:
             return Fraction(int(e.p), int(e.q))
         parts = [self.value(part, env) for part in e.args] if isinstance(e, Function | Max | Min) else [_Degree()]
+        if any(isinstance(part, Polynomial) for part in parts):
+            raise NotPolynomial
         if not all(map(is_exact, parts)) or type(e).__name__ not in (*EXACT, "Max", "Min"):
             raise _NotRational
         return _NUMBERS.function(e, parts)          # of numbers that are the same at every point
@@ -383,7 +444,12 @@ def degree(sides: Iterable[Any], case: Mapping[str, int]) -> int | None:
 
 def points(sides: Sequence[Any], case: Mapping[str, int]) -> int | None:
     """So many points that a false identity survives all of them with a probability below RISK; None: not rational."""
-    if (found := degree(sides, case)) is None:
+    return _points(tuple(sides), tuple(case.items()))
+
+
+@lru_cache(maxsize=4096)
+def _points(sides: tuple[Any, ...], case: tuple[tuple[str, int], ...]) -> int | None:
+    if (found := degree(sides, dict(case))) is None:
         return None
     once = Fraction(max(found, 1) * TRIES, 2**BITS)         # at most one in TRIES points may have been taken
     wanted = 1

@@ -98,7 +98,7 @@ class Claim:
     untestable: set[Any] = field(default_factory=set)       # places that speak of bound indices or draws
     inside: set[Any] = field(default_factory=set)           # places that stand inside of E, Var and Cov only
     constants: set[int] = field(default_factory=set)        # whole numbers in indices and ends of ranges
-    signed: list[Any] = field(default_factory=list)         # symbols whose declared sign the claim needs
+    signed: list[Any] = field(default_factory=list)         # symbols whose declared domain the claim needs
 
     def testable(self) -> list[Any]:
         """The conditions that hold or fail at a point."""
@@ -109,14 +109,16 @@ class Claim:
         return not self.untestable
 
     def condition(self, show: Any = plain) -> str:
-        """The condition under which the claim holds, beyond the assumptions of its symbols."""
+        """The condition under which the claim holds; that a size or an index is 1, 2, ... only where that matters."""
         less = " <= " if show is plain else r" \leq "
         found = [f"1{less}{show(index)}{less}{show(high)}"
                  for index, high in self.indices.items() if high not in (FREE, PARTIAL)]
-        dots = ", 2, ..." if show is plain else r", 2, \ldots"
-        found += [f"{show(symbol)} = {'1' if symbol.is_positive else '0, 1'}{dots}" for symbol in self.whole]
+        above = {sympy.Le(index, high) for index, high in self.indices.items() if high not in (FREE, PARTIAL)}
+        found += [_whole_number(symbol, show) for symbol in [*self.whole, *(s for s in self.signed if s.is_integer)]]
+        signed = tuple(symbol for symbol in self.signed if not (symbol.is_integer and symbol.is_nonnegative))
         return (", " if show is plain else r",\ ").join(
-            [*_conditions(tuple(self.places + self.where), tuple(self.signed), frozenset(self.inside), show), *found])
+            [*_conditions(tuple(relation for relation in self.places + self.where if relation not in above), signed,
+                          frozenset(self.inside), show), *found])
 
 
 def read(lines: Sequence[Any], where: Any = (), floats: bool = False) -> Claim:
@@ -613,14 +615,29 @@ def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], inside: fro
             by_symbol.setdefault(next(iter(symbols)), []).append(relation)
         elif symbols:
             others.append(relation)
-    shown, known = [], {}
+    shown: dict[Any, list[str]] = {}
+    known: dict[Any, Any] = {}
     for symbol in sorted(by_symbol, key=str):
-        text, interval = _interval(symbol, by_symbol[symbol], symbol in signed, show)
-        shown += text
-        known[symbol] = interval
-    shown += [in_words(relation, show) for relation in dict.fromkeys(others)
-              if not _implied(relation, known, relation in inside)]
-    return list(dict.fromkeys(shown))
+        shown[symbol], known[symbol] = _interval(symbol, by_symbol[symbol], symbol in signed, show)
+    rest = [relation for relation in dict.fromkeys(others) if not _implied(relation, known, relation in inside)]
+    for relation in list(rest):             # 2 <= k and k <= n are written as one
+        symbol, interval = relation.lhs, known.get(relation.lhs)
+        if relation.rel_op in ("<", "<=") and interval is not None and len(shown[symbol]) == 1 \
+                and interval.end == oo and interval.start != -oo and symbol not in relation.rhs.free_symbols:
+            less, low = ("<", "<=") if show is plain else ("<", r"\leq"), show(interval.start)
+            shown[symbol] = [f"{low} {less[not interval.left_open]} {show(symbol)} {less[relation.rel_op == '<=']} "
+                             f"{show(relation.rhs)}"]
+            rest.remove(relation)
+            break
+    return list(dict.fromkeys([text for texts in shown.values() for text in texts]
+                              + [in_words(relation, show) for relation in rest]))
+
+
+def _whole_number(symbol: Any, show: Any) -> str:
+    if symbol.is_integer and not symbol.is_nonnegative:
+        return f"{show(symbol)} whole" if show is plain else rf"{show(symbol)} \in \mathbb{{Z}}"
+    dots = ", 2, ..." if show is plain else r", 2, \ldots"
+    return f"{show(symbol)} = {'1' if symbol.is_positive else '0, 1'}{dots}"
 
 
 def in_words(relation: Any, show: Any = plain) -> str:

@@ -25,14 +25,15 @@ from .functions import phi
 from .notation import MOMENTS, plain
 from .quadrature import integrate
 
-__all__ = ["EXACT", "FUNCTIONS", "ROUNDING", "Env", "Intervals", "Meaning", "Numbers", "Polynomial", "TooLarge",
-           "Undecided", "Undefined", "as_float", "compared", "is_exact", "plus", "times"]
+__all__ = ["EXACT", "FUNCTIONS", "ROUNDING", "Env", "Intervals", "Meaning", "NotPolynomial", "Numbers", "Polynomial",
+           "TooLarge", "Undecided", "Undefined", "as_float", "compared", "is_exact", "plus", "times"]
 
-LARGEST = 2**16         # outcomes of one enumeration
+LARGEST = 2**16         # outcomes of one enumeration, or terms of one polynomial
 LONGEST = 10**5         # terms of one sum
 ROUNDING = Fraction(1, 10**12)      # by which a probability that is itself computed may miss 0 or 1
 
 Env = Mapping[Any, Any]     # bound indices, drawn noise (family, index, ...), entries moved by a derivative
+_LETTERS = "letters"        # in an Env: masks are letters of a polynomial, too
 
 
 class Undefined(ArithmeticError):
@@ -51,8 +52,12 @@ class _Undrawn(Exception):
     """A copy of a noise that has no value yet: ``outcomes`` goes through its values."""
 
 
-class _NotPolynomial(Exception):
-    """A copy of a continuous noise stands in something else than a polynomial."""
+class _Many(Exception):
+    """There are more outcomes than were asked for."""
+
+
+class NotPolynomial(Exception):
+    """A copy of a noise that was taken for a letter stands in something else than a polynomial."""
 
 
 # -- arithmetic ---------------------------------------------------------------
@@ -97,7 +102,7 @@ def is_exact(value: Any) -> bool:
 
 
 class Polynomial:
-    """A polynomial in copies of continuous noise: from monomials ((copy, power), ...) to coefficients."""
+    """A polynomial in copies of noise: from monomials ((copy, power), ...) to coefficients."""
 
     def __init__(self, terms: Mapping[tuple[tuple[Any, int], ...], Any]) -> None:
         self.terms = terms
@@ -113,15 +118,17 @@ class Polynomial:
         return Polynomial(total)
 
     def __mul__(self, other: Any) -> Polynomial:
-        total = Polynomial({})
+        total: dict[Any, Any] = {}
         for left, one in self.terms.items():
             for right, two in Polynomial.of(other).terms.items():
                 powers = dict(left)
                 for copy, power in right:
                     powers[copy] = powers.get(copy, 0) + power
-                monomial = tuple(sorted(powers.items(), key=str))
-                total = total + Polynomial({monomial: times(one, two)})
-        return total
+                monomial, coefficient = tuple(sorted(powers.items(), key=str)), times(one, two)
+                total[monomial] = plus(total[monomial], coefficient) if monomial in total else coefficient
+                if len(total) > LARGEST:
+                    raise ValueError(f"a polynomial in noise has more than {LARGEST} terms")
+        return Polynomial(total)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -138,6 +145,8 @@ class Polynomial:
 # -- the walk -----------------------------------------------------------------
 class Meaning:
     """The value of an expression. Subclasses say what symbols, entries, powers and functions are worth."""
+
+    few = 2**9          # outcomes beyond which a polynomial in masks is averaged term by term
 
     def __init__(self) -> None:
         self._means: dict[Any, Any] = {}
@@ -216,7 +225,7 @@ class Meaning:
     def moment(self, e: Any, env: Env) -> Any:
         """E, Var or Cov over everything random inside, whatever was drawn around it."""
         fixed = {key: value for key, value in env.items()
-                 if key is not Noise and not (isinstance(key, tuple) and type(key[0]) is Noise)}
+                 if key not in (Noise, _LETTERS) and not (isinstance(key, tuple) and type(key[0]) is Noise)}
         remembered = (e, tuple(fixed.items()))
         if remembered not in self._means:
             inside = {**fixed, Noise: True}
@@ -231,18 +240,35 @@ class Meaning:
         return self._means[remembered]
 
     def mean(self, factors: Sequence[Any], env: Env) -> Any:
-        """E of a product: sum of weight times value over all outcomes, continuous copies by their moments."""
+        """E of a product: sum of weight times value over all outcomes, continuous copies by their moments.
+
+        Masks of many outcomes are taken for letters like continuous copies first, and the mean of a polynomial in them
+        is worked out term by term.
+        """
         try:
-            total: Any = 0
-            for weight, value in self.outcomes(factors, env):
-                total = plus(total, times(weight, value))
-        except _NotPolynomial:
+            try:
+                total = self.summed(factors, env, self.few)
+            except _Many:
+                try:
+                    total = self.summed(factors, {**env, _LETTERS: True}, LARGEST)
+                except NotPolynomial:
+                    total = self.summed(factors, env, LARGEST)
+        except NotPolynomial:
             return self.mean_by_quadrature(factors, env)
+        except _Many:
+            raise ValueError(f"the noise has more than {LARGEST} outcomes") from None
         fixed = {**env, Noise: False}
         return total.mean(lambda copy, power: self.moment_of_law(copy, power, fixed)) \
             if isinstance(total, Polynomial) else total
 
-    def outcomes(self, factors: Sequence[Any], env: Env, count: int = 1) -> Iterator[tuple[Any, Any]]:
+    def summed(self, factors: Sequence[Any], env: Env, most: int) -> Any:
+        """The sum of weight times value over all outcomes, ``most`` of them at the utmost."""
+        total: Any = 0
+        for weight, value in self.outcomes(factors, env, most):
+            total = plus(total, times(weight, value))
+        return total
+
+    def outcomes(self, factors: Sequence[Any], env: Env, most: int) -> Iterator[tuple[Any, Any]]:
         """(weight, value of the product) for every outcome of the noise that it touches."""
         try:
             value: Any = 1
@@ -251,27 +277,31 @@ class Meaning:
         except _Undrawn as undrawn:
             (key,) = undrawn.args
             values = self.values_of_law(key, {**env, Noise: False})
-            if (count := count * len(values)) > LARGEST:
-                raise ValueError(f"the noise has more than {LARGEST} outcomes") from None
+            if (most := most // len(values)) == 0:
+                raise _Many from None
             for drawn, probability in values:
-                for weight, value in self.outcomes(factors, {**env, key: drawn}, count):
+                for weight, value in self.outcomes(factors, {**env, key: drawn}, most):
                     yield times(probability, weight), value
         else:
             yield 1, value
 
     def values_of_law(self, key: Any, env: Env) -> list[tuple[Any, Any]]:
-        """Values and probabilities; a continuous copy is a variable of a polynomial."""
+        """Values and probabilities; a letter of a polynomial is one value of its own."""
         distribution = key[0].law.pspace.distribution
-        if not key[0].is_finite_law:
+        if not key[0].is_finite_law or env.get(_LETTERS):
             return [(Polynomial({((key, 1),): 1}), 1)]
         keep = self.probability(self.value(distribution.p, env), key[0])
         values = (self.value(end, env) for end in (distribution.succ, distribution.fail))
         return list(zip(values, (keep, plus(1, times(-1, keep))), strict=True))
 
     def moment_of_law(self, key: Any, power: int, env: Env) -> Any:
-        """E of a power of one copy of a normal or uniform noise."""
+        """E of a power of one copy of a noise."""
         law = key[0].law.pspace.distribution
         total: Any = 0
+        if key[0].is_finite_law:
+            for value, probability in self.values_of_law(key, env):
+                total = plus(total, times(probability, _whole_power(value, power)))
+            return total
         if key[0].is_normal_law:
             mean, variance = self.value(law.mean, env), self.variance(law.std, env)
             for i in range(0, power + 1, 2):        # E Z^i = 1 3 5 ... (i - 1), 0 for odd i
@@ -375,7 +405,7 @@ class Numbers(Meaning):
             exponent = int(exponent)
             if isinstance(base, Polynomial):
                 if exponent < 0:
-                    raise _NotPolynomial
+                    raise NotPolynomial
                 return _whole_power(base, exponent)
             if base == 0 and exponent < 0:
                 raise Undefined(f"division by zero in {plain(e)}")
@@ -385,7 +415,7 @@ class Numbers(Meaning):
                 return Fraction(base) ** exponent
             return base**exponent
         if isinstance(base, Polynomial) or isinstance(exponent, Polynomial):
-            raise _NotPolynomial
+            raise NotPolynomial
         if base < 0 or (base == 0 and exponent <= 0):
             raise Undefined(f"{plain(e)} is not a real number")
         return mp.power(as_float(base), self.modest(exponent)) if base != 0 else 0
@@ -440,14 +470,14 @@ class Numbers(Meaning):
             return all(self.holds(part, env) for part in condition.args)
         left, right = (self.value(side, env) for side in condition.args)
         if isinstance(left, Polynomial) or isinstance(right, Polynomial):
-            raise _NotPolynomial
+            raise NotPolynomial
         left, right = compared([left, right])
         return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right,
                 "==": left == right, "!=": left != right}[condition.rel_op]
 
     def function(self, e: Any, arguments: list[Any]) -> Any:
         if any(isinstance(x, Polynomial) for x in arguments):
-            raise _NotPolynomial
+            raise NotPolynomial
         if isinstance(e, Max | Min):
             return (max if isinstance(e, Max) else min)(compared(arguments))
         name = e.func.__name__
@@ -479,7 +509,7 @@ class Numbers(Meaning):
         for i in range(order + 1):
             moved = plus(at, (Fraction(order, 2) - i) * step)
             total = plus(total, times((-1) ** i * math.comb(order, i), self.value(body, {**env, key: moved})))
-        return mp.mpf(as_float(times(total, 1 / step**order)))
+        return _plain_number(times(total, 1 / step**order))
 
     def integral(self, e: Any, env: Env) -> Any:
         (variable, low, high), = e.limits
@@ -498,7 +528,7 @@ class Numbers(Meaning):
             intervals.is_smooth = True
             return intervals.hull(body(intervals, x)), intervals.is_smooth
 
-        found = integrate(lambda x: as_float(body(self, x)), hull, low, high)
+        found = integrate(lambda x: _plain_number(body(self, x)), hull, low, high)
         if found is None:
             raise Undecided("an integral cannot be found with an error that can be stated")
         return found
@@ -542,7 +572,7 @@ class Numbers(Meaning):
         else:
             at = as_float(self.value(point, env))
             places = [at + side / near for side in {"+": (1,), "-": (-1,), "+-": (1, -1)}[str(direction)]]
-        found = [mp.mpf(as_float(self.value(body, {**env, variable: place}))) for place in places]
+        found = [_plain_number(self.value(body, {**env, variable: place})) for place in places]
         if abs(found[0] - found[-1]) > mp.mpf(10) ** (-mp.dps // 4) * (1 + abs(found[0])):
             raise Undefined(f"{plain(e)} has two one-sided values")
         return found[0]
@@ -555,6 +585,8 @@ class Intervals(Numbers):
     RISING = ("exp", "log", "Phi", "erf", "erfi", "atan", "sinh", "tanh")
 
     def hull(self, value: Any) -> Any:
+        if isinstance(value, Polynomial):
+            raise NotPolynomial
         return mpmath.iv.mpf(as_float(value)) if not hasattr(value, "_mpi_") else value
 
     def power(self, base: Any, exponent: Any, e: Any) -> Any:
@@ -601,6 +633,12 @@ class Intervals(Numbers):
 
     def holds(self, condition: Any, env: Env) -> bool:
         raise Undecided("no enclosure of a case distinction")
+
+
+def _plain_number(value: Any) -> Any:
+    if isinstance(value, Polynomial):
+        raise NotPolynomial
+    return mp.mpf(as_float(value))
 
 
 def _shown(value: Any) -> str:

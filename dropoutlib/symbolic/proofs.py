@@ -271,7 +271,7 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
         _refuted(claim, start, line, cases, f"line {position}")
         how = _shown_by_rules(claim, start, line, f"line {position}", cases if by == "enumeration" else None)
         checked.append((line, ", ".join(part for part in (reason, how) if part)))
-    claim.signed = judge.signs_that_matter(claim, cases)
+    claim.signed = judge.domains_that_matter(claim, cases)
     return Derivation(_SHOWN, checked, cases, claim)
 
 
@@ -348,10 +348,10 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
     _refuted(claim, left, right, cases, "the identity")
     if given:
         how = _enumerated(claim, left, right, cases)
-        claim.signed = judge.signs_that_matter(claim, cases)
+        claim.signed = judge.domains_that_matter(claim, cases)
         return Identity(_SHOWN, left, right, how, claim)
     _shown_by_rules(claim, left, right, "the identity", None)
-    claim.signed = judge.signs_that_matter(claim, cases)
+    claim.signed = judge.domains_that_matter(claim, cases)
     return Identity(_SHOWN, left, right, "", claim)
 
 

@@ -17,6 +17,7 @@ _RULE = GaussLegendre(mp)
 MOST_CELLS = 4000
 STEADY = 0.3            # how much of its size a function may vary over a cell
 FARTHEST = 100          # doublings of an infinite range that are looked at
+MOST_CUTS = 4           # times that an infinite range is cut off, each time farther away
 
 
 def integrate(f: Callable[[Any], Any], hull: Callable[[Any], tuple[Any, bool]], low: Any, high: Any) -> Any | None:
@@ -34,12 +35,27 @@ def integrate(f: Callable[[Any], Any], hull: Callable[[Any], tuple[Any, bool]], 
         high: The upper end, possibly infinity.
     """
     tolerance = mp.mpf(10) ** (2 - mp.dps)
-    low, high = (_finite_end(hull, end, tolerance) for end in (low, high))
-    if low is None or high is None:
-        return None
+    negligible = tolerance
+    for _ in range(MOST_CUTS):
+        first, last = (_finite_end(hull, end, negligible) for end in (low, high))
+        if first is None or last is None:
+            return None
+        found = _between(f, hull, first[0], last[0], tolerance)
+        if found is None:
+            return None
+        integral, size = found
+        if first[1] + last[1] <= 2 * tolerance * size:
+            return integral
+        negligible = tolerance * size       # the whole is smaller than it seemed: what lies beyond may be most of it
+    return None
+
+
+def _between(f: Callable[[Any], Any], hull: Callable[[Any], tuple[Any, bool]], low: Any, high: Any,
+             tolerance: Any) -> tuple[Any, Any] | None:
+    """The integral between finite ends, and about the integral of |f|, from below."""
+    size = mp.mpf(0)
     if low == high:
-        return mp.mpf(0)
-    size = mp.mpf(0)                    # about the integral of |f|, from below
+        return size, size
     steady: list[tuple[Any, Any]] = []
     waiting = [(-mp.inf, low, high)]
     while waiting:                      # the cell where most may hide first, so that the size is known early
@@ -58,7 +74,8 @@ def integrate(f: Callable[[Any], Any], hull: Callable[[Any], tuple[Any, bool]], 
                     return None
             else:
                 heappush(waiting, (-(most - least) * width, *part))
-    return _sum_of_cells(f, steady, tolerance * size)
+    total = _sum_of_cells(f, steady, tolerance * size)
+    return None if total is None else (total, size)
 
 
 def _sum_of_cells(f: Callable[[Any], Any], cells: list[tuple[Any, Any]], tolerance: Any) -> Any | None:
@@ -90,10 +107,10 @@ def _enclosure(hull: Callable[[Any], tuple[Any, bool]], left: Any, right: Any) -
     return (least, most, is_smooth) if mp.isfinite(least) and mp.isfinite(most) else (-mp.inf, mp.inf, False)
 
 
-def _finite_end(hull: Callable[[Any], tuple[Any, bool]], end: Any, tolerance: Any) -> Any | None:
-    """The end, or a finite one beyond which f can be left out."""
+def _finite_end(hull: Callable[[Any], tuple[Any, bool]], end: Any, negligible: Any) -> tuple[Any, Any] | None:
+    """The end, or a finite one, and a bound on the integral of |f| beyond it."""
     if not mp.isinf(end):
-        return mp.mpf(end)
+        return mp.mpf(end), mp.mpf(0)
     sign = 1 if end > 0 else -1
     for power in range(3, 12):
         edges = [sign * mp.mpf(2) ** (power + step) for step in range(FARTHEST)]
@@ -101,8 +118,8 @@ def _finite_end(hull: Callable[[Any], tuple[Any, bool]], end: Any, tolerance: An
         for near, far in pairwise(edges):
             least, most, _ = _enclosure(hull, *sorted((near, far)))
             beyond += max(abs(least), abs(most)) * abs(far - near)
-            if not beyond <= tolerance:
+            if not beyond <= negligible:
                 break
         else:
-            return edges[0]
+            return edges[0], beyond
     return None

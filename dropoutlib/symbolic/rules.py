@@ -279,7 +279,8 @@ def difference(left: Any, right: Any, ranges: Ranges | None = None) -> Any:
     left, right = (_from_one(_split_products(side, known)) for side in (left, right))
     if collapsed(left - right, known) == 0:
         return S.Zero
-    if collapsed(_collapse_inside(left, known) - _collapse_inside(right, known), known) == 0:
+    inside = _collapse_inside(left, known) - _collapse_inside(right, known)
+    if _opaque(inside) == 0 or collapsed(inside, known) == 0:
         return S.Zero
     numerator = fraction(together(rest))[0]
     if collapsed(expand(numerator, power_exp=True), known) == 0:
