@@ -3,12 +3,14 @@
 A true claim should be shown. A changed claim should be refused, unless an oracle that shares nothing with the prover
 finds it true after all: plain floats, all masks enumerated jointly, at random sizes, indices and entries.
 
-Command line: python tests/random_claims.py NUMBER [--seed S] [--processes 2] [--output FILE] [--only CLAIM]
+Command line: python tests/random_claims.py NUMBER [--seed S] [--processes 2] [--output FILE] [--records FILE]
+[--only CLAIM]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import multiprocessing
 import random
@@ -16,7 +18,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
@@ -963,23 +965,29 @@ def main() -> None:
     parser.add_argument("--seed", default="0")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, help="a file for the table")
+    parser.add_argument("--records", type=Path, help="a file of outcomes, from which a run that was stopped goes on")
     parser.add_argument("--only", type=int, help="one claim by its number")
     options = parser.parse_args()
     if options.only is not None:
         print(described(options.seed, tried(options.seed, options.only)))
         return
     records: list[dict[str, Any]] = []
-    jobs = ((options.seed, number) for number in range(options.number))
-    with multiprocessing.Pool(options.processes) as pool:
+    if options.records and options.records.exists():
+        records = [json.loads(line) for line in options.records.read_text(encoding="utf-8").splitlines()]
+    jobs = ((options.seed, number) for number in range(len(records), options.number))
+    with (multiprocessing.Pool(options.processes) as pool,
+          options.records.open("a", encoding="utf-8") if options.records else nullcontext() as kept):
         for record in pool.imap(_tried, jobs, chunksize=10):
-            records.append(record)
             if remarkable(record):
                 print(described(options.seed, record), flush=True)
-            if len(records) % 1000 == 0 or len(records) == options.number:
+            records.append({name: record[name] for name in ("kind", "changed", "verdict", "claim")})
+            if kept:
+                print(json.dumps(records[-1]), file=kept, flush=True)
+            if len(records) % 1000 == 0:
                 print(f"{len(records)} of {options.number} claims", file=sys.stderr, flush=True)
-                if options.output:          # so far: nothing is lost if the run is stopped
-                    options.output.write_text(report(options.seed, records), encoding="utf-8")
-    print(report(options.seed, records))
+    print(text := report(options.seed, records))
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from sympy import (
     Function,
     I,
     IndexedBase,
+    Integer,
     Integral,
     KroneckerDelta,
     Limit,
@@ -23,6 +24,7 @@ from sympy import (
     S,
     Sum,
     Symbol,
+    binomial,
     cos,
     exp,
     factorial,
@@ -51,6 +53,7 @@ from dropoutlib.symbolic import (
     Variance,
     by_law,
     collapse,
+    cumulant,
     derive,
     disprove,
     exact,
@@ -69,7 +72,8 @@ mu, s = symbols("mu s", real=True)
 v = symbols("v", real=True)
 n, d, a, i, j, k, l, T = symbols("n d a i j k l T", integer=True, positive=True)  # noqa: E741
 h = symbols("h", integer=True, nonnegative=True)
-below = symbols("r", integer=True, negative=True)
+below, nonpositive = symbols("r", integer=True, negative=True), symbols("r", nonpositive=True)
+whole = symbols("K", integer=True)
 w, x, W, P = (IndexedBase(name) for name in ("w", "x", "W", "P"))
 m, g = Noise(Bernoulli("m", 1 - p)), Noise(Normal("g", 0, 1))
 units = Sum(m[j], (j, 1, n))
@@ -142,6 +146,9 @@ FALSE = {
     "a limit": (Limit((n + 1) / n, n, oo), 0),
     "a limit from the other side": (Limit(exp(-1 / v), v, 0, "-"), 0),
     "a limit along whole numbers": (Limit(cos(2 * pi * v), v, oo), 1),
+    "a range that is empty up to a large size": (
+        Covariance(Sum(m[j], (j, 1, n)), Sum(m[j], (j, 1, n - 12))), 0),
+    "the tail of an integral that is small itself": (Expectation(exp(1000 * (g[1] - 2000))), 0),
     "a narrow bump": (Integral(exp(-((1000 * (v - Rational(1, 3))) ** 2)), (v, 0, 1)), 0),
 }
 
@@ -211,6 +218,18 @@ OUTSIDE = {
     "an inner index in the end of the outer range": (Sum(x[j], (j, 1, n), (k, 1, j)), "may use outer indices only"),
     "an index bound twice": (Sum(x[j], (j, 1, n), (j, 1, d)), "each index is bound once"),
     "an index that leaves its declared range": (Sum(x[j], (j, 0, n)), "is declared positive, but runs from 0"),
+    "a bound index that is declared negative": (
+        Sum(x[below], (below, 1, n)), "is declared negative, but runs"),
+    "a bound index whose range begins below its declared sign": (
+        Sum(sqrt(k**2 + 2 * k + 1), (k, -n, n)), "is declared positive, but runs"),
+    "a bound index whose range may begin below its declared sign": (
+        Sum(x[k], (k, j - 1, n), (j, 1, n)), "is declared positive, but runs"),
+    "an assumption that is denied": (Symbol("q", real=True, integer=False), "is declared not integer"),
+    "an array without zeros": (IndexedBase(Symbol("x"), nonzero=True)[1], "without other assumptions"),
+    "a name that reads like a product": (Symbol("ab") - Symbol("a") * Symbol("b"), "reads like the product"),
+    "a text": ("p", "is a text"),
+    "a type of its own": (type("Seven", (Integer,), {"_latex": lambda self, printer: "7"})(3), "is a type of its own"),
+    "a limit that the declared sign excludes": (Limit(C, C, 0, "-"), "excludes what is near"),
     "an indefinite integral": (Integral(v, v), "only definite integrals"),
     "a derivative by noise": (Derivative(m[1] ** 2, m[1]), "not by noise"),
     "a derivative of a kink": (Derivative(Max(0, mu - 3), mu), "a function with a kink"),
@@ -255,6 +274,7 @@ ALIKE = {
     "an entry and a symbol, otherwise written": (x[1] - Symbol("x1"), 0),
     "a Greek letter spelled out": (Symbol("Alpha") - Symbol("A"), 0),
     "a symbol and a function": (Symbol("Phi") - Phi(mu), 0),
+    "a symbol that reads like a function": (Symbol("Gamma") * (mu + s), 0),
     "a symbol and a delta": (Symbol("delta_j_k") - KroneckerDelta(j, k), 0),
     "entries of two arrays": (x[1, 2] - IndexedBase("x_1")[2], 0),
 }
@@ -325,6 +345,22 @@ def test_what_is_true_stays_provable(name):
     (log(below**2), 2 * log(-below), (), "r < 0, r whole"),
     (Sum(log(p * q), (j, n, 1)), Sum(log(p) + log(q), (j, n, 1)), (), "p > 0, q > 0"),
     (sqrt(p**2 + 2 * p + 1), p + 1, (), "p > 0"),
+    (Sum(2 * x[k], (k, a - 3, n)), 2 * Sum(x[k], (k, a - 3, n)), a <= n, "4 <= a <= n"),
+    (Sum(sqrt(k**2 + 2 * k + 1), (k, 30 - n, n)), Sum(k + 1, (k, 30 - n, n)), (), "1 <= n <= 29"),
+    (Expectation(Sum(sqrt(C**2 + 2 * C + 1) * m[j], (j, 1, n - 10))), Sum((C + 1) * (1 - p), (j, 1, n - 10)), (),
+     "C > 0, 0 < p < 1"),
+    (Integral(1 / C**2, (C, 1, 2)), S.Half, (), ""),
+    (Integral(1 / C**2, (C, 1 - s, 2)), 1 / (1 - s) - S.Half, (), "s < 1"),
+    (sqrt(nonpositive**2 - 2 * nonpositive + 1), 1 - nonpositive, (), "r <= 0"),
+    (mu * sqrt(1 + 8 * Covariance(exp(m[1]), -m[1])), sqrt(1 + 8 * Covariance(exp(m[1]), -m[1])) * mu, (),
+     "0 < p < 1, 8*Covariance(exp(m[1]), -m[1]) + 1 >= 0"),
+    ((6 - n) * factorial(5 - n), factorial(6 - n), (), "1 <= n <= 5"),
+    (binomial(whole, whole - 1), whole, (), "K >= 1, K whole"),
+    (sin(pi * whole) * cos(pi * whole / 3), 0, (), ""),
+    (sin(pi * whole / 2) * cos(pi * whole / 2), 0, (), "K whole"),
+    (sqrt(T**2 + 2 * T + 1), T + 1, (), "T = 1, 2, ..."),
+    (Sum(1, (j, 2, n)), n - 1, (), "n = 1, 2, ..."),
+    (Covariance(m[k], Sum(m[j], (j, 2, n))), p * (1 - p), [k >= 2, k <= n], "2 <= k <= n, 0 < p < 1"),
     (sqrt(mu) * sqrt(mu + 1) * 2 / 2, sqrt(mu + 1) * sqrt(mu), (), "mu >= 0"),
 ])
 def test_the_condition_is_part_of_what_is_shown(left, right, where, condition):
@@ -400,6 +436,43 @@ def test_what_is_irrational_is_worked_out_with_as_many_digits_as_it_needs():
     for undefined in (Derivative(1 / mu, mu), Limit(1 / v, v, 0), Limit(log(v), v, oo)):
         with pytest.raises(ValueError, match="is not a real number"):
             number(undefined, {mu: 0})
+
+
+def test_digits_that_cancel_are_not_taken_for_the_value():
+    cancels = 1 + (1 - Phi(mu)) / phi(mu)           # 1 - Phi(mu) is 0 to 60 digits at mu = 17, to 600 at mu = 60
+    for point in (17, 60):
+        assert number(cancels, {mu: point}) == pytest.approx(number(1 + Phi(-mu) / phi(mu), {mu: point}), rel=1e-14)
+        with pytest.raises(Unproved):
+            prove(cancels, 1, at=[{mu: point}])
+        with pytest.raises(Unproved, match="no counterexample"):
+            disprove(cancels, 1 + Phi(-mu) / phi(mu), {mu: point})
+    assert number(1 + (exp(mu) - 1) / mu, {mu: 1e-300}) == 2
+    with pytest.raises(ValueError, match="changes with the number of digits"):
+        number((1 - Phi(mu)) / phi(mu), {mu: 200})
+
+
+def test_a_point_keeps_to_the_declared_domain():
+    for claim, truth, point in [
+        (sqrt(nonpositive**2 - 2 * nonpositive + 1), 1 - nonpositive, {nonpositive: 5}),
+        (below, 0, {below: 2}),
+        (Sum(KroneckerDelta(j, k) * x[j], (j, 1, n)), x[k], {x: [1, 2, 3], n: 2, k: 3}),
+    ]:
+        with pytest.raises(ValueError, match=r"is declared|has to lie in 1\.\.n"):
+            disprove(claim, truth, point)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: number(p, {p: p + 1}), lambda: number(p, {p: q, q: p}), lambda: number(p, None),
+    lambda: prove(p, p, at={p: 1}), lambda: prove(p, p, at=[None]), lambda: disprove(p, q, None),
+    lambda: prove(n, n, n=1.5), lambda: prove(n, n, n=None),
+    lambda: derive(p, (p, "a", "b")), lambda: derive(p, (p,)), lambda: derive(p, (p, 1)),
+    lambda: gaussian_mean(mu, lambda z: None, mu, s), lambda: gaussian_mean("mu", lambda z: z, "mu", "s"),
+    lambda: cumulant(m.law, 1.5),
+    lambda: disprove(Expectation(Max(g[1], g[2])), 1 / sqrt(pi), {}),
+])
+def test_wrong_arguments_are_named(call):
+    with pytest.raises((TypeError, ValueError), match=r"number|dictionary|pair|whole|symbol|expression|integral"):
+        call()
 
 
 def test_a_large_value_is_an_error_in_words():

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
+import mpmath
 import sympy
 from mpmath import mp
-from sympy import Expr, IndexedBase, Symbol, expand, sympify
+from sympy import Derivative, Expr, IndexedBase, Integral, Limit, Max, Min, Symbol, expand, sympify
+from sympy.core.numbers import NumberSymbol
 
 from .families import Noise
 from .language import read
-from .meaning import ROUNDING, Env, Meaning, NotPolynomial, Numbers, Polynomial, Undecided, as_float, is_exact
+from .meaning import (
+    EXACT,
+    ROUNDING,
+    Env,
+    Intervals,
+    Meaning,
+    NotPolynomial,
+    Numbers,
+    Polynomial,
+    Undecided,
+    as_float,
+    is_exact,
+)
 from .notation import plain
 
 __all__ = ["at_scalars", "controlled", "enumerate_masks", "given_point", "number"]
 
-DIGITS = 30
+DIGITS = 30             # to begin with
+MOST_DIGITS = DIGITS * 2**6
 
 
 # -- numbers ------------------------------------------------------------------
@@ -63,31 +80,68 @@ def _check_language(expression: Any) -> None:
 
 
 def controlled(point: Numbers, expressions: Sequence[Any], tolerance: float) -> list[Any]:
-    """The values at a point, worked out with more and more digits until they stay.
+    """The values at a point to a relative tolerance: exact, or between bounds that are worked out with more and more
+    digits until they are that close, or, where a function has no bounds, with digits until the values stay.
 
     Raises:
         Undecided: If they do not.
     """
-    def settled(new: Any, old: Any) -> bool:        # zero is what shrinks with the rounding error
-        if is_exact(new):
-            return True
-        new, old = as_float(new), as_float(old)
-        return bool(abs(new) > 0 and (abs(new - old) <= tolerance * abs(new) or abs(new) <= abs(old) / 10**10))
+    point.forget()
+    with mp.workdps(DIGITS):
+        found = [point.value(e, {}) for e in expressions]
+    if all(map(is_exact, found)) or point.used_quadrature:      # a quadrature controls itself
+        return found
+    try:
+        return [_between_bounds(point, e, tolerance) for e in expressions]
+    except (_NoBounds, ArithmeticError, ValueError, NotImplementedError, TypeError):
+        return _stable(point, expressions, tolerance)
 
-    before: list[Any] = []
-    for digits in (DIGITS, 2 * DIGITS, 4 * DIGITS, 8 * DIGITS):
+
+class _NoBounds(Exception):
+    pass
+
+
+def _between_bounds(point: Numbers, e: Any, tolerance: float) -> Any:
+    bounds = _Bounds(point.scalars, point.entries, point.slack)
+    digits = DIGITS
+    while digits <= MOST_DIGITS:
+        bounds.forget()
+        with mp.workdps(digits), _interval_digits(digits):
+            value = bounds.value(e, {})
+            if is_exact(value):
+                return value
+            low, high = mp.mpf(value.a), mp.mpf(value.b)
+            if high - low <= tolerance * max(abs(low), abs(high)) or high == low:
+                return (low + high) / 2
+            if digits == MOST_DIGITS and max(-low, high) <= mp.mpf(10) ** (-digits // 2):
+                return 0
+        digits *= 2
+    raise _NoBounds
+
+
+@contextmanager
+def _interval_digits(digits: int) -> Iterator[None]:
+    before = mpmath.iv.prec
+    mpmath.iv.dps = digits
+    try:
+        yield
+    finally:
+        mpmath.iv.prec = before
+
+
+def _stable(point: Numbers, expressions: Sequence[Any], tolerance: float) -> list[Any]:
+    def settled(values: Sequence[Any]) -> bool:
+        return all(abs(values[-1]) > 0 and abs(v - values[-1]) <= tolerance * abs(values[-1]) for v in values)
+
+    found = []
+    for digits in (2 * DIGITS, 4 * DIGITS, 20 * DIGITS):
         point.forget()
         with mp.workdps(digits):
-            found = [point.value(e, {}) for e in expressions]
-            if all(map(is_exact, found)) or point.used_quadrature:      # a quadrature controls itself
-                return found
-            if before and all(map(settled, found, before)):
-                return [0 if abs(as_float(new)) < abs(as_float(old)) / 2 else new
-                        for new, old in zip(found, before, strict=True)]
-        before = found
-    if all(value == 0 for value in before):
-        return before
-    raise Undecided("the value changes with the number of digits")
+            found.append([as_float(point.value(e, {})) for e in expressions])
+    for values in zip(*found, strict=True):
+        if not settled(values) and not all(0 < abs(new) <= abs(old) / 10**10 for old, new in pairwise(values)):
+            raise Undecided("the value changes with the number of digits")
+    return [values[-1] if settled(values) else 0 for values in zip(*found, strict=True)]
 
 
 def at_scalars(values: Mapping[Any, Any]) -> str:
@@ -98,6 +152,8 @@ def at_scalars(values: Mapping[Any, Any]) -> str:
 
 def given_point(values: Mapping[Any, Any]) -> Numbers:
     """The meaning of symbols and arrays at values of a caller."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"a point is a dictionary from symbols to numbers, got {values!r}")
     listed = {key: _listed(value) for key, value in values.items()}
     if len({(str(key), isinstance(key, IndexedBase)) for key in listed}) < len(listed):
         raise ValueError(f"a value is given twice: {', '.join(map(str, listed))}")
@@ -133,6 +189,36 @@ class _Given(Numbers):
         return self.value(value, {}) if isinstance(value, Expr) else value
 
 
+class _Bounds(Intervals, _Given):
+    """Every value is exact or lies between two bounds."""
+
+    def entry(self, e: Any, key: tuple[Any, ...]) -> Any:
+        value = super().entry(e, key)
+        if not is_exact(value):
+            raise _NoBounds
+        return value
+
+    def power(self, base: Any, exponent: Any, e: Any) -> Any:
+        if is_exact(exponent) and exponent == int(exponent):
+            return super().power(base, exponent, e)
+        return super().power(self.hull(base), exponent, e)
+
+    def function(self, e: Any, arguments: list[Any]) -> Any:
+        if all(map(is_exact, arguments)) and (type(e).__name__ in EXACT or isinstance(e, Max | Min)):
+            return Numbers.function(self, e, arguments)
+        return super().function(e, [self.hull(x) for x in arguments])
+
+    def other(self, e: Any, env: Env) -> Any:
+        if isinstance(e, NumberSymbol) and type(e).__name__ in ("Pi", "Exp1"):
+            return mpmath.iv.pi if type(e).__name__ == "Pi" else mpmath.iv.e
+        if isinstance(e, Integral | Limit | Derivative | NumberSymbol):
+            raise _NoBounds
+        return super().other(e, env)
+
+    def mean_by_quadrature(self, factors: Sequence[Any], env: Env) -> Any:
+        raise _NoBounds
+
+
 def _listed(value: Any) -> Any:
     """Arrays and tensors as nested lists."""
     if hasattr(value, "tolist"):
@@ -145,6 +231,8 @@ def _scalar(name: Any, value: Any) -> Any:
     if isinstance(value, list | int):
         return value
     if isinstance(value, Expr):         # worked out where it is used, with as many digits as are wanted there
+        if value.free_symbols:
+            raise ValueError(f"{name} = {value} is not a number")
         read([value], floats=True)
         return Fraction(int(value.p), int(value.q)) if value.is_Rational else value
     if not math.isfinite(value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sympy import Dummy, Expr, Gt, diff, erf, limit, simplify, sympify
+from sympy import Dummy, Expr, Gt, Symbol, diff, erf, limit, simplify, sympify
 from sympy.stats import Expectation, Normal
 
 from . import judge
@@ -44,15 +44,20 @@ def gaussian_mean(G: Expr, g: Callable[[Any], Any], mu: Any, s: Any) -> Identity
     Expectation(Max(0, mu + s*Z)) = mu*Phi(mu/s) + s*phi(mu/s)    [heat equation]
       for s > 0
     """
+    for name, part in (("mu", mu), ("s", s)):
+        if not isinstance(part, Symbol):
+            raise TypeError(f"{name} must be a symbol of SymPy, got {part!r}")
     G, z = sympify(G), Dummy("z", real=True)
     body = sympify(g(z))                # once: what is checked is what is shown
+    if not isinstance(body, Expr):
+        raise TypeError(f"g must return an expression of SymPy, got {body!r}")
 
     def at(value: Any) -> Any:
         return body.xreplace({z: value})
 
     drawn = Expectation(at(mu + s * Noise(Normal("Z", 0, 1))[1]))
     claim = read([drawn, G], () if s.is_positive else Gt(s, 0))
-    if "Z" in {str(getattr(part, "name", "")) for e in (body, G) for part in e.free_symbols}:
+    if "Z" in {part.name for e in map(sympify, (body, G, mu, s)) for part in e.atoms(Symbol)}:
         raise NotAClaim("Z: stands for the normal variable, call the symbol otherwise")
     with _refusing("the mean"):
         _check_equation(G, at, mu, s)

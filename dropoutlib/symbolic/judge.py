@@ -34,6 +34,7 @@ from .meaning import (
     Numbers,
     Polynomial,
     TooLarge,
+    TooMany,
     Undecided,
     Undefined,
     as_float,
@@ -54,6 +55,7 @@ QUADRATURE_ERROR = 1e-16    # of an integral found with 24 digits, relative to i
 TRIES = 400                 # random points until one lies in the domain
 MOST_CASES = 3000
 FAR = (1, 8, 25)            # sizes of formulas without noise
+FARTHEST = 40               # numbers in ranges up to this one give sizes just beyond them
 LARGEST_CONSTANT = 9        # numbers in indices and ranges up to this one are sizes and indices of a case of their own
 
 
@@ -76,9 +78,15 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
         NotAClaim: If no point of some case has a value for both sides.
         Undecided: If a difference cannot be told from rounding.
     """
+    judged = 0          # cases; one that is out of reach may be left out after them
     for case in where:
         source = random.Random(f"{plain(left)} = {plain(right)} at {case}")
-        enough = points((left, right), case)
+        try:
+            enough = points((left, right), case)
+        except TooMany:
+            if judged:
+                continue
+            raise
         wanted, failure, shrunk = enough or (3 if case else 6), None, 0
         for tries in range(TRIES):
             point = _Random(claim, case, source, exact=enough is not None, tries=tries, shrunk=shrunk)
@@ -99,8 +107,11 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
                 return _described(left, right, case, difference)
             wanted = min(wanted, 2) - 1 if point.used_quadrature else wanted - 1
             if wanted == 0:
+                judged += 1
                 break
         else:
+            if judged and isinstance(failure, TooLarge):
+                continue
             at = f" at {', '.join(f'{k} = {v}' for k, v in case.items())}" if case else ""
             raise NotAClaim(f"no point was found{at} at which every part has a value"
                             + (f": {failure}" if failure else ", or the conditions contradict each other"))
@@ -142,7 +153,7 @@ def cases(claim: Claim, given: Mapping[str, Sequence[int]]) -> list[dict[str, in
             else:
                 ranges.append(range(1, sizes.get(high.name, 3) + 1))
         names = [index.name for index in claim.indices]
-        counts = [given.get(count.name) or _from(count, 3) for count in claim.counts]
+        counts = [given.get(count.name) or _admitted_values(claim, count) for count in claim.counts]
         for picked in product(*ranges, *counts):
             case = {**sizes, **dict(zip([*names, *(c.name for c in claim.counts)], picked, strict=True))}
             if _admitted(claim, case):
@@ -162,31 +173,46 @@ def _with(claim: Claim, values: Sequence[int]) -> list[int]:
 
 
 def _from(symbol: Any, last: int) -> range:
+    if symbol.is_nonpositive:
+        return range(-last, 0 if symbol.is_negative else 1)
     first = 1 if symbol.is_positive else 0 if symbol.is_nonnegative or symbol.is_integer is None else -1
     return range(first, last + 1)
+
+
+def _admitted_values(claim: Claim, count: Any) -> list[int]:
+    """The first values of an exponent that its conditions admit."""
+    found = [value for value in _from(count, FARTHEST) if _admitted(claim, {count.name: value})]
+    return found[: max(3, len(_from(count, 3)))]
 
 
 def _sizes(claim: Claim, given: Mapping[str, Sequence[int]]) -> Iterator[dict[str, int]]:
     free = [size for size in claim.sizes if size.name not in given]
     names = [size.name for size in free]
     listed = {size.name: given[size.name] for size in claim.sizes if size.name in given}
-    for reach in (max(3, len(free)), 8):
+    for reach in (max(3, len(free)), 8, FARTHEST):
         pool: list[Sequence[int]] = [_from(size, reach) for size in free]
         if len(free) == 1:
-            pool = [_with(claim, [*pool[0], *(c + 1 for c in claim.constants if pool[0][0] < c < LARGEST_CONSTANT)])]
+            pool = [_with(claim, [*pool[0], *(c + 1 for c in claim.constants if pool[0][0] < c < LARGEST_CONSTANT),
+                                  *(c + step for c in map(abs, claim.constants) if LARGEST_CONSTANT <= c < FARTHEST
+                                    for step in (1, 2))])]
         found = [dict(zip(names, picked, strict=True)) for picked in _distinct(pool)]
         found = [{**case, **dict(zip(listed, more, strict=True))}
                  for case in found for more in product(*listed.values())]
         found = [case for case in found if _admitted(claim, case)]
-        if len(found) > 2 or not claim.where:
+        if len(found) > 2 or not [*claim.where, *claim.places]:
             break
     yield from found[:24] if len(free) < 4 else found[:: max(1, len(found) // 6)]
     without_noise = not claim.indices and not any(line.has(*MOMENTS) for line in claim.lines)
-    if without_noise and 0 < len(free) <= len(FAR):         # cheap: sizes that lie far apart, too
+    if without_noise and 0 < len(free) <= len(FAR) and all(_depth(line) <= 2 for line in claim.lines):  # cheap
         for picked in permutations(FAR[-1:] if len(free) == 1 else FAR, len(free)):
             case = {**dict(zip(names, picked, strict=True)), **{name: values[0] for name, values in listed.items()}}
             if _admitted(claim, case):
                 yield case
+
+
+def _depth(e: Any) -> int:
+    """How many sums stand in each other."""
+    return max((_depth(part) for part in e.args), default=0) + (len(e.limits) if isinstance(e, Sum | Product) else 0)
 
 
 def _distinct(pools: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
@@ -250,7 +276,8 @@ def domains_that_matter(claim: Claim, where: Sequence[Mapping[str, int]]) -> lis
     point. For what is not rational no sample of points can tell. That a size or an index is not 0 matters if the
     claim is false there.
     """
-    rational = all(points(claim.lines, case) is not None for case in where)
+    rational = all(points(claim.lines, case) is not None for case in where) \
+        and not any(_may_be_irrational(line) for line in claim.lines)
     numbers = [symbol for symbol in claim.parameters if symbol.is_integer]
     needed = list(claim.counts) if rational else [*claim.counts, *numbers]
     needed += [symbol for symbol in numbers if symbol.is_nonpositive and symbol not in needed]
@@ -297,6 +324,15 @@ def _holds_at(claim: Claim, where: Sequence[Mapping[str, int]], place: Any, valu
         except (Undefined, Undecided, ValueError):
             continue
     return True
+
+
+def _may_be_irrational(e: Any) -> bool:
+    """A root, a function or a case distinction, also where it stands in a sum that is empty at the sizes of a case."""
+    if isinstance(e, Indexed | KroneckerDelta) or e.is_Atom:
+        return False
+    if (e.is_Pow and not e.exp.is_integer) or isinstance(e, Function | Max | Min):
+        return True
+    return any(_may_be_irrational(part) for part in e.args if isinstance(part, sympy.Expr))
 
 
 def _stands_as_a_number(symbol: Any, e: Any) -> bool:

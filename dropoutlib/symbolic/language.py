@@ -114,11 +114,11 @@ class Claim:
         found = [f"1{less}{show(index)}{less}{show(high)}"
                  for index, high in self.indices.items() if high not in (FREE, PARTIAL)]
         above = {sympy.Le(index, high) for index, high in self.indices.items() if high not in (FREE, PARTIAL)}
-        found += [_whole_number(symbol, show) for symbol in [*self.whole, *(s for s in self.signed if s.is_integer)]]
+        whole = (*self.whole, *(s for s in self.signed if s.is_integer))
         signed = tuple(symbol for symbol in self.signed if not (symbol.is_integer and symbol.is_nonnegative))
         return (", " if show is plain else r",\ ").join(
             [*_conditions(tuple(relation for relation in self.places + self.where if relation not in above), signed,
-                          frozenset(self.inside), show), *found])
+                          whole, frozenset(self.inside), show), *found])
 
 
 def read(lines: Sequence[Any], where: Any = (), floats: bool = False) -> Claim:
@@ -151,6 +151,8 @@ def read(lines: Sequence[Any], where: Any = (), floats: bool = False) -> Claim:
 
 
 def _sympified(line: Any) -> Any:
+    if isinstance(line, str):
+        raise NotAClaim(f"{line!r} is a text, write an expression of SymPy")
     try:
         line = sympify(line)
     except (sympy.SympifyError, TypeError, ValueError, AttributeError) as error:
@@ -197,6 +199,8 @@ class _Reader:
         """Check one part. ``bound`` holds the indices bound around it, ``random`` says whether E stands around it."""
         bound = bound or {}
         kind = type(e)
+        if (e.is_Rational or e.is_Add or e.is_Mul or e.is_Pow) and not kind.__module__.startswith("sympy."):
+            raise self.refuse(e, f"{kind.__name__} is a type of its own")
         if isinstance(e, RandomSymbol):
             raise self.refuse(e, "a bare random variable is not a number; write a copy of a family, "
                                  f"Noise({e.pspace.distribution.__class__.__name__.removesuffix('Distribution')}"
@@ -261,6 +265,9 @@ class _Reader:
         if unknown := {name for name in e._assumptions_orig if name not in ASSUMPTIONS}:
             raise self.refuse(e, f"is declared {', '.join(sorted(unknown))}, which a claim does not know: say it with "
                                  "where")
+        if denied := {name for name, value in e._assumptions_orig.items() if value is False}:
+            raise self.refuse(e, f"is declared not {', '.join(sorted(denied))}, which a claim does not know: say it "
+                                 "with where")
         if not SIMPLE_LATEX.fullmatch(latex(e)) or e.name in RESERVED:
             raise self.refuse(e, "prints as something else than a letter with a subscript")
         if place == "index" and e.is_integer is False:
@@ -275,8 +282,7 @@ class _Reader:
             raise self.refuse(e, "an index or the end of a range cannot be an entry or a draw")
         if type(base) not in (IndexedBase, Noise) or (type(base) is IndexedBase and type(base.label) is not Symbol):
             raise self.refuse(e, "an array is an IndexedBase with a name")
-        if type(base) is IndexedBase and set(base.label._assumptions_orig) - {"real", "commutative"} | {
-                name for name in ("positive", "negative", "nonnegative", "integer") if getattr(base, f"is_{name}")}:
+        if type(base) is IndexedBase and not _declared(base.label) | _declared(base) <= {"real"}:
             raise self.refuse(e, "the entries of an array are real numbers, without other assumptions")
         if type(base) is IndexedBase and (base.offset != 0 or base.strides is not None):
             raise self.refuse(e, "an array has no offset and no strides")
@@ -375,9 +381,7 @@ class _Reader:
                                      "is bound once")
             if index.is_integer is False:
                 raise self.refuse(index, "an index is a whole number")
-            if low.is_Integer and ((index.is_positive and low < 1) or (index.is_nonnegative and low < 0)):
-                raise self.refuse(index, f"is declared {'positive' if index.is_positive else 'not negative'}, but runs "
-                                         f"from {low} in {plain(e)}")
+            self.keep_declared_sign(index, low, high, inside, e)
             for end in (low, high):
                 self.visit(end, inside, "index", False)
                 for symbol in end.free_symbols - set(inside):
@@ -388,6 +392,33 @@ class _Reader:
             inside[index] = (low, high) if not (low.free_symbols | high.free_symbols) & set(inside) else None
         self.visit(e.function, inside, "value", random)
 
+    def keep_declared_sign(self, index: Any, low: Any, high: Any, bound: dict[Any, Any], e: Any) -> None:
+        """SymPy uses the declared sign of a bound index: its range has to keep it, or a condition says so."""
+        sign = next((name for name in ("positive", "negative", "nonnegative", "nonpositive")
+                     if getattr(index, f"is_{name}")), None)
+        if sign is None:
+            return
+        room = {"positive": low - 1, "nonnegative": low, "negative": -1 - high, "nonpositive": -high}[sign]
+        room = room.xreplace({s: Dummy(integer=True, nonnegative=True) for s in room.free_symbols
+                              if s.is_integer is None})
+        if room.is_nonnegative:
+            return
+        end = low if sign in ("positive", "nonnegative") else high
+        limit = {"positive": 1, "negative": -1}.get(sign, 0)
+        kept = sympy.Ge(end, limit) if end is low else sympy.Le(end, limit)
+        if kept == sympy.false or end.free_symbols & set(bound):
+            raise self.refuse(index, f"is declared {sign}, but runs from {low} to {high} in {plain(e)}")
+        self.note(kept, bound, False)
+
+    def at_least_zero(self, e: Any, bound: dict[Any, Any]) -> bool:
+        """True if e is not negative on the ranges of the indices bound around it."""
+        for index, limits in reversed(bound.items()):
+            slope = e.coeff(index)
+            if index in e.free_symbols and limits is not None and slope.is_number:
+                e = sympy.expand(e.xreplace({index: limits[0] if slope > 0 else limits[1]}))
+        e = e.xreplace({s: Dummy(integer=True, nonnegative=True) for s in e.free_symbols if s.is_integer is None})
+        return bool(e.is_nonnegative)
+
     def function(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
         name = type(e).__name__
         self.functions.add(name)
@@ -396,6 +427,10 @@ class _Reader:
             self.note(e.args[0] > 0, bound, random)
         if name in ("factorial", "binomial") and not all(part.is_integer for part in e.args):
             raise self.refuse(e, "its arguments have to be declared whole numbers")
+        if name in ("factorial", "binomial"):
+            for part in e.args:
+                if not self.at_least_zero(part, bound):
+                    self.note(part >= 0, bound, random)
         if name == "polygamma":
             if not (e.args[0].is_Integer and e.args[0] >= 0):
                 raise self.refuse(e, "the order of a polygamma function is a number")
@@ -446,7 +481,11 @@ class _Reader:
         for end in (low, high):
             if end not in (oo, -oo):
                 self.visit(end, bound)
-        for relation in self.conditions_with(variable, e.function, bound):
+            if variable.is_nonnegative or variable.is_nonpositive:      # SymPy uses the declared sign
+                self.note(end >= 0 if variable.is_nonnegative else end <= 0, bound, False)
+        free = Symbol(variable.name, real=True)
+        body, variable = e.function.xreplace({variable: free}), free
+        for relation in self.conditions_with(variable, body, bound):
             gap = relation.args[0] - relation.args[1]
             slope = gap.diff(variable)
             if _implied(relation, {}, False):
@@ -472,6 +511,9 @@ class _Reader:
             raise self.refuse(e, "a limit is by a symbol that stands nowhere else")
         if point not in (oo, -oo) and not point.is_Rational:
             raise self.refuse(e, "a limit is at a number or at infinity")
+        if (variable.is_nonnegative and (point < 0 or (point == 0 and str(e.args[3]) != "+"))) \
+                or (variable.is_nonpositive and (point > 0 or (point == 0 and str(e.args[3]) != "-"))):
+            raise self.refuse(e, f"the declared sign of {variable} excludes what is near {point}")
         for part in sympy.preorder_traversal(body):
             inner = (part.is_Pow and not (part.exp.is_Integer and part.exp > 0)) or isinstance(part, Function)
             if inner and part.has(variable) and part.free_symbols != {variable}:
@@ -514,7 +556,7 @@ class _Reader:
         if captured := self.law_symbols & self.bound_symbols:
             raise self.refuse(min(map(str, captured)), "is a parameter of a law, and bound by a sum or an integral")
         entries = {entry for line in self.claim.lines for entry in line.atoms(Indexed)}
-        operators = {OPERATORS[name] for name in self.functions if name in OPERATORS}
+        operators = set(OPERATORS.values())
         if any(line.has(KroneckerDelta) for line in self.claim.lines):
             operators.add(r"\delta")
         seen: dict[str, Any] = {}
@@ -527,6 +569,11 @@ class _Reader:
             if (is_base or isinstance(thing, Symbol)) and latex(Symbol(thing.name)).split("_")[0] in operators:
                 raise self.refuse(str(thing), "a symbol and a function print alike")
             seen[key] = thing
+        letters = "|".join(sorted({re.escape(symbol.name) for symbol in self.symbols}, key=len, reverse=True))
+        for name in sorted(symbol.name for symbol in self.symbols):
+            others = "|".join(other for other in letters.split("|") if other != re.escape(name))
+            if others and re.fullmatch(f"(?:{others}){{2,}}", name):
+                raise self.refuse(name, "reads like the product of other symbols of the claim")
 
     def sort_symbols(self) -> None:
         claim = self.claim
@@ -564,6 +611,12 @@ def _drawn(e: Any) -> list[Any]:
     if isinstance(e, MOMENTS):
         return []
     return copies(e) if e.is_Indexed else [copy for part in e.args for copy in _drawn(part)]
+
+
+def _declared(symbol: Any) -> set[str]:
+    """What is declared beyond a finite real number, as far as SymPy remembers it."""
+    real = set(Symbol("x", real=True).assumptions0) - {"real"}
+    return {name for name, value in symbol.assumptions0.items() if value is not None} - real
 
 
 def _is_known(kind: Any) -> bool:
@@ -605,7 +658,8 @@ def _at_most_linear(e: Any, noise: set[Any]) -> bool:
 
 # -- conditions ---------------------------------------------------------------
 @lru_cache(maxsize=1024)
-def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], inside: frozenset[Any], show: Any) -> list[str]:
+def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], whole: tuple[Any, ...], inside: frozenset[Any],
+                show: Any) -> list[str]:
     """Relations as a reader writes them: 0 < p < 1; what the assumptions of the symbols say is left out."""
     by_symbol: dict[Any, list[Any]] = {symbol: [] for symbol in signed}
     others = []
@@ -619,6 +673,9 @@ def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], inside: fro
     known: dict[Any, Any] = {}
     for symbol in sorted(by_symbol, key=str):
         shown[symbol], known[symbol] = _interval(symbol, by_symbol[symbol], symbol in signed, show)
+    for symbol in whole:                    # 1 <= n <= 9 says of a size or index that it is positive
+        if not shown.get(symbol) or not symbol.is_positive:
+            shown.setdefault(symbol, []).append(_whole_number(symbol, show))
     rest = [relation for relation in dict.fromkeys(others) if not _implied(relation, known, relation in inside)]
     for relation in list(rest):             # 2 <= k and k <= n are written as one
         symbol, interval = relation.lhs, known.get(relation.lhs)
@@ -650,8 +707,10 @@ def in_words(relation: Any, show: Any = plain) -> str:
 
 def _interval(symbol: Any, relations: list[Any], signed: bool, show: Any) -> tuple[list[str], Any]:
     """The relations of one symbol as an interval, and the points that it leaves out."""
-    own = sympy.Interval.open(0, oo) if symbol.is_positive else sympy.Interval(0, oo) if symbol.is_nonnegative \
-        else sympy.Interval.open(-oo, 0) if symbol.is_negative else sympy.Interval(-oo, oo)
+    own = sympy.Interval(1, oo) if symbol.is_positive and symbol.is_integer \
+        else sympy.Interval.open(0, oo) if symbol.is_positive else sympy.Interval(0, oo) if symbol.is_nonnegative \
+        else sympy.Interval.open(-oo, 0) if symbol.is_negative else sympy.Interval(-oo, 0) if symbol.is_nonpositive \
+        else sympy.Interval(-oo, oo)
     x = Dummy(real=True)
     inside, left_out, rest = own, [], []
     for relation in dict.fromkeys(relations):
@@ -727,7 +786,8 @@ def _with_signs(e: Any, known: dict[Any, Any], random: bool, seen: dict[Any, Any
         body = _with_signs(e.args[0], known, random or not isinstance(e, Sum), seen)
         filled = isinstance(e, Sum) and all((high - low).is_nonnegative for _, low, high in e.limits)
         seen[e] = Dummy(positive=True) if filled and body.is_positive else Dummy(nonnegative=True) \
-            if body.is_nonnegative or isinstance(e, sympy.stats.Variance) else Dummy(real=True)
+            if isinstance(e, sympy.stats.Variance) \
+            or (body.is_nonnegative and not isinstance(e, sympy.stats.Covariance)) else Dummy(real=True)
     elif e.is_Atom:
         return e
     else:

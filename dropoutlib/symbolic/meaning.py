@@ -26,7 +26,7 @@ from .notation import MOMENTS, plain
 from .quadrature import integrate
 
 __all__ = ["EXACT", "FUNCTIONS", "ROUNDING", "Env", "Intervals", "Meaning", "NotPolynomial", "Numbers", "Polynomial",
-           "TooLarge", "Undecided", "Undefined", "as_float", "compared", "is_exact", "plus", "times"]
+           "TooLarge", "TooMany", "Undecided", "Undefined", "as_float", "compared", "is_exact", "plus", "times"]
 
 LARGEST = 2**16         # outcomes of one enumeration, or terms of one polynomial
 LONGEST = 10**5         # terms of one sum
@@ -42,6 +42,10 @@ class Undefined(ArithmeticError):
 
 class TooLarge(Undefined):
     """The value leaves the numbers that are worked with."""
+
+
+class TooMany(ValueError):
+    """There are too many outcomes or terms to go through them."""
 
 
 class Undecided(ArithmeticError):
@@ -65,12 +69,18 @@ def as_float(value: Any) -> Any:
     return mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
+def as_interval(value: Any) -> Any:
+    """An interval in which a number lies."""
+    if isinstance(value, Fraction):
+        return mpmath.iv.mpf(value.numerator) / mpmath.iv.mpf(value.denominator)
+    return value if hasattr(value, "_mpi_") else mpmath.iv.mpf(value)
+
+
 def _alike(left: Any, right: Any) -> tuple[Any, Any]:
     """Two numbers of different kinds as two of the kind that holds both."""
-    left, right = as_float(left), as_float(right)
     if hasattr(left, "_mpi_") or hasattr(right, "_mpi_"):
-        return mpmath.iv.mpf(left), mpmath.iv.mpf(right)
-    return left, right
+        return as_interval(left), as_interval(right)
+    return as_float(left), as_float(right)
 
 
 def plus(left: Any, right: Any) -> Any:
@@ -127,7 +137,7 @@ class Polynomial:
                 monomial, coefficient = tuple(sorted(powers.items(), key=str)), times(one, two)
                 total[monomial] = plus(total[monomial], coefficient) if monomial in total else coefficient
                 if len(total) > LARGEST:
-                    raise ValueError(f"a polynomial in noise has more than {LARGEST} terms")
+                    raise TooMany(f"a polynomial in noise has more than {LARGEST} terms")
         return Polynomial(total)
 
     __radd__, __rmul__ = __add__, __mul__
@@ -203,7 +213,7 @@ class Meaning:
         *inner, (index, low, high) = limits
         first, last = self.end(low, env), self.end(high, env)
         if last - first > LONGEST:
-            raise ValueError(f"the sum over {index} has {last - first + 1} terms, more than {LONGEST}")
+            raise TooMany(f"the sum over {index} has {last - first + 1} terms, more than {LONGEST}")
         for position in range(first, last + 1):
             yield from self.ranges(inner, {**env, index: position})
 
@@ -256,7 +266,7 @@ class Meaning:
         except NotPolynomial:
             return self.mean_by_quadrature(factors, env)
         except _Many:
-            raise ValueError(f"the noise has more than {LARGEST} outcomes") from None
+            raise TooMany(f"the noise has more than {LARGEST} outcomes") from None
         fixed = {**env, Noise: False}
         return total.mean(lambda copy, power: self.moment_of_law(copy, power, fixed)) \
             if isinstance(total, Polynomial) else total
@@ -587,7 +597,7 @@ class Intervals(Numbers):
     def hull(self, value: Any) -> Any:
         if isinstance(value, Polynomial):
             raise NotPolynomial
-        return mpmath.iv.mpf(as_float(value)) if not hasattr(value, "_mpi_") else value
+        return as_interval(value)
 
     def power(self, base: Any, exponent: Any, e: Any) -> Any:
         if not hasattr(base, "_mpi_") and not hasattr(exponent, "_mpi_"):
@@ -615,6 +625,9 @@ class Intervals(Numbers):
             raise Undefined("log")
         if name in ("cos", "sin"):
             return getattr(mpmath.iv, name)(x)
+        if name == "sign":
+            self.is_smooth &= not ends[0] <= 0 <= ends[1]
+            return mpmath.iv.mpf([FUNCTIONS[name](end) for end in ends])
         if name == "Abs":
             self.is_smooth &= not ends[0] <= 0 <= ends[1]
         if name in self.RISING:

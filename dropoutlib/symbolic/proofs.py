@@ -18,7 +18,7 @@ from sympy.stats.rv import RandomSymbol
 from . import judge, rules
 from .evaluate import at_scalars, controlled, given_point
 from .families import Noise, copies
-from .language import PARTIAL, Claim, NotAClaim, assuming, in_words, read
+from .language import FREE, PARTIAL, Claim, NotAClaim, assuming, in_words, read
 from .meaning import Undecided, Undefined, as_float, is_exact
 from .notation import MOMENTS, latex, plain
 
@@ -50,8 +50,9 @@ def _refusing(what: str) -> Iterator[None]:
 # -- sizes that a caller gives ------------------------------------------------
 def _given(sizes: Mapping[str, int | Iterable[int]]) -> dict[str, tuple[int, ...]]:
     """The sizes of the caller; an empty list would check nothing and show everything."""
-    given = {name: (size,) if isinstance(size, int) else tuple(size) for name, size in sizes.items()}
-    for name, listed in given.items():
+    given: dict[str, tuple[int, ...]] = {}
+    for name, size in sizes.items():
+        given[name] = listed = tuple(size) if isinstance(size, Iterable) else (size,)
         if not listed:
             raise ValueError(f"{name} needs at least one size, for example {name}=2")
         if not all(isinstance(size, int) and not isinstance(size, bool) for size in listed):
@@ -248,6 +249,8 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
     lines: list[tuple[Any, str]] = [(opening.lines[0], "")]
     with assuming(opening):
         for link in links:
+            if isinstance(link, tuple) and (len(link) != 2 or not isinstance(link[1], str)):
+                raise TypeError(f'a link is a rule, an expression or a pair (one of them, "reason"), got {link!r}')
             target, reason = link if isinstance(link, tuple) else (link, "")
             if callable(target) and not isinstance(target, Basic):
                 with _refusing(f"line {len(lines)}"):
@@ -341,6 +344,8 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
     claim = read([left, right], where)
     left, right = claim.lines
     if at is not None:
+        if isinstance(at, Mapping) or not all(isinstance(point, Mapping) for point in at):
+            raise TypeError(f"at is a list of dictionaries from symbols to numbers, got {at!r}")
         return Identity(_SHOWN, left, right, _compare_numbers(claim, list(at), tolerance), claim, "~")
     cases = _cases(claim, given)
     if given:
@@ -395,9 +400,15 @@ def _check_whole_numbers(claim: Claim, meaning: Any) -> None:
         value = meaning.symbol(symbol)
         for wanted, holds in (("a whole number", not symbol.is_integer or value == int(value)),
                               ("positive", not symbol.is_positive or value > 0),
+                              ("negative", not symbol.is_negative or value < 0),
+                              ("not positive", not symbol.is_nonpositive or value <= 0),
                               ("not negative", not symbol.is_nonnegative or value >= 0)):
             if not holds:
                 raise ValueError(f"{symbol.name} is declared {wanted}, got {value}")
+    for index, high in claim.indices.items():
+        if high not in (FREE, PARTIAL) and not 1 <= meaning.symbol(index) <= meaning.symbol(high):
+            raise ValueError(f"{index.name} has to lie in 1..{high.name}, got {index.name} = {meaning.symbol(index)}, "
+                             f"{high.name} = {meaning.symbol(high)}")
 
 
 class Counterexample(_Result):
@@ -466,16 +477,17 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
     >>> disprove(p*(1 - p), p/(1 - p), {p: S.Half})
     p*(1 - p) = 0.25 != 1 = p/(1 - p)    [at p = 1/2]
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"values is a dictionary from symbols to numbers, got {values!r}")
     values = {key: _frozen(value) for key, value in values.items()}
     read_claim = read([claim, truth], floats=True)
     wrong, right = _values_at(read_claim, values)
     claim, truth = read_claim.lines
     if is_exact(wrong) and is_exact(right):
-        differ = abs(wrong - right) > Fraction(1, 10**9) * max(1, abs(right))
+        differ = abs(wrong - right) > Fraction(1, 10**9) * max(abs(wrong), abs(right))
     else:
-        with _refusing("the counterexample"):
-            difference = judge.gap(given_point(values), claim, truth)
-        differ = abs(difference) > 1e-9 * max(1, abs(as_float(right)))
+        wrong, right = as_float(wrong), as_float(right)
+        differ = abs(wrong - right) > 1e-9 * max(1e-12, abs(wrong), abs(right))
     if not differ:
         raise Unproved(f"no counterexample: {plain(claim)} and {plain(truth)} are both {float(right):.6g} there")
     try:
@@ -501,6 +513,8 @@ def judged(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def cumulant(z: Any, order: int) -> Any:
+    if not isinstance(order, int) or isinstance(order, bool):
+        raise TypeError(f"order must be a whole number, got {order!r}")
     claim = read([Noise(z)[1] if isinstance(z, RandomSymbol) else z])
     with assuming(claim):
         result = rules.cumulant(z, order)

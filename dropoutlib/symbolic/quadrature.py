@@ -102,7 +102,7 @@ def _enclosure(hull: Callable[[Any], tuple[Any, bool]], left: Any, right: Any) -
     try:
         found, is_smooth = hull(iv.mpf([left, right]))
         least, most = mp.mpf(found.a), mp.mpf(found.b)
-    except (ArithmeticError, ValueError):
+    except (ArithmeticError, ValueError, NotImplementedError):
         return -mp.inf, mp.inf, False
     return (least, most, is_smooth) if mp.isfinite(least) and mp.isfinite(most) else (-mp.inf, mp.inf, False)
 
