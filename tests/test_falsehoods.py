@@ -370,6 +370,11 @@ def test_the_condition_is_part_of_what_is_shown(left, right, where, condition):
     assert (r"\text{for }" in shown._repr_latex_()) is bool(condition)
 
 
+def test_given_sizes_are_the_condition():
+    sums_to_one = Sum(p ** (n - h) * (1 - p) ** h * binomial(n, h), (h, 0, n))
+    assert repr(prove(sums_to_one, 1, n=(1, 2))).endswith("= 1    [at n = 1, 2]")
+
+
 def test_a_condition_without_points_shows_nothing():
     for where in ([p > 2, p < 1], [n < 1], [n > 100]):
         with pytest.raises(NotAClaim):

@@ -27,7 +27,8 @@
   window.addEventListener("load", () => {
     mark();
     window.MathJax?.startup?.promise?.then(mark);
+    const opened = new ResizeObserver(() => requestAnimationFrame(mark));  // a solution that opens, a late font
+    for (const box of document.querySelectorAll("pre, .cell_output .output, div.math")) opened.observe(box);
   });
   window.addEventListener("resize", mark);
-  document.addEventListener("click", () => setTimeout(mark, 300));  // a solution that opens
 })();

@@ -137,6 +137,11 @@ SOLUTIONS = """async () => {
 }"""
 
 
+# What opened is measured by the scripts of the page in the next frames.
+SETTLED = """() => new Promise((done) =>
+  requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))"""
+
+
 class _Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -245,6 +250,7 @@ async def check_page(context: BrowserContext, address: str, view: View, screensh
             screenshot.parent.mkdir(parents=True, exist_ok=True)
             await page.screenshot(path=screenshot, full_page=True)
         found += await page.evaluate(SOLUTIONS)
+        await page.evaluate(SETTLED)
         found += await page.evaluate(OVERFLOW)
         loaded = list(found)  # axe itself fetches style sheets; that is not the page's doing
         return loaded + await accessibility(page, view.axe)

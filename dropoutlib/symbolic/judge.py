@@ -23,7 +23,7 @@ from typing import Any
 
 import sympy
 from mpmath import mp
-from sympy import Function, Indexed, KroneckerDelta, Max, Min, Product, Sum
+from sympy import Function, Indexed, KroneckerDelta, Max, Min, Product, Sum, binomial, factorial
 
 from .evaluate import enumerate_masks
 from .language import FREE, PARTIAL, Claim, NotAClaim
@@ -330,7 +330,8 @@ def _may_be_irrational(e: Any) -> bool:
     """A root, a function or a case distinction, also where it stands in a sum that is empty at the sizes of a case."""
     if isinstance(e, Indexed | KroneckerDelta) or e.is_Atom:
         return False
-    if (e.is_Pow and not e.exp.is_integer) or isinstance(e, Function | Max | Min):
+    if (e.is_Pow and not e.exp.is_integer) or (isinstance(e, Function | Max | Min)
+                                               and not isinstance(e, factorial | binomial)):    # of whole numbers
         return True
     return any(_may_be_irrational(part) for part in e.args if isinstance(part, sympy.Expr))
 

@@ -702,6 +702,12 @@ def in_words(relation: Any, show: Any = plain) -> str:
     signs = {"==": "=", "!=": "!=", ">=": ">=", "<=": "<="} if show is plain else \
         {"==": "=", "!=": r"\neq", ">=": r"\geq", "<=": r"\leq"}
     left, right = relation.args
+    parts = sympy.Add.make_args(left)
+    taken = [part for part in parts if part.could_extract_minus_sign()]
+    if relation.rel_op == ">=" and right == 0 and 0 < len(taken) < len(parts) \
+            and all(symbol.is_integer for symbol in left.free_symbols):     # s <= n rather than n - s >= 0
+        right = sympy.Add(*[part for part in parts if part not in taken])
+        return f"{show(right - left)} {signs['<=']} {show(right)}"
     return f"{show(left)} {signs.get(relation.rel_op, relation.rel_op)} {show(right)}"
 
 

@@ -99,8 +99,8 @@ def _refuted(claim: Claim, left: Any, right: Any, cases: list[dict[str, int]], n
     if found is not None:
         where = f" at {found.at()}" if found.case else ""
         condition = claim.condition()
-        raise Unproved(f"{name} is false{where}: {plain(right)}\n  differs from {plain(left)}\n"
-                       f"  by {plain(-found.difference)}"
+        raise Unproved(f"{name} is false{where}: {plain(left)} = {plain(right)}\n"
+                       f"  the difference is {plain(-found.difference)}"
                        + (f"\n  under the condition {condition}" if condition else "")
                        + _advice(claim))
 
@@ -222,7 +222,7 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
             ``"rules"`` is the same as None.
         where: Conditions under which the chain is meant, such as ``i <= n``; they are shown with it.
         **sizes: More sizes for the judge by name: ``n=5`` or ``n=(4, 5)``. Without them, sizes take the values 1, 2
-            and 3 in every order, never two of them the same value.
+            and 3 in every order, never two of them the same value, and some larger ones (:mod:`~.symbolic.judge`).
 
     Raises:
         Unproved: If a line is not equal to the first; the message names the line and shows the difference.
@@ -291,7 +291,8 @@ def _shown_by_rules(claim: Claim, left: Any, right: Any, name: str, cases: Seque
         return ""
     if cases is not None:
         return _enumerated(claim, left, right, cases)
-    raise Unproved(f"{name} is not shown by the rules (the judge found no point where it is false): {plain(right)}\n"
+    raise Unproved(f"{name} is not shown by the rules (the judge found no point where it is false): "
+                   f"{plain(left)} = {plain(right)}\n"
                    f"  difference left: {plain(-gap)}")
 
 
@@ -353,7 +354,7 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
     _refuted(claim, left, right, cases, "the identity")
     if given:
         how = _enumerated(claim, left, right, cases)
-        claim.signed = judge.domains_that_matter(claim, cases)
+        claim.signed = [symbol for symbol in judge.domains_that_matter(claim, cases) if symbol.name not in given]
         return Identity(_SHOWN, left, right, how, claim)
     _shown_by_rules(claim, left, right, "the identity", None)
     claim.signed = judge.domains_that_matter(claim, cases)
