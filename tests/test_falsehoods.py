@@ -141,6 +141,9 @@ FALSE = {
     "an exponential that underflows": (exp(-(10**5) * (1 + mu**2)), 0),
     "kinks far away": (Max(0, mu - 1000), 0),
     "a case at one number": (Sum(Piecewise((x[j], Eq(j, 7)), (0, True)), (j, 1, n)), 0),
+    "a case at one number of a whole number": (Piecewise((1, Eq(whole, 7)), (0, True)), 0),
+    "a case up to a whole number": (
+        Sum(Piecewise((x[j], j <= T), (0, True)), (j, 1, n)), Sum(x[j], (j, 1, n))),
     "a delta at one number": (KroneckerDelta(k, 5), 0),
     "a bound variable out of its sum": (Sum(sqrt(x[j]) * w[j], (j, 1, n)), sqrt(x[j]) * Sum(w[j], (j, 1, n))),
     "a limit": (Limit((n + 1) / n, n, oo), 0),

@@ -180,9 +180,10 @@ def _from(symbol: Any, last: int) -> range:
 
 
 def _admitted_values(claim: Claim, count: Any) -> list[int]:
-    """The first values of an exponent that its conditions admit."""
+    """The first values of an exponent that its conditions admit, and the numbers that stand in case distinctions."""
     found = [value for value in _from(count, FARTHEST) if _admitted(claim, {count.name: value})]
-    return found[: max(3, len(_from(count, 3)))]
+    few = found[: max(3, len(_from(count, 3)))]
+    return few + [value for value in found if value in claim.constants and value not in few]
 
 
 def _sizes(claim: Claim, given: Mapping[str, Sequence[int]]) -> Iterator[dict[str, int]]:

@@ -206,7 +206,7 @@ class _Reader:
                                  f"Noise({e.pspace.distribution.__class__.__name__.removesuffix('Distribution')}"
                                  f"(...))[1], inside Expectation, Variance or Covariance")
         if e.is_Rational:
-            if place == "index" and e.is_Integer:
+            if place in ("index", "case") and e.is_Integer:
                 self.claim.constants.add(int(e))
             return
         if kind in (Pi, Exp1, EulerGamma):
@@ -444,7 +444,7 @@ class _Reader:
                     continue
                 if not isinstance(relation, Relational):
                     raise self.refuse(e, "a case is told by relations such as j <= n")
-                self.parts(relation.args, bound, "value", random)
+                self.parts(relation.args, bound, "case", random)
 
     def derivative(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
         for variable, order in e.variable_count:
@@ -583,7 +583,7 @@ class _Reader:
                 claim.indices[symbol] = PARTIAL if "limit" in places else self.range_of(symbol)
             elif "limit" in places:
                 claim.sizes.append(symbol)
-            elif symbol.is_integer and "count" in places:
+            elif symbol.is_integer and places & {"count", "case"}:
                 claim.counts.append(symbol)
             else:
                 claim.parameters.append(symbol)
