@@ -99,6 +99,8 @@ FALSE = {
     "a delta with a number over a range that may end before": (Covariance(m[2], units), p * (1 - p)),
     "a delta with a shifted index": (
         Sum(KroneckerDelta(j + 1, k) * x[j], (j, 1, n)), x[k - 1]),
+    "a delta with a stride": (
+        Sum(KroneckerDelta(41 * j, k), (j, 1, n)), Piecewise((1, (k >= 41) & (k <= 41 * n)), (0, True))),
     "a delta with a mirrored index": (
         Sum(KroneckerDelta(n + 2 - j, k) * x[j], (j, 1, n), (k, 1, n)), Sum(x[j], (j, 1, n))),
     # ranges

@@ -193,8 +193,8 @@ def test_the_error_names_the_line_and_shows_the_difference():
     with pytest.raises(AssertionError) as caught:
         derive(Variance(z), linear, (p * squares, "wrong"))
     message = str(caught.value)
-    assert message.startswith("line 2 is false at n = 1: p*Sum(") and "under the condition 0 < p < 1" in message
-    shown = sympy.sympify(message.split("  by ")[1].split("\n")[0].replace("[", "_").replace("]", ""))
+    assert message.startswith("line 2 is false at n = 1: Variance(") and "under the condition 0 < p < 1" in message
+    shown = sympy.sympify(message.split("the difference is ")[1].split("\n")[0].replace("[", "_").replace("]", ""))
     missing = p**2 * sympy.prod(symbols("w_1 x_1")) ** 2
     assert expand(shown.subs(Symbol("p"), p) - missing) == 0
 
@@ -578,7 +578,7 @@ def test_prove_says_how():
     assert "p + 1 ~ p + 1    [numerically at p = 0.3, to 1e-12]" in repr(compared)
     assert "[numerically at 1 point, to 1e-12]" in repr(prove(x[1], x[1], at=[{x: [1.0]}]))
     assert r"\approx" in compared._repr_latex_() and "&= " not in compared._repr_latex_()
-    with pytest.raises(Unproved, match=r"by 1 - 2\*p"):
+    with pytest.raises(Unproved, match=r"the difference is 1 - 2\*p"):
         prove(p, 1 - p)
     with pytest.raises(Unproved):
         prove(Variance(z), p * squares, n=2)

@@ -399,9 +399,7 @@ class _Reader:
         if sign is None:
             return
         room = {"positive": low - 1, "nonnegative": low, "negative": -1 - high, "nonpositive": -high}[sign]
-        room = room.xreplace({s: Dummy(integer=True, nonnegative=True) for s in room.free_symbols
-                              if s.is_integer is None})
-        if room.is_nonnegative:
+        if self.at_least_zero(room, bound):
             return
         end = low if sign in ("positive", "nonnegative") else high
         limit = {"positive": 1, "negative": -1}.get(sign, 0)
