@@ -409,13 +409,12 @@ class _Reader:
         self.note(kept, bound, False)
 
     def at_least_zero(self, e: Any, bound: dict[Any, Any]) -> bool:
-        """True if e is not negative on the ranges of the indices bound around it."""
-        for index, limits in reversed(bound.items()):
-            slope = e.coeff(index)
-            if index in e.free_symbols and limits is not None and slope.is_number:
-                e = sympy.expand(e.xreplace({index: limits[0] if slope > 0 else limits[1]}))
-        e = e.xreplace({s: Dummy(integer=True, nonnegative=True) for s in e.free_symbols if s.is_integer is None})
-        return bool(e.is_nonnegative)
+        """True if e is not negative on the ranges of the indices bound around it; undeclared sizes are 0, 1, 2, ..."""
+        ranges = {index: limits for index, limits in reversed(bound.items()) if limits is not None}
+        symbols = e.free_symbols.union(*(end.free_symbols for limits in ranges.values() for end in limits))
+        whole = {s: Dummy(integer=True, nonnegative=True) for s in symbols - set(bound) if s.is_integer is None}
+        return at_least_zero(e.xreplace(whole), {index: (low.xreplace(whole), high.xreplace(whole))
+                                                 for index, (low, high) in ranges.items()})
 
     def function(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
         name = type(e).__name__
