@@ -31,6 +31,7 @@ from sympy import (
     log,
     oo,
     pi,
+    sign,
     sin,
     sqrt,
     stats,
@@ -56,6 +57,7 @@ from dropoutlib.symbolic import (
     cumulant,
     derive,
     disprove,
+    enumerate_masks,
     exact,
     gaussian_mean,
     judge,
@@ -245,7 +247,7 @@ OUTSIDE = {
     "a name that prints like a formula": (Symbol("x + 1"), "a name has letters"),
     "two ranks of one array": (x[1] + x[1, 2], "is also used with"),
     "a rate outside of (0, 1)": (Variance(m[1]).subs(p, 3), "needs probabilities from 0 to 1"),
-    "a division by zero everywhere": (1 / (Sum(x[j], (j, 2, 1)) + p - p), "division by zero"),
+    "a division by zero everywhere": (1 / (Sum(x[j], (j, 2, 1)) + p - p), "every part has a value and .* != 0"),
     "a limit that depends on its parameter": (Limit(v / (v + mu), v, 0), "may depend on mu"),
     "a limit at a parameter": (Limit(v, v, mu), "at a number or at infinity"),
     "an integrand that may be undefined": (Integral(1 / (v**2 - mu), (v, 0, 1)), "is not known"),
@@ -282,6 +284,10 @@ ALIKE = {
     "a symbol that reads like a function": (Symbol("Gamma") * (mu + s), 0),
     "a symbol and a delta": (Symbol("delta_j_k") - KroneckerDelta(j, k), 0),
     "entries of two arrays": (x[1, 2] - IndexedBase("x_1")[2], 0),
+    "a symbol that reads like the name of a function": (Symbol("log") * (mu + s), 0),
+    "a symbol that reads like a variance": (Symbol("Var") * (mu + s), 0),
+    "a symbol and an entry under a bound index": (Derivative(Sum(x[j]**2, (j, 1, n)), Symbol("x_1")), 0),
+    "a symbol and a copy under a bound index": (Covariance(Symbol("m1", real=True), units), 0),
 }
 
 
@@ -367,6 +373,17 @@ def test_what_is_true_stays_provable(name):
     (Sum(1, (j, 2, n)), n - 1, (), "n = 1, 2, ..."),
     (Covariance(m[k], Sum(m[j], (j, 2, n))), p * (1 - p), [k >= 2, k <= n], "2 <= k <= n, 0 < p < 1"),
     (sqrt(mu) * sqrt(mu + 1) * 2 / 2, sqrt(mu + 1) * sqrt(mu), (), "mu >= 0"),
+    # a denominator that a declared sign alone keeps from 0
+    ((p**2 - 1) / (p + 1), p - 1, (), "p != -1"),
+    ((s + 1) / p - 1 / p, s / p, (), "p != 0"),
+    ((p**2 - q**2) / (p + q), p - q, (), "p + q != 0"),
+    ((nonpositive**2 - 1) / (nonpositive - 1), nonpositive + 1, (), "r != 1"),
+    (1 - p / (1 + p), 1 / (1 + p), (), "p != -1"),
+    (Variance(m[1]) / (1 + p), p * (1 - p) / (1 + p), (), "0 < p < 1"),
+    (units / n * 2, units * 2 / n, (), "n = 1, 2, ..., 0 < p < 1"),
+    # a mask inside of E is 0 or 1, the same letter outside is any number
+    (1 - mu / (Expectation(m[1]) + m[1] + 1), (Expectation(m[1]) + m[1] + 1 - mu) / (Expectation(m[1]) + m[1] + 1), (),
+     "0 < p < 1, Expectation(m[1]) + m[1] + 1 != 0"),
 ])
 def test_the_condition_is_part_of_what_is_shown(left, right, where, condition):
     shown = prove(left, right, where=where)
@@ -443,9 +460,43 @@ def test_what_is_irrational_is_worked_out_with_as_many_digits_as_it_needs():
         prove(10**40 * (exp(mu) - 1), 0, at=[{mu: Rational(1, 10**40)}])
     assert number(log(1 + mu) / mu, {mu: Rational(1, 10**35)}) == 1
     assert number(1 - Phi(mu), {mu: 20}) == pytest.approx(2.7536241186062337e-89, rel=1e-14)
-    for undefined in (Derivative(1 / mu, mu), Limit(1 / v, v, 0), Limit(log(v), v, oo)):
-        with pytest.raises(ValueError, match="is not a real number"):
-            number(undefined, {mu: 0})
+    with pytest.raises(ValueError, match="cannot be worked out"):
+        number(Derivative(1 / mu, mu), {mu: 0})
+
+
+def test_rounding_decides_no_case_and_no_sign():
+    for case in (sign(mu**2 - 2), Piecewise((1, Eq(mu**2, 2)), (2, True)), Piecewise((1, mu**2 >= 2), (2, True))):
+        with pytest.raises(ValueError, match="cannot be told from rounding"):
+            number(case, {mu: sqrt(2)})
+        assert number(case, {mu: sqrt(3)}) in (1, 2)
+    with pytest.raises(Unproved, match="cannot be told from rounding"):
+        prove(sign(sqrt(x[1] * x[2]) - sqrt(x[1]) * sqrt(x[2])), 0)
+
+
+def test_a_limit_is_not_a_value_on_the_way():
+    assert number(Limit(1 / (1 + v / 10**700), v, oo), {}) == 0
+    assert number(Limit(sqrt(v**2 + v) - v, v, oo), {}) == 0.5
+    for slow in (1 / (10 + log(v)), 10**20 / (10**20 + log(v)), 10**400 / (10**400 + log(v)), log(v), v):
+        with pytest.raises(ValueError, match="too slowly, or does not exist"):
+            number(Limit(slow, v, oo), {})
+    with pytest.raises(ValueError, match="too slowly, or does not exist"):
+        number(Limit(1 / v, v, 0), {})
+
+
+def test_digits_that_a_quadrature_does_not_have_are_not_made_up():
+    for cancels in (1 - Integral(phi(v), (v, -12, 12)), 10**30 * (1 - Integral(phi(v), (v, -12, 12))),
+                    10**40 * (Expectation(exp(g[1])) - exp(S.Half))):
+        with pytest.raises(ValueError, match="cannot be worked out"):
+            number(cancels, {})
+    assert number(Expectation(exp(g[1])), {}) == pytest.approx(math.exp(0.5), rel=1e-15)
+    prove(Expectation(exp(g[1])), exp(S.Half), at=[{}])
+
+
+def test_both_signs_of_a_symbol_are_judged():
+    with pytest.raises(Unproved, match="is false"):
+        prove(Integral(abs(v), (v, 0, mu)), mu**2 / 2)
+    with pytest.raises(Unproved):
+        prove(Integral(Piecewise((1, v > mu), (0, True)), (v, 0, 1)), 1 - mu)
 
 
 def test_digits_that_cancel_are_not_taken_for_the_value():
@@ -457,8 +508,10 @@ def test_digits_that_cancel_are_not_taken_for_the_value():
         with pytest.raises(Unproved, match="no counterexample"):
             disprove(cancels, 1 + Phi(-mu) / phi(mu), {mu: point})
     assert number(1 + (exp(mu) - 1) / mu, {mu: 1e-300}) == 2
-    with pytest.raises(ValueError, match="changes with the number of digits"):
+    with pytest.raises(ValueError, match="too near to 0"):
         number((1 - Phi(mu)) / phi(mu), {mu: 200})
+    with pytest.raises(ValueError, match="too near to 0"):
+        prove((1 - Phi(mu)) / phi(mu), 0, at=[{mu: 200}])
 
 
 def test_a_point_keeps_to_the_declared_domain():
@@ -474,14 +527,18 @@ def test_a_point_keeps_to_the_declared_domain():
 @pytest.mark.parametrize("call", [
     lambda: number(p, {p: p + 1}), lambda: number(p, {p: q, q: p}), lambda: number(p, None),
     lambda: prove(p, p, at={p: 1}), lambda: prove(p, p, at=[None]), lambda: disprove(p, q, None),
-    lambda: prove(n, n, n=1.5), lambda: prove(n, n, n=None),
+    lambda: prove(p, p, at=5), lambda: prove(p, p, at=[{p: "a"}]), lambda: prove(p, p, at=[{p: 1}], tolerance="a"),
+    lambda: number(p, {p: 1j}), lambda: number(p, {p: None}), lambda: prove(units, units, n=-3),
+    lambda: enumerate_masks(units, n="2"), lambda: enumerate_masks(units, n=2.5),
+    lambda: enumerate_masks(Expectation(1 / m[1])), lambda: prove(n, n, n=1.5), lambda: prove(n, n, n=None),
     lambda: derive(p, (p, "a", "b")), lambda: derive(p, (p,)), lambda: derive(p, (p, 1)),
     lambda: gaussian_mean(mu, lambda z: None, mu, s), lambda: gaussian_mean("mu", lambda z: z, "mu", "s"),
     lambda: cumulant(m.law, 1.5),
     lambda: disprove(Expectation(Max(g[1], g[2])), 1 / sqrt(pi), {}),
 ])
 def test_wrong_arguments_are_named(call):
-    with pytest.raises((TypeError, ValueError), match=r"number|dictionary|pair|whole|symbol|expression|integral"):
+    named = r"number|dictionar|pair|whole|symbol|expression|integral|tolerance|positive"
+    with pytest.raises((TypeError, ValueError), match=named):
         call()
 
 

@@ -324,8 +324,11 @@ def test_no_size_checks_nothing(check):
 
 
 def test_a_size_that_leaves_an_index_no_value_checks_nothing():
+    size = symbols("N", integer=True, nonnegative=True)
     for check in (prove, partial(derive, by="enumeration")):
-        with pytest.raises(ValueError, match=r"no sizes and indices are left .* with n = \[0\]"):
+        with pytest.raises(ValueError, match=r"no sizes and indices are left .* with N = \[0\]"):
+            check(x[k] + Sum(x[j], (j, 1, size)), x[k] ** 2, N=0)
+        with pytest.raises(ValueError, match=r"n is declared positive, got 0"):
             check(x[k] + Sum(x[j], (j, 1, n)), x[k] ** 2, n=0)
 
 

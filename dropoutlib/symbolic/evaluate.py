@@ -67,6 +67,8 @@ def number(expression: Any, values: Mapping[Any, Any]) -> float:
     _check_language(expression)
     try:
         value = float(as_float(controlled(given_point(values), [expression], 1e-15)[0]))
+    except Undecided as error:
+        raise ValueError(f"{plain(expression)} cannot be worked out{at_scalars(values)}: {error}") from error
     except ArithmeticError as error:
         raise ValueError(f"{plain(expression)} is not a real number{at_scalars(values)}: {error}") from error
     if not math.isfinite(value):
@@ -79,9 +81,10 @@ def _check_language(expression: Any) -> None:
     read([expression], floats=True)
 
 
-def controlled(point: Numbers, expressions: Sequence[Any], tolerance: float) -> list[Any]:
+def controlled(point: Numbers, expressions: Sequence[Any], tolerance: float, floor: float = 0) -> list[Any]:
     """The values at a point to a relative tolerance: exact, or between bounds that are worked out with more and more
-    digits until they are that close, or, where a function has no bounds, with digits until the values stay.
+    digits until they are that close, or, where a function has no bounds, with digits until the values stay. A value
+    below ``floor`` need not be told from 0.
 
     Raises:
         Undecided: If they do not.
@@ -89,12 +92,14 @@ def controlled(point: Numbers, expressions: Sequence[Any], tolerance: float) -> 
     point.forget()
     with mp.workdps(DIGITS):
         found = [point.value(e, {}) for e in expressions]
-    if all(map(is_exact, found)) or point.used_quadrature:      # a quadrature controls itself
+    if all(map(is_exact, found)):
         return found
+    if point.used_quadrature:
+        return _stable(point, expressions, (DIGITS // 2, DIGITS), floor)
     try:
         return [_between_bounds(point, e, tolerance) for e in expressions]
     except (_NoBounds, ArithmeticError, ValueError, NotImplementedError, TypeError):
-        return _stable(point, expressions, tolerance)
+        return _stable(point, expressions, (2 * DIGITS, 4 * DIGITS, 20 * DIGITS), floor)
 
 
 class _NoBounds(Exception):
@@ -129,19 +134,26 @@ def _interval_digits(digits: int) -> Iterator[None]:
         mpmath.iv.prec = before
 
 
-def _stable(point: Numbers, expressions: Sequence[Any], tolerance: float) -> list[Any]:
-    def settled(values: Sequence[Any]) -> bool:
-        return all(abs(values[-1]) > 0 and abs(v - values[-1]) <= tolerance * abs(values[-1]) for v in values)
-
-    found = []
-    for digits in (2 * DIGITS, 4 * DIGITS, 20 * DIGITS):
+def _stable(point: Numbers, expressions: Sequence[Any], digits: Sequence[int], floor: float) -> list[Any]:
+    """The values with the most digits. Where those with fewer digits are within a millionth, the error is far below."""
+    tables = []
+    for number_of_digits in digits:
         point.forget()
-        with mp.workdps(digits):
-            found.append([as_float(point.value(e, {})) for e in expressions])
-    for values in zip(*found, strict=True):
-        if not settled(values) and not all(0 < abs(new) <= abs(old) / 10**10 for old, new in pairwise(values)):
+        with mp.workdps(number_of_digits):
+            tables.append([as_float(point.value(e, {})) for e in expressions])
+    found = []
+    for values in zip(*tables, strict=True):
+        last = values[-1]
+        shrinks = len(digits) > 2 and all(0 < abs(new) <= abs(old) / 10**10 for old, new in pairwise(values))
+        if last != 0 and all(abs(value - last) <= abs(last) / 10**6 for value in values):
+            found.append(last)
+        elif shrinks or all(0 < abs(value) <= floor for value in values):     # exactly 0: digits may have cancelled
+            found.append(0 if shrinks else last)
+        elif abs(last) < 1 / mp.mpf(10) ** (DIGITS // 2):
+            raise Undecided("the value is too near to 0 to be told from it")
+        else:
             raise Undecided("the value changes with the number of digits")
-    return [values[-1] if settled(values) else 0 for values in zip(*found, strict=True)]
+    return found
 
 
 def at_scalars(values: Mapping[Any, Any]) -> str:
@@ -235,8 +247,11 @@ def _scalar(name: Any, value: Any) -> Any:
             raise ValueError(f"{name} = {value} is not a number")
         read([value], floats=True)
         return Fraction(int(value.p), int(value.q)) if value.is_Rational else value
-    if not math.isfinite(value):
-        raise ValueError(f"{name} = {value} is not a real number")
+    try:
+        if isinstance(value, str) or not math.isfinite(value):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {value!r} is not a real number") from None
     return Fraction(repr(float(value)))     # the decimal that it prints
 
 
@@ -265,7 +280,14 @@ def enumerate_masks(expression: Any, **sizes: int) -> Any:
     >>> enumerate_masks(Variance(Sum(m[j]*x[j], (j, 1, n))), n=2)
     -p**2*x[1]**2 - p**2*x[2]**2 + p*x[1]**2 + p*x[2]**2
     """
-    return expand(sympify(_Formulas(sizes).value(sympify(expression), {})))
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise ValueError(f"{name} needs a whole number, got {size!r}")
+    expression = sympify(expression)
+    found = expand(sympify(_Formulas(sizes).value(expression, {})))
+    if (found.atoms() - expression.atoms()) & {sympy.zoo, sympy.nan, sympy.oo, -sympy.oo, sympy.I}:
+        raise ValueError(f"{plain(expression)} is not a real number for some values of the noise")
+    return found
 
 
 class _Formulas(Meaning):
@@ -299,6 +321,9 @@ class _Formulas(Meaning):
     def other(self, e: Any, env: Env) -> Any:
         if not e.args:
             return e
+        if isinstance(e, Integral | Limit):         # its variable is no size
+            variable = e.args[1] if isinstance(e, Limit) else e.limits[0][0]
+            env = {**env, variable: variable}
         if isinstance(e, sympy.Derivative):
             written_out = sympify(self.value(e.expr, env))
             return written_out.diff(*[(self.value(v, env), count) for v, count in e.variable_count])

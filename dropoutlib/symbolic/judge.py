@@ -26,7 +26,7 @@ from mpmath import mp
 from sympy import Function, Indexed, KroneckerDelta, Max, Min, Product, Sum, binomial, factorial
 
 from .evaluate import enumerate_masks
-from .language import FREE, PARTIAL, Claim, NotAClaim
+from .language import FREE, PARTIAL, Claim, NotAClaim, in_words
 from .meaning import (
     EXACT,
     Meaning,
@@ -87,12 +87,13 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
             if judged:
                 continue
             raise
-        wanted, failure, shrunk = enough or (3 if case else 6), None, 0
+        wanted, failure, failing, shrunk = enough or (3 if case else 6), None, None, 0
         for tries in range(TRIES):
             point = _Random(claim, case, source, exact=enough is not None, tries=tries, shrunk=shrunk)
             try:
                 inside = False
-                if not all(point.holds(relation, {}) for relation in claim.testable()):
+                failing = next((part for part in claim.testable() if not point.holds(part, {})), None)
+                if failing is not None:
                     continue
                 inside = claim.tells_all()
                 difference = gap(point, left, right)
@@ -114,7 +115,7 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
                 continue
             at = f" at {', '.join(f'{k} = {v}' for k, v in case.items())}" if case else ""
             raise NotAClaim(f"no point was found{at} at which every part has a value"
-                            + (f": {failure}" if failure else ", or the conditions contradict each other"))
+                            + (f": {failure}" if failure else f" and {in_words(failing)}"))
     return None
 
 
@@ -239,7 +240,7 @@ class _Random(Numbers):
                  shrunk: int = 0) -> None:
         self.size = Fraction(1, 2 ** (shrunk // 4))     # entries come nearer to 0 where exponentials were too large
         self.source, self.exact = source, exact
-        self.signs = (-1, 1) if tries % 2 == 0 else (1,)        # every other try takes positive entries
+        self.signs = ((1,), (-1,), (-1, 1))[tries % 3]
         self.drawn: dict[Any, Any] = {}
         scalars: dict[str, Any] = dict(case)
         for symbol in claim.parameters:
@@ -317,8 +318,11 @@ def _holds_at(claim: Claim, where: Sequence[Mapping[str, int]], place: Any, valu
     source = random.Random(f"{place} = {value}")
     for case in sorted(others)[:12]:
         try:
-            point = _Random(claim, dict(case), source, exact=True, tries=1)
-            if not all(point.holds(relation, {}) for relation in claim.testable()):
+            point = _Random(claim, dict(case), source, exact=True, tries=0)
+            failing = [relation for relation in claim.testable() if not point.holds(relation, {})]
+            if any(place in relation.free_symbols and relation not in claim.where for relation in failing):
+                return False            # a denominator is 0 there, say
+            if failing:
                 continue
             if any(gap(point, claim.lines[0], line) != 0 for line in claim.lines[1:]):
                 return False
@@ -384,7 +388,7 @@ def gap(point: Numbers, left: Any, right: Any) -> Any:
             if abs(found[-1]) <= mp.mpf(10) ** (20 - CONFIRMED):
                 return 0
     coarse, fine = found
-    if _vanishes(coarse, fine, size) or (point.used_quadrature and abs(fine) <= QUADRATURE_ERROR * size):
+    if (abs(fine) <= QUADRATURE_ERROR * max(1, size)) if point.used_quadrature else _vanishes(coarse, fine, size):
         return 0
     if abs(fine - coarse) <= mp.mpf(10) ** -3 * abs(fine):
         return fine

@@ -11,8 +11,9 @@ A claim is an equation between expressions that are made of
   Families are independent and have different names; inside E, Var and Cov a copy is random, outside of them it is an
   entry like any other;
 * sums and products over explicit ranges, empty where the upper end is below the lower end; Kronecker deltas;
-* quotients, products and powers of these, exponentials, logarithms and other common functions, Max, Min and case
-  distinctions;
+* quotients, products and powers of these; Abs, sign, Max, Min and case distinctions; exp, log, cosh, sinh, tanh, cos,
+  sin, atan; factorial and binomial of whole numbers; gamma, loggamma, digamma, polygamma; erf, erfi, erfc, and the
+  standard normal Phi and phi; conjugate, which is its argument;
 * Expectation, Variance and Covariance without conditions;
 * derivatives by a real symbol or an entry of an array, except of functions with a kink; definite integrals over one
   variable and limits at a number or infinity, both without noise.
@@ -72,6 +73,8 @@ ASSUMPTIONS = {"real", "positive", "negative", "nonnegative", "nonpositive", "in
                "extended_real"}
 SIMPLE_LATEX = re.compile(r"(\\mathrm\{)?\\?[A-Za-z]+\}?'*(_\{[^{}^]*\})?'*")
 RESERVED = {"E", "I", "oo", "zoo", "nan", "True", "False"}
+WORDS = {*FUNCTIONS, "sqrt", "ln", "sgn", "min", "max", "Min", "Max", "Var", "Cov", "lim", "tan", "inf", "sup"} \
+    - {"phi", "gamma"}      # the letters print as others than the functions
 OPERATORS = {"Phi": r"\Phi", "phi": r"\varphi", "gamma": r"\Gamma", "loggamma": r"\Gamma", "polygamma": r"\psi",
              "digamma": r"\psi"}
 KINKS = (Max, Min, sympy.Abs, sympy.sign, Piecewise)
@@ -116,9 +119,19 @@ class Claim:
         above = {sympy.Le(index, high) for index, high in self.indices.items() if high not in (FREE, PARTIAL)}
         whole = (*self.whole, *(s for s in self.signed if s.is_integer))
         signed = tuple(symbol for symbol in self.signed if not (symbol.is_integer and symbol.is_nonnegative))
+        relations = tuple(relation for relation in self.places + self.where if relation not in above)
+        domains = tuple((s, self._domain(s)) for s in [*self.parameters, *self.counts, *self.sizes, *self.indices])
         return (", " if show is plain else r",\ ").join(
-            [*_conditions(tuple(relation for relation in self.places + self.where if relation not in above), signed,
-                          whole, frozenset(self.inside), show), *found])
+            [*_conditions(relations, domains, signed, whole, frozenset(self.inside), show), *found])
+
+    def _domain(self, symbol: Any) -> Any:
+        """What a reader knows of a symbol without a condition: that a size is a whole number; its declared sign only
+        where it is printed."""
+        if symbol in self.signed or self.indices.get(symbol, FREE) not in (FREE, PARTIAL):
+            return _declared_interval(symbol)
+        if symbol in self.parameters or (symbol.is_integer and not symbol.is_nonnegative):
+            return sympy.Interval(-oo, oo)
+        return sympy.Interval(0, oo)
 
 
 def read(lines: Sequence[Any], where: Any = (), floats: bool = False) -> Claim:
@@ -326,9 +339,13 @@ class _Reader:
                     self.at.setdefault(symbol, set()).add((symbol, "shifted"))
                     self.ranges.setdefault((symbol, "shifted"), []).append(None)
 
-    def note(self, condition: Any, bound: dict[Any, Any], random: bool) -> None:
-        """A condition that a place adds. One on bound indices or draws is printed, but no point alone can tell it."""
-        for relation in _flat(condition):
+    def note(self, left: Any, sign: str, right: Any, bound: dict[Any, Any], random: bool) -> None:
+        """A condition that a place adds, also where a declared sign says it already.
+
+        One on bound indices or draws is printed, but no point alone can tell it.
+        """
+        relation = Relational(left, right, sign, evaluate=False)
+        if not (left.is_number and relation.rhs.is_number):
             self.claim.places.append(relation)
             if relation.free_symbols & set(bound) or _drawn(relation):
                 self.claim.untestable.add(relation)
@@ -345,11 +362,12 @@ class _Reader:
         if isinstance(distribution, BernoulliDistribution):
             if not (distribution.succ.is_Rational and distribution.fail.is_Rational):
                 raise self.refuse(family, "the values of a Bernoulli law are numbers")
-            self.note(sympy.And(distribution.p > 0, distribution.p < 1, evaluate=False), {}, False)
+            self.note(distribution.p, ">", 0, {}, False)
+            self.note(distribution.p, "<", 1, {}, False)
         elif isinstance(distribution, NormalDistribution):
-            self.note(distribution.std > 0, {}, False)
+            self.note(distribution.std, ">", 0, {}, False)
         elif isinstance(distribution, UniformDistribution):
-            self.note(distribution.left < distribution.right, {}, False)
+            self.note(distribution.left, "<", distribution.right, {}, False)
         else:
             raise self.refuse(family, "noise has a Bernoulli, a normal or a uniform law")
 
@@ -362,10 +380,10 @@ class _Reader:
         if random and copies(base) and not exponent.is_number \
                 and not (exponent.is_integer and exponent.is_nonnegative):
             raise self.refuse(e, "the exponent of something random is a number, or declared whole and not negative")
-        if exponent.is_integer and exponent.is_nonnegative:
+        if exponent.is_integer and (exponent.is_nonnegative or self.at_least_zero(exponent, bound)):
             return
-        self.note(sympy.Ne(base, 0) if exponent.is_integer else
-                  base >= 0 if exponent.is_Rational and exponent > 0 else base > 0, bound, random)
+        sign = "!=" if exponent.is_integer else ">=" if exponent.is_Rational and exponent > 0 else ">"
+        self.note(base, sign, 0, bound, random)
 
     def binder(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
         names: list[Any] = []
@@ -403,10 +421,10 @@ class _Reader:
             return
         end = low if sign in ("positive", "nonnegative") else high
         limit = {"positive": 1, "negative": -1}.get(sign, 0)
-        kept = sympy.Ge(end, limit) if end is low else sympy.Le(end, limit)
-        if kept == sympy.false or end.free_symbols & set(bound):
+        kept = (end, ">=" if end is low else "<=", limit)
+        if Relational(*kept[::2], kept[1]) == sympy.false or end.free_symbols & set(bound):
             raise self.refuse(index, f"is declared {sign}, but runs from {low} to {high} in {plain(e)}")
-        self.note(kept, bound, False)
+        self.note(*kept, bound, False)
 
     def at_least_zero(self, e: Any, bound: dict[Any, Any]) -> bool:
         """True if e is not negative on the ranges of the indices bound around it; undeclared sizes are 0, 1, 2, ..."""
@@ -421,17 +439,17 @@ class _Reader:
         self.functions.add(name)
         self.parts(e.args, bound, "count" if name in ("factorial", "binomial") else "value", random)
         if name in ("log", "gamma", "loggamma", "digamma"):
-            self.note(e.args[0] > 0, bound, random)
+            self.note(e.args[0], ">", 0, bound, random)
         if name in ("factorial", "binomial") and not all(part.is_integer for part in e.args):
             raise self.refuse(e, "its arguments have to be declared whole numbers")
         if name in ("factorial", "binomial"):
             for part in e.args:
                 if not self.at_least_zero(part, bound):
-                    self.note(part >= 0, bound, random)
+                    self.note(part, ">=", 0, bound, random)
         if name == "polygamma":
             if not (e.args[0].is_Integer and e.args[0] >= 0):
                 raise self.refuse(e, "the order of a polygamma function is a number")
-            self.note(e.args[1] > 0, bound, random)
+            self.note(e.args[1], ">", 0, bound, random)
 
     def cases(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
         for value, condition in e.args:
@@ -457,7 +475,7 @@ class _Reader:
         self.visit(e.expr, bound, "value", random)
         for relation in self.claim.places[before:]:
             if relation.rel_op == ">=":         # at the border there is no derivative
-                self.note(relation.args[0] > relation.args[1], bound, random)
+                self.note(relation.args[0], ">", relation.args[1], bound, random)
         if e.expr.has(Integral, Limit):
             raise self.refuse(e, "the derivative of an integral or limit is not worked out")
         for variable in e.variables:
@@ -479,7 +497,7 @@ class _Reader:
             if end not in (oo, -oo):
                 self.visit(end, bound)
             if variable.is_nonnegative or variable.is_nonpositive:      # SymPy uses the declared sign
-                self.note(end >= 0 if variable.is_nonnegative else end <= 0, bound, False)
+                self.note(end, ">=" if variable.is_nonnegative else "<=", 0, bound, False)
         free = Symbol(variable.name, real=True)
         body, variable = e.function.xreplace({variable: free}), free
         for relation in self.conditions_with(variable, body, bound):
@@ -493,10 +511,10 @@ class _Reader:
             ends = [slope * end if end in (oo, -oo) else gap.xreplace({variable: end}) for end in (low, high)]
             if relation.rel_op == "!=":
                 signs = [sympy.sign(end) if end in (oo, -oo) else end for end in ends]
-                self.note(signs[0] * signs[1] > 0, bound, False)
+                self.note(signs[0] * signs[1], ">", 0, bound, False)
             else:
                 for end in ends:
-                    self.note(end >= 0, bound, False)
+                    self.note(end, ">=", 0, bound, False)
 
     def limit(self, e: Any, bound: dict[Any, Any]) -> None:
         body, variable, point, _ = e.args
@@ -556,6 +574,7 @@ class _Reader:
         operators = set(OPERATORS.values())
         if any(line.has(KroneckerDelta) for line in self.claim.lines):
             operators.add(r"\delta")
+        arrays = {_print(Symbol(base.name)) for base in self.bases}
         seen: dict[str, Any] = {}
         for thing in [*self.symbols, *self.bases, *self.constants, *entries]:
             is_base = isinstance(thing, IndexedBase)
@@ -563,8 +582,13 @@ class _Reader:
             if key in seen and seen[key] != thing:
                 what = "families or arrays" if is_base else "things"
                 raise self.refuse(str(thing), f"two different {what} print alike, which no reader could tell apart")
-            if (is_base or isinstance(thing, Symbol)) and latex(Symbol(thing.name)).split("_")[0] in operators:
-                raise self.refuse(str(thing), "a symbol and a function print alike")
+            if is_base or isinstance(thing, Symbol):
+                stem = latex(Symbol(thing.name)).split("_")[0]
+                if stem in operators or stem.removeprefix("\\") in WORDS:
+                    raise self.refuse(str(thing), "a symbol and a function print alike")
+                if not is_base and any(key.startswith(array) and array.startswith(stem) and key != array
+                                       for array in arrays):
+                    raise self.refuse(str(thing), "a symbol and an entry of an array print alike")
             seen[key] = thing
         letters = "|".join(sorted({re.escape(symbol.name) for symbol in self.symbols}, key=len, reverse=True))
         for name in sorted(symbol.name for symbol in self.symbols):
@@ -620,10 +644,6 @@ def _is_known(kind: Any) -> bool:
     return kind.__name__ in FUNCTIONS and kind.__module__.startswith(("sympy.", "dropoutlib."))
 
 
-def _flat(relation: Any) -> list[Any]:
-    return [part for part in sympy.And.make_args(relation) if isinstance(part, Relational)]
-
-
 def _bounded_away(e: Any) -> bool:
     """True if e is at least some positive number: a positive number plus what cannot be negative."""
     return e.is_Add and any(part.is_Rational and part > 0 for part in e.args) and all(map(_never_negative, e.args))
@@ -655,9 +675,9 @@ def _at_most_linear(e: Any, noise: set[Any]) -> bool:
 
 # -- conditions ---------------------------------------------------------------
 @lru_cache(maxsize=1024)
-def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], whole: tuple[Any, ...], inside: frozenset[Any],
-                show: Any) -> list[str]:
-    """Relations as a reader writes them: 0 < p < 1; what the assumptions of the symbols say is left out."""
+def _conditions(relations: tuple[Any, ...], domains: tuple[tuple[Any, Any], ...], signed: tuple[Any, ...],
+                whole: tuple[Any, ...], inside: frozenset[Any], show: Any) -> list[str]:
+    """Relations as a reader writes them: 0 < p < 1; what follows from the others is left out."""
     by_symbol: dict[Any, list[Any]] = {symbol: [] for symbol in signed}
     others = []
     for relation in relations:
@@ -667,16 +687,17 @@ def _conditions(relations: tuple[Any, ...], signed: tuple[Any, ...], whole: tupl
         elif symbols:
             others.append(relation)
     shown: dict[Any, list[str]] = {}
-    known: dict[Any, Any] = {}
+    known: dict[Any, Any] = dict(domains)
     for symbol in sorted(by_symbol, key=str):
-        shown[symbol], known[symbol] = _interval(symbol, by_symbol[symbol], symbol in signed, show)
+        own = known.get(symbol, sympy.Interval(-oo, oo))
+        shown[symbol], known[symbol] = _interval(symbol, own, by_symbol[symbol], symbol in signed, show)
     for symbol in whole:                    # 1 <= n <= 9 says of a size or index that it is positive
         if not shown.get(symbol) or not symbol.is_positive:
             shown.setdefault(symbol, []).append(_whole_number(symbol, show))
     rest = [relation for relation in dict.fromkeys(others) if not _implied(relation, known, relation in inside)]
     for relation in list(rest):             # 2 <= k and k <= n are written as one
         symbol, interval = relation.lhs, known.get(relation.lhs)
-        if relation.rel_op in ("<", "<=") and interval is not None and len(shown[symbol]) == 1 \
+        if relation.rel_op in ("<", "<=") and interval is not None and len(shown.get(symbol, ())) == 1 \
                 and interval.end == oo and interval.start != -oo and symbol not in relation.rhs.free_symbols:
             less, low = ("<", "<=") if show is plain else ("<", r"\leq"), show(interval.start)
             shown[symbol] = [f"{low} {less[not interval.left_open]} {show(symbol)} {less[relation.rel_op == '<=']} "
@@ -708,12 +729,15 @@ def in_words(relation: Any, show: Any = plain) -> str:
     return f"{show(left)} {signs.get(relation.rel_op, relation.rel_op)} {show(right)}"
 
 
-def _interval(symbol: Any, relations: list[Any], signed: bool, show: Any) -> tuple[list[str], Any]:
-    """The relations of one symbol as an interval, and the points that it leaves out."""
-    own = sympy.Interval(1, oo) if symbol.is_positive and symbol.is_integer \
+def _declared_interval(symbol: Any) -> Any:
+    return sympy.Interval(1, oo) if symbol.is_positive and symbol.is_integer \
         else sympy.Interval.open(0, oo) if symbol.is_positive else sympy.Interval(0, oo) if symbol.is_nonnegative \
         else sympy.Interval.open(-oo, 0) if symbol.is_negative else sympy.Interval(-oo, 0) if symbol.is_nonpositive \
         else sympy.Interval(-oo, oo)
+
+
+def _interval(symbol: Any, own: Any, relations: list[Any], signed: bool, show: Any) -> tuple[list[str], Any]:
+    """The relations of one symbol as an interval, and the points that it leaves out."""
     x = Dummy(real=True)
     inside, left_out, rest = own, [], []
     for relation in dict.fromkeys(relations):
@@ -737,7 +761,8 @@ def _interval(symbol: Any, relations: list[Any], signed: bool, show: Any) -> tup
         return [in_words(r, show) for r in dict.fromkeys(relations)], own
     out = [in_words(sympy.Ne(symbol, point, evaluate=False), show)
            for point in dict.fromkeys(left_out) if inside.contains(point) == sympy.true]
-    words = [] if inside == (sympy.Interval(-oo, oo) if signed else own) else [_between(symbol, inside, show)]
+    words = [] if inside == (sympy.Interval(-oo, oo) if signed else own) \
+        else [_between(symbol, inside & _declared_interval(symbol), show)]
     return words + out + [in_words(r, show) for r in rest if not _implied(r, {symbol: inside}, False)], inside
 
 
@@ -766,36 +791,46 @@ def _implied(relation: Any, known: dict[Any, Any], random: bool) -> bool:
 
 
 def _with_signs(e: Any, known: dict[Any, Any], random: bool, seen: dict[Any, Any]) -> Any:
-    """The same expression, with stand-ins whose signs SymPy knows: odds/(1 + odds) for what lies in (0, 1)."""
-    if e in seen:
-        return seen[e]
+    """The same expression, with stand-ins whose signs SymPy knows: odds/(1 + odds) for what lies in (0, 1).
+
+    A symbol without a known interval is bound, and its range keeps its declared sign. A copy of a noise outside of E
+    is not the one inside.
+    """
+    if (e, random) in seen:
+        return seen[e, random]
 
     def in_unit_interval(symbol: Any) -> bool:
         interval = known.get(symbol)
         return interval is not None and interval == sympy.Interval.open(0, 1)
 
-    if in_unit_interval(e) or (e.is_Pow and in_unit_interval(e.base) and e.exp.is_positive and e.exp.is_Symbol):
+    if in_unit_interval(e) or (e.is_Pow and in_unit_interval(e.base) and e.exp.is_Symbol
+                               and known.get(e.exp, _declared_interval(e.exp)).start > 0):
         odds = Dummy(positive=True)
-        seen[e] = odds / (1 + odds)
+        found = odds / (1 + odds)
     elif e.is_Symbol:
-        interval = known.get(e)
-        above = interval is not None and interval.start == 0 and interval.left_open
-        seen[e] = Dummy(real=True, positive=e.is_positive or above or None, integer=e.is_integer or None)
+        interval = known.get(e, _declared_interval(e))
+        sign = "positive" if interval.start > 0 or (interval.start == 0 and interval.left_open) \
+            else "nonnegative" if interval.start == 0 \
+            else "negative" if interval.end < 0 or (interval.end == 0 and interval.right_open) \
+            else "nonpositive" if interval.end == 0 else "real"
+        found = Dummy(integer=e.is_integer or None, **{sign: True})
     elif e.is_Indexed:
         law = e.base.law.pspace.distribution if type(e.base) is Noise and e.base.is_finite_law else None
         mask = random and law is not None and law.succ >= 0 and law.fail >= 0
-        seen[e] = Dummy(nonnegative=True) if mask else Dummy(real=True)
+        found = Dummy(nonnegative=True) if mask else Dummy(real=True)
     elif isinstance(e, (Sum, *MOMENTS)):
         body = _with_signs(e.args[0], known, random or not isinstance(e, Sum), seen)
-        filled = isinstance(e, Sum) and all((high - low).is_nonnegative for _, low, high in e.limits)
-        seen[e] = Dummy(positive=True) if filled and body.is_positive else Dummy(nonnegative=True) \
+        filled = isinstance(e, Sum) and all(_with_signs(high - low, known, random, seen).is_nonnegative
+                                            for _, low, high in e.limits)
+        found = Dummy(positive=True) if filled and body.is_positive else Dummy(nonnegative=True) \
             if isinstance(e, sympy.stats.Variance) \
             or (body.is_nonnegative and not isinstance(e, sympy.stats.Covariance)) else Dummy(real=True)
     elif e.is_Atom:
         return e
     else:
         return e.func(*[_with_signs(part, known, random, seen) for part in e.args])
-    return seen[e]
+    seen[e, random] = found
+    return found
 
 
 # -- what rules may use -------------------------------------------------------

@@ -8,6 +8,7 @@ else floating-point numbers of as many digits as mpmath is set to.
 
 from __future__ import annotations
 
+import copy as copying
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -466,6 +467,8 @@ class Numbers(Meaning):
             return self.integral(e, env)
         if isinstance(e, Limit):
             return self.limit(e, env)
+        if isinstance(e, sympy.sign):
+            return self.sign_of(lambda meaning: meaning.value(e.args[0], env))
         if isinstance(e, Piecewise):
             return self.value(next((part for part, condition in e.args if self.holds(condition, env)), sympy.nan), env)
         if isinstance(e, Function | Max | Min):
@@ -478,12 +481,27 @@ class Numbers(Meaning):
             return bool(condition)
         if isinstance(condition, sympy.And):
             return all(self.holds(part, env) for part in condition.args)
-        left, right = (self.value(side, env) for side in condition.args)
-        if isinstance(left, Polynomial) or isinstance(right, Polynomial):
+        left, right = condition.args
+        sign = self.sign_of(lambda meaning: plus(meaning.value(left, env), times(-1, meaning.value(right, env))))
+        return {"<": sign < 0, "<=": sign <= 0, ">": sign > 0, ">=": sign >= 0, "==": sign == 0,
+                "!=": sign != 0}[condition.rel_op]
+
+    def sign_of(self, compute: Callable[[Numbers], Any]) -> int:
+        """1, 0 or -1: of an exact number, or of one that stays with more digits. Nothing else tells it from 0."""
+        before = compute(self)
+        if isinstance(before, Polynomial):
             raise NotPolynomial
-        left, right = compared([left, right])
-        return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right,
-                "==": left == right, "!=": left != right}[condition.rel_op]
+        if is_exact(before):
+            return (before > 0) - (before < 0)
+        again = copying.copy(self)
+        for factor in (2,) if self.used_quadrature else (4, 16):
+            again._means = {}
+            with mp.workdps(factor * mp.dps):
+                value = compute(again)
+                if abs(value) > 0 and abs(value - before) <= abs(value) / 10:
+                    return 1 if value > 0 else -1
+            before = value
+        raise Undecided("the sign of a number cannot be told from rounding")
 
     def function(self, e: Any, arguments: list[Any]) -> Any:
         if any(isinstance(x, Polynomial) for x in arguments):
@@ -574,18 +592,34 @@ class Numbers(Meaning):
         return mp.npdf(u)
 
     def limit(self, e: Any, env: Env) -> Any:
-        """The value very near the point, nearer with more digits."""
+        """The value very near the point, beyond the reach of all numbers in it; refused if it still moves there."""
         body, variable, point, direction = e.args
-        near = mp.mpf(10) ** (mp.dps // 2) * mp.mpf("1.2345678")
-        if point in (sympy.oo, -sympy.oo):
-            places = [near if point == sympy.oo else -near]
-        else:
-            at = as_float(self.value(point, env))
-            places = [at + side / near for side in {"+": (1,), "-": (-1,), "+-": (1, -1)}[str(direction)]]
-        found = [_plain_number(self.value(body, {**env, variable: place})) for place in places]
-        if abs(found[0] - found[-1]) > mp.mpf(10) ** (-mp.dps // 4) * (1 + abs(found[0])):
+        reach = self._digits_of_constants(body, variable, env)
+        digits = mp.dps + 4 * reach
+        found = []
+        for near in (digits, 8 * digits):
+            with mp.workdps(2 * near + digits):
+                far = mp.mpf(10) ** near * mp.mpf("1.2345678")
+                if point in (sympy.oo, -sympy.oo):
+                    places = [far if point == sympy.oo else -far]
+                else:
+                    at = as_float(self.value(point, env))
+                    places = [at + side / far for side in {"+": (1,), "-": (-1,), "+-": (1, -1)}[str(direction)]]
+                found.append([_plain_number(self.value(body, {**env, variable: place})) for place in places])
+        rough, fine = found
+        moves = max(abs(one - two) for one, two in zip(rough, fine, strict=True))
+        if moves > mp.mpf(10) ** (-digits // 3) * (1 + abs(fine[0])):
+            raise Undecided(f"{plain(e)} is reached too slowly, or does not exist")
+        if abs(fine[0] - fine[-1]) > mp.mpf(10) ** (-digits // 3) * (1 + abs(fine[0])):
             raise Undefined(f"{plain(e)} has two one-sided values")
-        return found[0]
+        return +fine[0]
+
+    def _digits_of_constants(self, body: Any, variable: Any, env: Env) -> int:
+        """How many digits the parts without the variable have before or after the point, all together."""
+        if body.has(variable):
+            return sum(self._digits_of_constants(part, variable, env) for part in body.args)
+        size = abs(as_float(self.value(body, env)))
+        return abs(int(mp.log10(size))) if size else 0
 
 
 class Intervals(Numbers):
@@ -625,9 +659,6 @@ class Intervals(Numbers):
             raise Undefined("log")
         if name in ("cos", "sin"):
             return getattr(mpmath.iv, name)(x)
-        if name == "sign":
-            self.is_smooth &= not ends[0] <= 0 <= ends[1]
-            return mpmath.iv.mpf([FUNCTIONS[name](end) for end in ends])
         if name == "Abs":
             self.is_smooth &= not ends[0] <= 0 <= ends[1]
         if name in self.RISING:
@@ -644,8 +675,15 @@ class Intervals(Numbers):
     def density(self, u: Any) -> Any:
         return self.function(phi(sympy.Symbol("u")), [u])
 
-    def holds(self, condition: Any, env: Env) -> bool:
-        raise Undecided("no enclosure of a case distinction")
+    def sign_of(self, compute: Callable[[Numbers], Any]) -> int:
+        """Of all numbers in an interval, if they have one."""
+        value = compute(self)
+        if is_exact(value):
+            return (value > 0) - (value < 0)
+        enclosed = self.hull(value)
+        if enclosed.a > 0 or enclosed.b < 0:
+            return 1 if enclosed.a > 0 else -1
+        raise Undecided("the sign changes over an interval")
 
 
 def _plain_number(value: Any) -> Any:

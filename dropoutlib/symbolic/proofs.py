@@ -64,6 +64,9 @@ def _cases(claim: Claim, given: Mapping[str, tuple[int, ...]]) -> list[dict[str,
     whole = [*claim.sizes, *claim.indices, *claim.counts]
     if unknown := sorted(set(given) - {symbol.name for symbol in whole}):
         raise ValueError(f"no size is called {', '.join(unknown)}")
+    for symbol in whole:
+        for value in given.get(symbol.name, ()):
+            _check_declared(symbol, value)
     return judge.cases(claim, given)
 
 
@@ -222,7 +225,7 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
             ``"rules"`` is the same as None.
         where: Conditions under which the chain is meant, such as ``i <= n``; they are shown with it.
         **sizes: More sizes for the judge by name: ``n=5`` or ``n=(4, 5)``. Without them, sizes take the values 1, 2
-            and 3 in every order, never two of them the same value, and some larger ones (:mod:`~.symbolic.judge`).
+            and 3 in every order, never two of them the same value, and some larger ones.
 
     Raises:
         Unproved: If a line is not equal to the first; the message names the line and shows the difference.
@@ -345,9 +348,10 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
     claim = read([left, right], where)
     left, right = claim.lines
     if at is not None:
-        if isinstance(at, Mapping) or not all(isinstance(point, Mapping) for point in at):
+        points: list[Any] = list(at) if isinstance(at, Iterable) and not isinstance(at, Mapping) else [None]
+        if not all(isinstance(point, Mapping) for point in points):
             raise TypeError(f"at is a list of dictionaries from symbols to numbers, got {at!r}")
-        return Identity(_SHOWN, left, right, _compare_numbers(claim, list(at), tolerance), claim, "~")
+        return Identity(_SHOWN, left, right, _compare_numbers(claim, points, tolerance), claim, "~")
     cases = _cases(claim, given)
     if given:
         _require_sizes(claim, given)
@@ -365,8 +369,8 @@ def _compare_numbers(claim: Claim, points: list[Mapping[Any, Any]], tolerance: f
     left, right = claim.lines
     if not points:
         raise ValueError("at needs at least one point")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance has to lie between 0 and 1, got {tolerance}")
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+        raise ValueError(f"tolerance has to lie between 0 and 1, got {tolerance!r}")
     for point in points:
         one, two = (as_float(value) for value in _values_at(claim, point, tolerance))
         if not abs(one - two) <= tolerance * max(1, abs(two)):
@@ -390,7 +394,7 @@ def _values_at(claim: Claim, point: Mapping[Any, Any], tolerance: float = 1e-15)
                 if not meaning.holds(relation, {}):
                     raise ValueError(f"the point lies outside of {in_words(relation)}")
             _check_whole_numbers(claim, meaning)
-        left_value, right_value = controlled(meaning, [left, right], tolerance / 10)
+        left_value, right_value = controlled(meaning, [left, right], tolerance / 10, tolerance / 10)
         return left_value, right_value
     except (Undefined, Undecided, OverflowError) as error:
         raise ValueError(f"{plain(left)} and {plain(right)} cannot be compared{at_scalars(point)}: {error}") from error
@@ -398,18 +402,21 @@ def _values_at(claim: Claim, point: Mapping[Any, Any], tolerance: float = 1e-15)
 
 def _check_whole_numbers(claim: Claim, meaning: Any) -> None:
     for symbol in [*claim.sizes, *claim.indices, *claim.counts, *claim.parameters]:
-        value = meaning.symbol(symbol)
-        for wanted, holds in (("a whole number", not symbol.is_integer or value == int(value)),
-                              ("positive", not symbol.is_positive or value > 0),
-                              ("negative", not symbol.is_negative or value < 0),
-                              ("not positive", not symbol.is_nonpositive or value <= 0),
-                              ("not negative", not symbol.is_nonnegative or value >= 0)):
-            if not holds:
-                raise ValueError(f"{symbol.name} is declared {wanted}, got {value}")
+        _check_declared(symbol, meaning.symbol(symbol))
     for index, high in claim.indices.items():
         if high not in (FREE, PARTIAL) and not 1 <= meaning.symbol(index) <= meaning.symbol(high):
             raise ValueError(f"{index.name} has to lie in 1..{high.name}, got {index.name} = {meaning.symbol(index)}, "
                              f"{high.name} = {meaning.symbol(high)}")
+
+
+def _check_declared(symbol: Any, value: Any) -> None:
+    for wanted, holds in (("a whole number", not symbol.is_integer or value == int(value)),
+                          ("positive", not symbol.is_positive or value > 0),
+                          ("negative", not symbol.is_negative or value < 0),
+                          ("not positive", not symbol.is_nonpositive or value <= 0),
+                          ("not negative", not symbol.is_nonnegative or value >= 0)):
+        if not holds:
+            raise ValueError(f"{symbol.name} is declared {wanted}, got {value}")
 
 
 class Counterexample(_Result):

@@ -58,10 +58,10 @@ def _between(f: Callable[[Any], Any], hull: Callable[[Any], tuple[Any, bool]], l
         return size, size
     steady: list[tuple[Any, Any]] = []
     waiting = [(-mp.inf, low, high)]
-    while waiting:                      # the cell where most may hide first, so that the size is known early
-        if len(waiting) + len(steady) > MOST_CELLS:
-            return None
-        _, left, right = heappop(waiting)
+    for _ in range(MOST_CELLS):
+        if not waiting:
+            break
+        _, left, right = heappop(waiting)       # where most may hide, so that the size is known early
         width, middle = right - left, (left + right) / 2
         size = max(size, abs(f(middle)) * width / 2)
         for part in ((left, middle), (middle, right)):
@@ -74,6 +74,8 @@ def _between(f: Callable[[Any], Any], hull: Callable[[Any], tuple[Any, bool]], l
                     return None
             else:
                 heappush(waiting, (-(most - least) * width, *part))
+    if waiting:
+        return None
     total = _sum_of_cells(f, steady, tolerance * size)
     return None if total is None else (total, size)
 
