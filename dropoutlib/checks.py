@@ -71,7 +71,7 @@ def positive_integer(name: str, value: object) -> int:
     return int(value)
 
 
-def refuse_noise(noise: Tensor | None) -> None:
+def refuse_noise(noise: object) -> None:
     """Refuses noise outside of training: leaving it out in silence would hide a forgotten ``train()``.
 
     Args:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dropoutlib.checks import is_autocast
 
-__all__ = ["Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "noise_variance", "probit",
+__all__ = ["Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "probit",
            "relu", "sigmoid", "squared_error", "sum_variance"]
 
 
@@ -36,28 +36,6 @@ class Law(Protocol):
 
     @property
     def variance(self) -> float: ...
-
-
-def noise_variance(input: Tensor, variance: float) -> Tensor:
-    """Variance of a given value times noise: its square times the variance of the noise.
-
-    The square comes last, so that in half precision it overflows only where the result does.
-
-    Args:
-        input: the value, real or complex, of any shape.
-        variance: that of the noise; with 0 the result is 0, for infinite values too.
-
-    Returns:
-        Tensor: real, of the same shape.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import moments
-        >>> moments.noise_variance(torch.tensor(300.0, dtype=torch.float16), 1 / 9)
-        tensor(10000., dtype=torch.float16)
-    """
-    size = input.abs()
-    return (math.sqrt(variance) * size).square() if variance > 0 else torch.zeros_like(size)
 
 
 def multiply(value: Moments, law: Law, scale: float = 1.0) -> Moments:

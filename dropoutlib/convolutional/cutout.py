@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import positive_integer, refuse_noise, require_images
+from ..layer import NoisyLayer
 from ..methods import describe
 from ..noise import Position, select
 from ..windows import squares
@@ -54,14 +55,21 @@ def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, 
     height, width = input.shape[-2:]
     if input.numel() == 0:
         return input.clone()
-    law = Position((height, width))
-    centres = law.sample(input.new_empty((*input.shape[:-3], num_holes, 2)), noise=noise, generator=generator)
+    centres = _centres(input, num_holes, noise=noise, generator=generator)
     hidden = squares(centres, size, height, width).any(-3)
     return select(input, ~hidden.unsqueeze(-3))
 
 
+def _centres(input: Tensor, num_holes: int, *, noise: Tensor | None = None,
+             generator: torch.Generator | None = None) -> Tensor:
+    like = input.new_empty((*input.shape[:-3], num_holes, 2))
+    if input.numel() == 0:
+        return torch.zeros_like(like, dtype=torch.int64)
+    return Position(tuple(input.shape[-2:])).sample(like, noise=noise, generator=generator)
+
+
 @describe("cutout")
-class Cutout(nn.Module):
+class Cutout(NoisyLayer):
     r"""Sets squares of the input image to zero: a data augmentation for training.
 
     Every image has squares of its own, the same for all its channels, around centres that are uniform over **all**
@@ -128,6 +136,10 @@ class Cutout(nn.Module):
             RuntimeError: if the input is of another rank, or holds integers or booleans.
         """
         return cutout(input, self.size, self.num_holes, self.training, noise=noise, generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        require_images(input)
+        return _centres(input, self.num_holes, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output: the input times the probability that a pixel is seen.

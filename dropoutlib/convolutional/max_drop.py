@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import positive_integer, refuse_noise, require_images
+from ..layer import NoisyLayer
 from ..methods import describe
-from ..moments import noise_variance
-from ..noise import Bernoulli, select
+from ..noise import Bernoulli, noise_variance, select
 from ..windows import squares
 
 __all__ = ["MaxDrop", "max_drop"]
@@ -59,9 +59,8 @@ def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int =
         return input
     if (p == 0 and noise is None) or input.numel() == 0:
         return input
-    dropped = peaks(input, mode, window)
-    if p < 1 or noise is not None:
-        dropped = dropped & ~law.sample(input, shared=_SHARED[mode], noise=noise, generator=generator)
+    keep = law.sample(input, shared=_SHARED[mode], noise=noise, generator=generator)
+    dropped = peaks(input, mode, window) & ~keep
     return select(input, ~dropped, _scale(input, p, mode, window))
 
 
@@ -113,7 +112,7 @@ def _scale(input: Tensor, p: float, mode: str, window: int) -> float:
 
 
 @describe("max_drop")
-class MaxDrop(_DropoutNd):
+class MaxDrop(NoisyLayer, _DropoutNd):
     r"""Drops the largest activations, those that most of what follows relies on.
 
     In training the maximum of every feature map (``mode="feature"``), or of every position over the channels
@@ -182,6 +181,10 @@ class MaxDrop(_DropoutNd):
             RuntimeError: if the input is of another rank, or holds no real floating point numbers.
         """
         return max_drop(input, self.p, self.mode, self.window, self.training, noise=noise, generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        _require_real_images(input)
+        return Bernoulli(self.p).sample(input, shared=_SHARED[self.mode], generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input, which is not the test output.

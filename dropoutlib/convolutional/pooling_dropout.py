@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import refuse_noise
-from ..foundations.standard_dropout import inverted, inverted_variance
+from ..layer import NoisyLayer
 from ..methods import describe
-from ..noise import Bernoulli, Uniform, select
+from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance
 from ..windows import Windows
 
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "MaxPoolDropout1d", "MaxPoolDropout2d",
@@ -70,7 +70,7 @@ def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
         tensor([2.2500, 2.0000])
     """
     windows = Windows(1, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, windows, p, training, inference, noise, generator)
+    return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
 def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
@@ -116,7 +116,7 @@ def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
         tensor([2.2500, 2.0000])
     """
     windows = Windows(2, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, windows, p, training, inference, noise, generator)
+    return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
 def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
@@ -162,19 +162,17 @@ def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride
         tensor([2.2500, 2.0000])
     """
     windows = Windows(3, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, windows, p, training, inference, noise, generator)
+    return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
-def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inference: str, noise: Tensor | None,
-              generator: torch.Generator | None) -> Tensor:
+def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inference: str, *,
+              noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     law = Bernoulli(p)
     _check_inference(inference)
     windows.check(input)
     if training:
         if law.p > 0 or noise is not None:
-            keep = torch.zeros_like(input, dtype=torch.bool) if law.p == 1 and noise is None else law.sample(
-                input, noise=noise, generator=generator)
-            input = select(input, keep)
+            input = apply(input, law, noise=noise, generator=generator)
         return _maximum(input, windows)
     refuse_noise(noise)
     if law.p == 0:
@@ -230,7 +228,7 @@ def _wide(elements: Tensor) -> Tensor:
     return elements.float() if elements.dtype in (torch.float16, torch.bfloat16) else elements
 
 
-class _MaxPoolDropout(_DropoutNd):
+class _MaxPoolDropout(NoisyLayer, _DropoutNd):
     """What the three ranks share."""
 
     _axes: int
@@ -265,7 +263,11 @@ class _MaxPoolDropout(_DropoutNd):
             ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
             RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds integers.
         """
-        return _max_pool(input, self._windows, self.p, self.training, self.inference, noise, generator)
+        return _max_pool(input, self._windows, self.p, self.training, self.inference, noise=noise, generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        self._windows.check(input)
+        return Bernoulli(self.p).sample(input, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: exact for every window.
@@ -276,7 +278,7 @@ class _MaxPoolDropout(_DropoutNd):
         Returns:
             Tensor of the shape of the output.
         """
-        return _max_pool(input, self._windows, self.p, False, "expected", None, None)
+        return _max_pool(input, self._windows, self.p, False, "expected")
 
     def variance(self, input: Tensor) -> Tensor:
         """Variance of the training output given the layer's input: exact for every window.
@@ -499,7 +501,7 @@ def avg_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
         tensor([1., 5.])
     """
     windows = Windows(1, kernel_size, stride, padding, 1, ceil_mode)
-    return _avg_pool(input, windows, count_include_pad, p, training, noise, generator)
+    return _avg_pool(input, windows, count_include_pad, p, training, noise=noise, generator=generator)
 
 
 def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
@@ -540,7 +542,7 @@ def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
         tensor([1., 5.])
     """
     windows = Windows(2, kernel_size, stride, padding, 1, ceil_mode)
-    return _avg_pool(input, windows, count_include_pad, p, training, noise, generator)
+    return _avg_pool(input, windows, count_include_pad, p, training, noise=noise, generator=generator)
 
 
 def avg_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
@@ -581,13 +583,13 @@ def avg_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride
         tensor([1., 5.])
     """
     windows = Windows(3, kernel_size, stride, padding, 1, ceil_mode)
-    return _avg_pool(input, windows, count_include_pad, p, training, noise, generator)
+    return _avg_pool(input, windows, count_include_pad, p, training, noise=noise, generator=generator)
 
 
-def _avg_pool(input: Tensor, windows: Windows, count_include_pad: bool, p: float, training: bool, noise: Tensor | None,
-              generator: torch.Generator | None) -> Tensor:
+def _avg_pool(input: Tensor, windows: Windows, count_include_pad: bool, p: float, training: bool, *,
+              noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
     windows.check(input)
-    return _average(inverted(input, p, training, False, (), noise, generator), windows, count_include_pad)
+    return _average(inverted(input, p, training, noise=noise, generator=generator), windows, count_include_pad)
 
 
 def _average(input: Tensor, windows: Windows, count_include_pad: bool) -> Tensor:
@@ -595,7 +597,7 @@ def _average(input: Tensor, windows: Windows, count_include_pad: bool) -> Tensor
                                     count_include_pad)
 
 
-class _AvgPoolDropout(_DropoutNd):
+class _AvgPoolDropout(NoisyLayer, _DropoutNd):
     """What the three ranks share."""
 
     _axes: int
@@ -629,7 +631,12 @@ class _AvgPoolDropout(_DropoutNd):
             ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
             RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds integers.
         """
-        return _avg_pool(input, self._windows, self.count_include_pad, self.p, self.training, noise, generator)
+        return _avg_pool(input, self._windows, self.count_include_pad, self.p, self.training, noise=noise,
+                         generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        self._windows.check(input)
+        return Bernoulli(self.p).sample(input, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the mean of the window (zero if p = 1).
@@ -853,11 +860,11 @@ def stochastic_pool2d(input: Tensor, kernel_size: int | tuple[int, ...], stride:
         tensor([[[2.5000]]])
     """
     windows = Windows(2, kernel_size, stride, padding, 1, ceil_mode)
-    return _stochastic_pool(input, windows, training, noise, generator)
+    return _stochastic_pool(input, windows, training, noise=noise, generator=generator)
 
 
-def _stochastic_pool(input: Tensor, windows: Windows, training: bool, noise: Tensor | None,
-                     generator: torch.Generator | None) -> Tensor:
+def _stochastic_pool(input: Tensor, windows: Windows, training: bool, *, noise: Tensor | None = None,
+                     generator: torch.Generator | None = None) -> Tensor:
     windows.check(input)
     elements, chances = _chances(input, windows)
     if not training:
@@ -884,7 +891,7 @@ def _chances(input: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
 
 
 @describe("pooling_dropout")
-class StochasticPool2d(_DropoutNd):
+class StochasticPool2d(NoisyLayer):
     """Draws one element of every window with a probability in proportion to its size.
 
     In training the output is the element a_i of its window with probability a_i / (a_1 + ... + a_n). Negative elements
@@ -925,7 +932,7 @@ class StochasticPool2d(_DropoutNd):
 
     def __init__(self, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                  padding: int | tuple[int, ...] = 0, ceil_mode: bool = False) -> None:
-        super().__init__(0.0)
+        super().__init__()
         self._windows = Windows(2, kernel_size, stride, padding, 1, ceil_mode)
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.ceil_mode = padding, ceil_mode
@@ -951,7 +958,12 @@ class StochasticPool2d(_DropoutNd):
             ValueError: if ``noise`` has a wrong shape or value, or is given in evaluation.
             RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds integers.
         """
-        return _stochastic_pool(input, self._windows, self.training, noise, generator)
+        return _stochastic_pool(input, self._windows, self.training, noise=noise, generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        self._windows.check(input)
+        elements, _ = _chances(input, self._windows)
+        return Uniform().sample(elements[..., 0].detach(), generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: sum of squares over sum, of every window.
@@ -962,7 +974,7 @@ class StochasticPool2d(_DropoutNd):
         Returns:
             Tensor of the shape of the output.
         """
-        return _stochastic_pool(input, self._windows, False, None, None)
+        return _stochastic_pool(input, self._windows, False)
 
     def variance(self, input: Tensor) -> Tensor:
         """Variance of the training output given the layer's input, of every window.

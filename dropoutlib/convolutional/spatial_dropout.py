@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import require_floating_point
-from ..foundations.standard_dropout import inverted, inverted_mean, inverted_variance
+from ..layer import NoisyLayer
 from ..methods import describe
-from ..noise import Bernoulli
+from ..noise import Bernoulli, inverted, inverted_mean, inverted_variance
 
 __all__ = ["SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "spatial_dropout1d", "spatial_dropout2d",
            "spatial_dropout3d"]
@@ -50,7 +50,7 @@ def spatial_dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inpl
         >>> functional.spatial_dropout1d(torch.ones(1, 2, 3), p=0.5, noise=keep).sum(2)
         tensor([[6., 0.]])
     """
-    return _spatial(input, p, training, inplace, 1, noise, generator)
+    return _spatial(input, p, training, inplace, 1, noise=noise, generator=generator)
 
 
 def spatial_dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
@@ -83,7 +83,7 @@ def spatial_dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inpl
         >>> functional.spatial_dropout2d(torch.ones(1, 2, 3, 3), p=0.5, noise=keep).sum((2, 3))
         tensor([[18.,  0.]])
     """
-    return _spatial(input, p, training, inplace, 2, noise, generator)
+    return _spatial(input, p, training, inplace, 2, noise=noise, generator=generator)
 
 
 def spatial_dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
@@ -116,13 +116,17 @@ def spatial_dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inpl
         >>> functional.spatial_dropout3d(torch.ones(1, 2, 2, 2, 2), p=0.5, noise=keep).sum((2, 3, 4))
         tensor([[16.,  0.]])
     """
-    return _spatial(input, p, training, inplace, 3, noise, generator)
+    return _spatial(input, p, training, inplace, 3, noise=noise, generator=generator)
 
 
-def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, noise: Tensor | None,
+def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, *, noise: Tensor | None,
              generator: torch.Generator | None) -> Tensor:
     _require_maps(input, axes)
-    return inverted(input, p, training, inplace, tuple(range(-axes, 0)), noise, generator)
+    return inverted(input, p, training, inplace, _shared(axes), noise=noise, generator=generator)
+
+
+def _shared(axes: int) -> tuple[int, ...]:
+    return tuple(range(-axes, 0))
 
 
 def _require_maps(input: Tensor, axes: int) -> None:
@@ -133,7 +137,7 @@ def _require_maps(input: Tensor, axes: int) -> None:
                            f"{_HINTS.get((axes, input.dim()), '')}")
 
 
-class _SpatialDropout(_DropoutNd):
+class _SpatialDropout(NoisyLayer, _DropoutNd):
     """What the three ranks share."""
 
     _axes: int
@@ -157,7 +161,11 @@ class _SpatialDropout(_DropoutNd):
             ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
             RuntimeError: if the input has another number of axes, or holds integers or booleans.
         """
-        return _spatial(input, self.p, self.training, self.inplace, self._axes, noise, generator)
+        return _spatial(input, self.p, self.training, self.inplace, self._axes, noise=noise, generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        _require_maps(input, self._axes)
+        return Bernoulli(self.p).sample(input, shared=_shared(self._axes), generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the input itself (zero if p = 1).

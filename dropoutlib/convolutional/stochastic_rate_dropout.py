@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import positive, real, refuse_noise, require_floating_point
 from ..kernels import is_eager
+from ..layer import NoisyLayer
 from ..methods import describe
-from ..moments import noise_variance
-from ..noise import Gaussian, Uniform, given_mask, select
+from ..noise import Gaussian, Uniform, given_mask, noise_variance, select
 
-__all__ = ["StochasticRateDropout", "stochastic_rate_dropout"]
+__all__ = ["RateNoise", "StochasticRateDropout", "stochastic_rate_dropout"]
+
+
+class RateNoise(NamedTuple):
+    """What one call of dropout with a stochastic rate draws.
+
+    Attributes:
+        rate: the probability of dropping, one number.
+        mask: the keep mask, 0 or 1 before any scaling.
+    """
+
+    rate: Tensor | float
+    mask: Tensor
 
 
 def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, mean: float | None = None,
-                            std: float | None = None, training: bool = True, *, rate: Tensor | float | None = None,
-                            noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+                            std: float | None = None, training: bool = True, *,
+                            noise: tuple[Tensor | float, Tensor] | None = None,
+                            generator: torch.Generator | None = None) -> Tensor:
     """Inverted dropout with one random probability of dropping for the whole input.
 
     See :class:`~dropoutlib.StochasticRateDropout`.
@@ -30,8 +44,9 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
         mean: of a normal law of the probability, which is clipped to ``low`` and ``high``; None for a uniform law.
         std: standard deviation of the normal law (not the variance).
         training: whether noise is applied; if not, the input is returned as it is.
-        rate: probability of dropping that replaces the first draw, between ``low`` and ``high``.
-        noise: keep mask that replaces the second draw, 0 or 1, of a shape that broadcasts to ``input``.
+        noise: the rate, between ``low`` and ``high``, and the keep mask, 0 or 1, of a shape that broadcasts to
+            ``input``, that replace the draw (a :class:`~dropoutlib.convolutional.stochastic_rate_dropout.RateNoise` or
+            any pair).
         generator: source of randomness; None is torch's global one.
 
     Returns:
@@ -39,15 +54,15 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
 
     Raises:
         ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing or ``std`` not
-            positive, if ``rate`` is not between ``low`` and ``high``, if ``noise`` does not broadcast to ``input``, or
-            if one of them is given while ``training`` is False.
+            positive, if the rate is not between ``low`` and ``high``, if the mask does not broadcast to ``input``, or
+            if ``noise`` is given while ``training`` is False.
         RuntimeError: as for :func:`~dropoutlib.functional.dropout`.
-        TypeError: if the input is not a tensor, or a number not real.
+        TypeError: if the input is not a tensor, a number not real, or ``noise`` no pair.
 
     Example:
         >>> import torch
         >>> from dropoutlib import functional
-        >>> functional.stochastic_rate_dropout(torch.ones(3), rate=0.2, noise=torch.tensor([1, 0, 1]))
+        >>> functional.stochastic_rate_dropout(torch.ones(3), noise=(0.2, torch.tensor([1, 0, 1])))
         tensor([1.2500, 0.0000, 1.2500])
     """
     low, high = _limits(low, high)
@@ -55,17 +70,11 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
     require_floating_point(input)
     if not training:
         refuse_noise(noise)
-        if rate is not None:
-            raise ValueError("rate was given, but outside of training nothing is dropped: call train() "
-                             "(or training=True), or leave rate out")
         return input
     if high == 0 and noise is None:
         return input
-    wide = torch.float64 if input.dtype in (torch.float64, torch.complex128) else torch.float32
-    like = input.new_empty((), dtype=wide)
-    p = _draw_rate(like, low, high, normal, generator) if rate is None else _given_rate(like, rate, low, high)
-    keep = Uniform().sample(input, generator=generator) >= p if noise is None else given_mask(noise, input)
-    return select(input, keep) * (1 / (1 - p)).to(input.dtype)
+    rate, mask = _drawn(input, low, high, normal, generator) if noise is None else _given(input, low, high, noise)
+    return select(input, mask) * (1 / (1 - rate)).to(input.dtype)
 
 
 def _limits(low: float, high: float) -> tuple[float, float]:
@@ -84,6 +93,27 @@ def _normal(mean: float | None, std: float | None) -> Gaussian | None:
     return Gaussian(real("mean", mean), positive("std", std) ** 2)
 
 
+def _drawn(input: Tensor, low: float, high: float, normal: Gaussian | None,
+           generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    rate = _draw_rate(_number_like(input), low, high, normal, generator)
+    if high == 0:  # nothing to draw
+        return rate, torch.ones_like(input, dtype=torch.bool)
+    return rate, Uniform().sample(input, generator=generator) >= rate
+
+
+def _given(input: Tensor, low: float, high: float, noise: tuple[Tensor | float, Tensor]) -> tuple[Tensor, Tensor]:
+    if not isinstance(noise, tuple) or len(noise) != 2:
+        raise TypeError("noise has to be a pair, the rate and the keep mask, as draw() returns them, but got "
+                        f"{type(noise).__name__}")
+    rate, mask = noise
+    return _given_rate(_number_like(input), rate, low, high), given_mask(mask, input)
+
+
+def _number_like(input: Tensor) -> Tensor:
+    wide = torch.float64 if input.dtype in (torch.float64, torch.complex128) else torch.float32
+    return input.new_empty((), dtype=wide)
+
+
 def _draw_rate(like: Tensor, low: float, high: float, normal: Gaussian | None,
                generator: torch.Generator | None) -> Tensor:
     if low == high:  # nothing to draw
@@ -100,13 +130,13 @@ def _given_rate(like: Tensor, rate: Tensor | float, low: float, high: float) -> 
     elif rate.dim() > 0 or not rate.is_floating_point():
         raise ValueError(f"rate has to be one real number, but got a tensor of shape {tuple(rate.shape)} and type "
                          f"{rate.dtype}")
-    elif is_eager(rate) and not low <= float(rate) <= high:
+    elif is_eager(rate) and not bool((rate >= rate.new_tensor(low)) & (rate <= rate.new_tensor(high))):
         raise ValueError(f"rate has to be between low={low} and high={high}, but got {float(rate)}")
     return torch.as_tensor(rate, dtype=like.dtype, device=like.device)
 
 
 @describe("stochastic_rate_dropout")
-class StochasticRateDropout(nn.Module):
+class StochasticRateDropout(NoisyLayer):
     r"""Inverted dropout whose probability of dropping is drawn anew at every call.
 
     In training one probability p is drawn for the whole input, uniform between ``low`` and ``high``, or normal and
@@ -128,8 +158,8 @@ class StochasticRateDropout(nn.Module):
         std: standard deviation of the normal law (not the variance), kept as ``rate_std``.
 
     Shape:
-        Input of any shape; the output has the same one. ``noise``: the keep mask, 0 or 1 before any scaling, of a
-        shape that broadcasts to the input's; ``rate``: one number. To repeat a call, give both.
+        Input of any shape; the output has the same one. ``noise``: a pair ``(rate, mask)`` of one number and the keep
+        mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
 
     Raises:
         ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing, or ``std`` is not
@@ -144,7 +174,7 @@ class StochasticRateDropout(nn.Module):
         >>> import torch
         >>> from dropoutlib import StochasticRateDropout
         >>> layer = StochasticRateDropout(low=0.0, high=0.4)
-        >>> layer(torch.ones(4), rate=0.2, noise=torch.tensor([1, 0, 1, 1]))
+        >>> layer(torch.ones(4), noise=(0.2, torch.tensor([1, 0, 1, 1])))
         tensor([1.2500, 0.0000, 1.2500, 1.2500])
         >>> layer.variance(torch.ones(1)).round(decimals=4)  # 0.25 at p = 0.2
         tensor([0.2771])
@@ -162,26 +192,29 @@ class StochasticRateDropout(nn.Module):
         normal = "" if self.rate_mean is None else f", mean={self.rate_mean}, std={self.rate_std}"
         return f"low={self.low}, high={self.high}{normal}"
 
-    def forward(self, input: Tensor, *, rate: Tensor | float | None = None, noise: Tensor | None = None,
+    def forward(self, input: Tensor, *, noise: tuple[Tensor | float, Tensor] | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
         """Draws a rate, drops and scales in training, and returns the input in evaluation.
 
         Args:
             input: floating point or complex tensor of any shape.
-            rate: probability of dropping that replaces the first draw; refused in evaluation.
-            noise: keep mask that replaces the second draw; refused in evaluation.
+            noise: rate and keep mask that replace the draw; refused in evaluation.
             generator: source of randomness; None is torch's global one.
 
         Returns:
             Tensor of the shape, dtype and memory format of ``input``.
 
         Raises:
-            ValueError: if ``rate`` is not between the limits, if ``noise`` does not broadcast to ``input``, or if one
-                of them is given in evaluation.
+            ValueError: if the rate is not between the limits, if the mask does not broadcast to ``input``, or if
+                ``noise`` is given in evaluation.
             RuntimeError: if the input holds integers or booleans.
         """
         return stochastic_rate_dropout(input, self.low, self.high, self.rate_mean, self.rate_std, self.training,
-                                       rate=rate, noise=noise, generator=generator)
+                                       noise=noise, generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> RateNoise:
+        require_floating_point(input)
+        return RateNoise(*_drawn(input, self.low, self.high, _normal(self.rate_mean, self.rate_std), generator))
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the input itself.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,23 @@ from torch.nn import functional as F
 
 from ..checks import positive, refuse_noise, require_floating_point, require_images
 from ..kernels import is_eager
+from ..layer import NoisyLayer
 from ..methods import describe
 from ..noise import Bernoulli, Uniform
 
-__all__ = ["ConcreteDropout", "ConcreteDropout2d", "concrete_dropout", "concrete_dropout2d"]
+__all__ = ["ConcreteDropout", "ConcreteDropout2d", "WrapperNoise", "concrete_dropout", "concrete_dropout2d"]
+
+
+class WrapperNoise(NamedTuple):
+    """What a layer draws that wraps another layer with noise.
+
+    Attributes:
+        own: the layer's own noise.
+        module: what the wrapped layer draws.
+    """
+
+    own: Tensor
+    module: Any
 
 
 def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float = 0.1, training: bool = True, *,
@@ -49,7 +61,7 @@ def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float 
         >>> functional.concrete_dropout(torch.ones(3), torch.tensor(0.0), noise=uniform).round(decimals=3)
         tensor([2., 1., 0.])
     """
-    return _relax(input, p_logit, temperature, training, (), noise, generator)
+    return _relax(input, p_logit, temperature, training, (), noise=noise, generator=generator)
 
 
 def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: float = 0.1, training: bool = True, *,
@@ -83,10 +95,10 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: floa
         tensor([0., 2.])
     """
     require_images(input)
-    return _relax(input, p_logit, temperature, training, (-2, -1), noise, generator)
+    return _relax(input, p_logit, temperature, training, (-2, -1), noise=noise, generator=generator)
 
 
-def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training: bool, shared: tuple[int, ...],
+def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training: bool, shared: tuple[int, ...], *,
            noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
     positive("temperature", temperature)
     require_floating_point(input)
@@ -111,7 +123,7 @@ def _inputs(module: Any) -> int | None:
 
 
 @describe("concrete_dropout")
-class ConcreteDropout(nn.Module):
+class ConcreteDropout(NoisyLayer):
     r"""Drops inputs of a module, and learns how often.
 
     In training the input x of ``module`` becomes :math:`x \frac{1 - z}{1 - p}`, with the relaxed drop mask
@@ -138,6 +150,7 @@ class ConcreteDropout(nn.Module):
 
     Shape:
         Input of any shape that ``module`` takes. ``noise``: uniform numbers, of a shape that broadcasts to the input's.
+        Where ``module`` is noisy itself, a pair of these and of what the module takes.
 
     Raises:
         TypeError: if ``module`` is no linear or convolutional layer, or another argument no real number.
@@ -175,6 +188,8 @@ class ConcreteDropout(nn.Module):
         self._start = math.log(p / (1 - p))
         self.p_logit = nn.Parameter(torch.full((), self._start, device=weight.device, dtype=weight.dtype))
 
+    _shared: tuple[int, ...] = ()
+
     def reset_parameters(self) -> None:
         """Sets p to where it starts; the module has a method of this name for its own parameters."""
         nn.init.constant_(self.p_logit, self._start)
@@ -189,8 +204,7 @@ class ConcreteDropout(nn.Module):
         """The probability of dropping."""
         return torch.sigmoid(self.p_logit)
 
-    def forward(self, input: Tensor, *, noise: Tensor | None = None,
-                generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
         """Applies the module to the masked input in training, to the input in evaluation.
 
         Args:
@@ -205,14 +219,28 @@ class ConcreteDropout(nn.Module):
             ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
             RuntimeError: if the input holds integers or booleans.
         """
-        return self._apply_module(concrete_dropout(
-            input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator), generator)
-
-    def _apply_module(self, masked: Tensor, generator: torch.Generator | None) -> Tensor:
-        """A module that is noisy itself draws from the same generator."""
-        takes_it = generator is not None and "generator" in inspect.signature(self.module.forward).parameters
-        output: Tensor = self.module(masked, generator=generator) if takes_it else self.module(masked)
+        if not isinstance(self.module, NoisyLayer):
+            output: Tensor = self.module(self._masked(input, noise, generator))
+            return output
+        own, inner = (None, None) if noise is None else self._pair(noise)
+        output = self.module(self._masked(input, own, generator), noise=inner, generator=generator)
         return output
+
+    def _masked(self, input: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return concrete_dropout(input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator)
+
+    def _pair(self, noise: Any) -> tuple[Tensor, Any]:
+        if not isinstance(noise, tuple) or len(noise) != 2:
+            raise TypeError(f"noise has to be a pair, that of the layer and that of the {type(self.module).__name__} in "
+                            f"it, as draw() returns them, but got {type(noise).__name__}")
+        return noise
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Any:
+        own = Uniform().sample(input, shared=self._shared, generator=generator)
+        if not isinstance(self.module, NoisyLayer):
+            return own
+        masked = self._masked(input, own, None)
+        return WrapperNoise(own, self.module.draw(masked, generator=generator) if self.module._is_noisy() else None)
 
     def kl(self) -> Tensor:
         r"""Approximate divergence from the prior, up to a constant: :math:`\frac{l^2}{2(1-p)} \|W\|_F^2 - n H(p)`.
@@ -263,8 +291,9 @@ class ConcreteDropout2d(ConcreteDropout):
         torch.Size([2, 8, 8, 8])
     """
 
-    def forward(self, input: Tensor, *, noise: Tensor | None = None,
-                generator: torch.Generator | None = None) -> Tensor:
+    _shared = (-2, -1)
+
+    def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
         """Applies the module to the masked maps in training, to the maps in evaluation.
 
         Args:
@@ -279,5 +308,12 @@ class ConcreteDropout2d(ConcreteDropout):
             ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
             RuntimeError: if the input has neither 3 nor 4 axes, or holds integers or booleans.
         """
-        return self._apply_module(concrete_dropout2d(
-            input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator), generator)
+        return super().forward(input, noise=noise, generator=generator)
+
+    def _masked(self, input: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return concrete_dropout2d(input, self.p_logit, self.temperature, self.training, noise=noise,
+                                  generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Any:
+        require_images(input)
+        return super()._draw(input, generator)

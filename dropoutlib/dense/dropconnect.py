@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from .. import moments
 from ..checks import is_autocast, refuse_noise, require_callable, require_features
 from ..kernels import is_eager
 from ..kernels.cpu import Selector
+from ..layer import NoisyLayer
 from ..methods import describe
 from ..moments import Moments
 from ..noise import Bernoulli, Gaussian, Replay, given_mask, select
 
-__all__ = ["DropConnectLinear", "drop_connect_linear"]
+__all__ = ["DropConnectLinear", "WeightNoise", "drop_connect_linear"]
 
 _CLOSED_FORMS: dict[Any, Callable[[Moments], Moments]] = {
     torch.relu: moments.relu, F.relu: moments.relu, nn.ReLU: moments.relu,
@@ -26,10 +27,23 @@ _CLOSED_FORMS: dict[Any, Callable[[Moments], Moments]] = {
 }
 
 
+class WeightNoise(NamedTuple):
+    """Keep masks of a layer's weight and of its bias, 0 or 1 before any scaling.
+
+    Attributes:
+        weight: of shape ``(batch, out, in)``, or ``(out, in)`` where all examples share one.
+        bias: of shape ``(batch, out)``, or ``(out,)``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
 def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
                         training: bool = True, *, activation: Callable[[Tensor], Tensor] | None = None,
                         inference: str = "gaussian", num_samples: int = 100, sharing: str = "sample",
-                        noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+                        noise: Tensor | tuple[Tensor, Tensor] | None = None,
+                        generator: torch.Generator | None = None) -> Tensor:
     """A linear layer with dropped weights, and an activation.
 
     See :class:`~dropoutlib.DropConnectLinear`.
@@ -44,9 +58,9 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         inference: ``"gaussian"``, ``"mean"`` or ``"sampled"``.
         num_samples: number of draws of ``"sampled"``.
         sharing: ``"sample"`` or ``"batch"``.
-        noise: keep mask that replaces the draw, 0 or 1, of shape ``(batch, out, in)`` or ``(out, in)``, with one more
-            column where there is a bias. For ``"sampled"`` in evaluation: standard normal numbers of shape
-            ``(num_samples, ..., out)``.
+        noise: keep mask that replaces the draw, 0 or 1, of shape ``(batch, out, in)`` or ``(out, in)``; where there is
+            a bias, a pair of this and of the bias's mask, ``(batch, out)`` or ``(out,)``. For ``"sampled"`` in
+            evaluation: standard normal numbers of shape ``(num_samples, ..., out)``.
         generator: source of randomness; None is torch's global one.
 
     Returns:
@@ -71,10 +85,11 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     _check_choices(inference, num_samples, sharing)
     require_features(input, weight)
     if training:
-        pre_activation = _drop(input, weight, bias, law, sharing, noise, generator)
+        pre_activation = _drop(input, weight, bias, law, sharing, noise=noise, generator=generator)
         return pre_activation if activation is None else activation(pre_activation)
     if inference == "sampled" and activation is not None:
-        return _sampled(_pre_activation(input, weight, bias, law), activation, num_samples, noise, generator)
+        return _sampled(_pre_activation(input, weight, bias, law), activation, num_samples, noise=noise,
+                        generator=generator)
     refuse_noise(noise)
     if inference == "mean" or activation is None:
         mean = F.linear(input, *_mean_weights(weight, bias, law))
@@ -124,30 +139,30 @@ def _in_type_of(x: Tensor, value: Moments) -> Moments:
     return Moments(value.mean.to(x.dtype), value.variance.to(x.dtype))
 
 
-def _sampled(value: Moments, activation: Callable[[Tensor], Tensor], num_samples: int, noise: Tensor | None,
+def _sampled(value: Moments, activation: Callable[[Tensor], Tensor], num_samples: int, *, noise: Any,
              generator: torch.Generator | None) -> Tensor:
-    like = value.mean.expand(num_samples, *value.mean.shape)
-    normal = Gaussian(0.0, 1.0).sample(like, noise=noise, generator=generator)
+    normal = _normal(value.mean, num_samples, noise=noise, generator=generator)
     return activation(value.mean + moments.deviation(value.variance).to(normal.dtype) * normal).mean(0)
+
+
+def _normal(mean: Tensor, num_samples: int, *, noise: Any = None, generator: torch.Generator | None) -> Tensor:
+    return Gaussian(0.0, 1.0).sample(mean.expand(num_samples, *mean.shape), noise=noise, generator=generator)
 
 
 # Training
 
 
-def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sharing: str, noise: Tensor | None,
+def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sharing: str, *, noise: Any,
           generator: torch.Generator | None) -> Tensor:
     scale = 1 / (1 - law.p) if law.p < 1 else 1.0
     if noise is None and law.p in (0, 1):
         return F.linear(input, *_mean_weights(weight, bias, law))
-    batch = () if sharing == "batch" or input.dim() == 1 else input.shape[:1]
-    keep_weight: Tensor | None = None
-    if noise is not None:
-        columns = weight.shape[1] + (bias is not None)
-        keep = given_mask(noise, weight.detach()[:, :1].expand(*batch, -1, columns))
-        keep_weight, keep_bias = keep[..., :weight.shape[1]], keep[..., -1]
-    elif bias is not None:
-        keep_bias = law.sample(bias.detach().expand(*batch, -1), generator=generator)
-    masked_bias = select(bias.expand(*batch, -1), keep_bias, scale) if bias is not None else None
+    batch = _batch(input, sharing)
+    keep_weight, keep_bias = (None, _bias_mask(bias, batch, law, generator)) if noise is None \
+        else _given(noise, weight, bias, batch)
+    if batch and keep_weight is not None and keep_weight.dim() == 2:
+        batch = torch.Size()                # one mask for all examples
+    masked_bias = None if bias is None or keep_bias is None else select(bias.expand(*batch, -1), keep_bias, scale)
     if not batch:
         if keep_weight is None:
             keep_weight = law.sample(weight.detach(), generator=generator)
@@ -157,6 +172,44 @@ def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sh
     if masked_bias is not None:
         output = output + masked_bias.unsqueeze(1).to(output.dtype)
     return output.view(*input.shape[:-1], -1) if input.numel() else output.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def _draw(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sharing: str,
+          generator: torch.Generator | None) -> Tensor | WeightNoise:
+    """The masks that :func:`_drop` draws, in the order in which it draws them."""
+    batch = _batch(input, sharing) if 0 < law.p < 1 else torch.Size()  # where there is nothing to draw, one for all
+    keep_bias = _bias_mask(bias, batch, law, generator)
+    if batch and is_eager(input) and is_eager(weight):
+        masks = [keep for _, keep in Replay(law, weight, batch[0], generator=generator)]
+        keep = torch.cat(masks) if masks else weight.new_empty((0, *weight.shape), dtype=torch.bool)
+    else:
+        keep = law.sample(weight.detach().expand(*batch, -1, -1), generator=generator)
+    return keep if keep_bias is None else WeightNoise(keep, keep_bias)
+
+
+def _batch(input: Tensor, sharing: str) -> torch.Size:
+    """The axis of examples that have masks of their own."""
+    return torch.Size() if sharing == "batch" or input.dim() == 1 else input.shape[:1]
+
+
+def _bias_mask(bias: Tensor | None, batch: torch.Size, law: Bernoulli,
+               generator: torch.Generator | None) -> Tensor | None:
+    return None if bias is None else law.sample(bias.detach().expand(*batch, -1), generator=generator)
+
+
+def _given(noise: Any, weight: Tensor, bias: Tensor | None, batch: torch.Size) -> tuple[Tensor, Tensor | None]:
+    if bias is None:
+        parts = (noise,)
+    elif isinstance(noise, tuple) and len(noise) == 2:
+        parts = noise
+    else:
+        raise TypeError("noise has to be a pair, the masks of the weight and of the bias, as draw() returns them, but "
+                        f"got {type(noise).__name__}")
+    if all(isinstance(part, Tensor) and part.dim() <= like.dim() for part, like in zip(parts, (weight, bias),
+                                                                                      strict=False)):
+        batch = torch.Size()
+    keep = given_mask(parts[0], weight.detach().expand(*batch, -1, -1))
+    return keep, None if bias is None else given_mask(parts[1], bias.detach().expand(*batch, -1))
 
 
 def _masked_product(input: Tensor, weight: Tensor, law: Bernoulli, keep: Tensor | None,
@@ -255,7 +308,7 @@ def _materialised(masks: Replay, arguments: list[Any], wanted: list[int]) -> lis
 
 
 @describe("dropconnect")
-class DropConnectLinear(nn.Linear):
+class DropConnectLinear(NoisyLayer, nn.Linear):
     r"""A linear layer whose weights are dropped, with a mask of its own for every example, and an activation.
 
     In training a weight w becomes w/(1 - p) with probability 1 - p and 0 with probability p, and so does the bias.
@@ -288,10 +341,10 @@ class DropConnectLinear(nn.Linear):
         dtype: type of the parameters.
 
     Shape:
-        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: the keep mask, 0 or 1, of shape
-        ``(batch, out_features, in_features + 1)``, its last column for the bias; without a bias
-        ``(batch, out_features, in_features)``. For ``sharing="batch"`` and for an input without batch axis without the
-        first axis.
+        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: a pair (:class:`WeightNoise`, or any
+        tuple) of the keep masks of the weight, 0 or 1, of shape ``(batch, out_features, in_features)``, and of the bias,
+        ``(batch, out_features)``; without a bias the first of them alone. For ``sharing="batch"`` and for an input
+        without batch axis without the first axis.
 
     Raises:
         ValueError: if ``p`` is not between 0 and 1; if ``inference`` or ``sharing`` is none of the above; if
@@ -331,7 +384,7 @@ class DropConnectLinear(nn.Linear):
             f", activation={getattr(self.activation, '__name__', repr(self.activation))}")
         return f"{super().extra_repr()}, p={self.p}{name}, inference={self.inference!r}, sharing={self.sharing!r}"
 
-    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+    def forward(self, input: Tensor, *, noise: Tensor | tuple[Tensor, Tensor] | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
         """Drops weights in training and applies the test rule in evaluation.
 
@@ -351,6 +404,16 @@ class DropConnectLinear(nn.Linear):
         return drop_connect_linear(
             input, self.weight, self.bias, self.p, self.training, activation=self.activation, inference=self.inference,
             num_samples=self.num_samples, sharing=self.sharing, noise=noise, generator=generator)
+
+    def _is_noisy(self) -> bool:
+        return self.training or (self.inference == "sampled" and self.activation is not None)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor | WeightNoise:
+        require_features(input, self.weight)
+        if self.training:
+            return _draw(input, self.weight, self.bias, Bernoulli(self.p), self.sharing, generator)
+        mean = _pre_activation(input, self.weight, self.bias, Bernoulli(self.p)).mean
+        return _normal(mean, self.num_samples, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: exact without activation, else for the matched Gaussian.

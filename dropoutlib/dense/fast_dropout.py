@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from .. import moments
 from ..checks import refuse_noise, require_features
+from ..layer import NoisyLayer
 from ..methods import describe
 from ..moments import Moments
-from ..noise import Bernoulli, Gaussian
+from ..noise import Bernoulli, Gaussian, odds
 
 __all__ = ["FastDropoutLinear", "fast_dropout_linear"]
 
@@ -48,7 +49,7 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         >>> functional.fast_dropout_linear(torch.ones(2), weight, p=0.5, noise=torch.tensor([1.0]))
         tensor([12.])
     """
-    ratio = _variance_ratio(p)
+    ratio = odds(p, "fast dropout")
     require_features(input, weight)
     mean = F.linear(input, weight, bias)
     if not training:
@@ -57,20 +58,16 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     if p == 0 and noise is None:
         return mean
     std = moments.deviation(moments.sum_variance(input, weight, ratio)).to(mean.dtype)
-    return mean + std * Gaussian(0.0, 1.0).sample(mean, noise=noise, generator=generator)
+    return mean + std * _law(p).sample(mean, noise=noise, generator=generator)
 
 
-def _variance_ratio(p: float) -> float:
-    """Variance of a dropped and scaled value, divided by the square of the value."""
-    p = Bernoulli(p).p
-    if p == 1:
-        raise ValueError("dropout probability has to be less than 1 for fast dropout, but got 1: "
-                         "the variance of an output, which contains p/(1 - p), would be infinite")
-    return p / (1 - p)
+def _law(p: float) -> Gaussian:
+    """Standard normal numbers; with p = 0 there is nothing to draw."""
+    return Gaussian(0.0, 1.0 if p > 0 else 0.0)
 
 
 @describe("fast_dropout")
-class FastDropoutLinear(nn.Linear):
+class FastDropoutLinear(NoisyLayer, nn.Linear):
     r"""A linear layer that knows mean and variance of its outputs behind dropout, and draws nothing else.
 
     With inverted dropout on its inputs, an output :math:`z = \sum_j w_j \frac{m_j}{1-p} x_j + b` has the mean
@@ -121,7 +118,7 @@ class FastDropoutLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, *,
                  device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        _variance_ratio(p)
+        odds(p, "fast dropout")
         super().__init__(in_features, out_features, bias, device, dtype)
         self.p = float(p)
 
@@ -148,6 +145,10 @@ class FastDropoutLinear(nn.Linear):
         return fast_dropout_linear(input, self.weight, self.bias, self.p, self.training, noise=noise,
                                    generator=generator)
 
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        require_features(input, self.weight)
+        return _law(self.p).sample(self.mean(input), generator=generator)
+
     def moments(self, mean: Tensor, variance: Tensor | None = None) -> Moments:
         """Mean and variance of the outputs, for inputs that are themselves random. In training and evaluation alike.
 
@@ -168,7 +169,7 @@ class FastDropoutLinear(nn.Linear):
                 raise ValueError("variance was given, but mean is a Moments, which has one")
             mean, variance = mean
         value = Moments(mean, torch.zeros_like(mean) if variance is None else variance)
-        _variance_ratio(self.p)
+        odds(self.p, "fast dropout")
         require_features(mean, self.weight)
         return moments.linear(moments.multiply(value, Bernoulli(self.p), 1 / (1 - self.p)), self.weight, self.bias)
 
@@ -192,4 +193,4 @@ class FastDropoutLinear(nn.Linear):
         Returns:
             Tensor of shape ``(..., out_features)``.
         """
-        return moments.sum_variance(input, self.weight, _variance_ratio(self.p)).to(input.dtype)
+        return moments.sum_variance(input, self.weight, odds(self.p, "fast dropout")).to(input.dtype)

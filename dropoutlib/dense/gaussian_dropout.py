@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import refuse_noise, require_floating_point
+from ..layer import NoisyLayer
 from ..methods import describe
-from ..moments import noise_variance
-from ..noise import Bernoulli, Gaussian
+from ..noise import Gaussian, apply, noise_variance, odds
 
 __all__ = ["GaussianDropout", "gaussian_dropout"]
 
@@ -43,27 +43,21 @@ def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
         >>> functional.gaussian_dropout(torch.ones(3), p=0.5, noise=torch.tensor([0.5, 1.0, -0.25]))
         tensor([ 0.5000,  1.0000, -0.2500])
     """
-    variance = _variance(p)
-    require_floating_point(input)
-    if not training:
+    law = _law(p)
+    if not training or (p == 0 and noise is None):
+        require_floating_point(input)
         refuse_noise(noise)
         return input
-    if p == 0 and noise is None:
-        return input
-    return input * Gaussian(1.0, variance).sample(input, noise=noise, generator=generator)
+    return apply(input, law, noise=noise, generator=generator)
 
 
-def _variance(p: float) -> float:
-    """The variance of the noise: that of an inverted mask, which is kept / (1 - p)."""
-    p = Bernoulli(p).p
-    if p == 1:
-        raise ValueError("dropout probability has to be less than 1 for Gaussian dropout, but got 1: "
-                         "the variance of the noise, p/(1 - p), would be infinite")
-    return p / (1 - p)
+def _law(p: float) -> Gaussian:
+    """Factors with the first two moments of an inverted mask."""
+    return Gaussian(1.0, odds(p, "Gaussian dropout"))
 
 
 @describe("gaussian_dropout")
-class GaussianDropout(_DropoutNd):
+class GaussianDropout(NoisyLayer, _DropoutNd):
     r"""Multiplies every element by an independent Gaussian factor, :math:`\mathcal N(1, \frac{p}{1-p})`.
 
     The mean of the output is the input x, its variance :math:`\frac{p}{1-p} x^2`: the first two moments of
@@ -103,7 +97,7 @@ class GaussianDropout(_DropoutNd):
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        _variance(p)
+        _law(p)
         super().__init__(float(p))
 
     def extra_repr(self) -> str:
@@ -128,6 +122,9 @@ class GaussianDropout(_DropoutNd):
         """
         return gaussian_dropout(input, self.p, self.training, noise=noise, generator=generator)
 
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        return _law(self.p).sample(input, generator=generator)
+
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the input itself.
 
@@ -148,4 +145,4 @@ class GaussianDropout(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
-        return noise_variance(input, _variance(self.p))
+        return noise_variance(input, _law(self.p).variance)

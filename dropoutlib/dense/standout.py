@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import real, refuse_noise, require_callable, require_features
+from ..layer import NoisyLayer
 from ..methods import describe
 from ..noise import Uniform, given_mask, select
 
@@ -69,20 +70,21 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
     if not training:
         refuse_noise(noise)
         return hidden * torch.sigmoid(logit)
-    if noise is not None:
-        keep = given_mask(noise, hidden)
-    else:
-        uniform = Uniform().sample(hidden, generator=generator)
-        keep = ~(uniform >= torch.sigmoid(logit.detach().to(uniform.dtype)))  # what is nan is kept, and seen
-    output = select(hidden, keep)
+    output = select(hidden, _coins(logit, generator) if noise is None else given_mask(noise, hidden))
     if belief_weight is None:
         return output
     probability = torch.sigmoid(logit)
     return output + hidden.detach() * (probability - probability.detach())  # adds zero, with a gradient
 
 
+def _coins(logit: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A keep mask for the logits of its probabilities."""
+    uniform = Uniform().sample(logit.detach(), generator=generator)
+    return ~(uniform >= torch.sigmoid(logit.detach().to(uniform.dtype)))  # what is nan is kept, and seen
+
+
 @describe("standout")
-class StandoutLinear(nn.Linear):
+class StandoutLinear(NoisyLayer, nn.Linear):
     r"""A linear layer with an activation, whose units are kept with a probability that depends on the input.
 
     With the pre-activation z = Wx + b, a unit is kept with probability
@@ -208,6 +210,15 @@ class StandoutLinear(nn.Linear):
             input, self.weight, self.bias, self.training, activation=self.activation, alpha=self.alpha, beta=self.beta,
             belief_weight=self.belief_weight, belief_bias=self.belief_bias, noise=noise, generator=generator)
 
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        require_features(input, self.weight)
+        return _coins(self._logit(input), generator)
+
+    def _logit(self, input: Tensor) -> Tensor:
+        if self.belief_weight is not None:
+            return F.linear(input, self.belief_weight, self.belief_bias)
+        return self.alpha * F.linear(input, self.weight, self.bias) + self.beta
+
     def keep_probability(self, input: Tensor) -> Tensor:
         """The probability with which each unit is kept, given the layer's input.
 
@@ -217,9 +228,7 @@ class StandoutLinear(nn.Linear):
         Returns:
             Tensor of shape ``(..., out_features)``.
         """
-        if self.belief_weight is not None:
-            return torch.sigmoid(F.linear(input, self.belief_weight, self.belief_bias))
-        return torch.sigmoid(self.alpha * F.linear(input, self.weight, self.bias) + self.beta)
+        return torch.sigmoid(self._logit(input))
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: activation times keep probability.

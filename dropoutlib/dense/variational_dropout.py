@@ -11,11 +11,14 @@ from torch.nn import functional as F
 
 from ..checks import refuse_noise, require_features
 from ..divergence import log_uniform_kl
+from ..layer import NoisyLayer
 from ..methods import describe
 from ..moments import deviation, sum_variance
 from ..noise import Bernoulli, Gaussian
 
 __all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
+
+_LAW = Gaussian(0.0, 1.0)
 
 
 def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float,
@@ -60,13 +63,12 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
     if not training:
         refuse_noise(noise)
         return F.linear(input, weight, bias)
-    law = Gaussian(0.0, 1.0)
     if kind == "B":
-        factor = 1 + alpha**0.5 * law.sample(input, noise=noise, generator=generator)
+        factor = 1 + alpha**0.5 * _LAW.sample(input, noise=noise, generator=generator)
         return F.linear(input * factor.to(input.dtype), weight, bias)
     mean = F.linear(input, weight, bias)
     std = deviation(sum_variance(input, weight, alpha)).to(mean.dtype)
-    return mean + std * law.sample(mean, noise=noise, generator=generator)
+    return mean + std * _LAW.sample(mean, noise=noise, generator=generator)
 
 
 def _check_kind(kind: str) -> None:
@@ -75,7 +77,7 @@ def _check_kind(kind: str) -> None:
 
 
 @describe("variational_dropout")
-class VariationalDropoutLinear(nn.Linear):
+class VariationalDropoutLinear(NoisyLayer, nn.Linear):
     r"""A linear layer with Gaussian dropout whose variance :math:`\alpha` is learned.
 
     Kind A: every weight is :math:`w (1 + \sqrt\alpha \epsilon)` with its own standard normal :math:`\epsilon`. An
@@ -196,6 +198,10 @@ class VariationalDropoutLinear(nn.Linear):
         """
         return variational_dropout_linear(input, self.weight, self.bias, self.alpha, self.kind, self.training,
                                           noise=noise, generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        require_features(input, self.weight)
+        return _LAW.sample(self.mean(input) if self.kind == "A" else input, generator=generator)
 
     def kl(self) -> Tensor:
         """Divergence of the noise from the log-uniform prior, up to the constant of that prior: a sum.

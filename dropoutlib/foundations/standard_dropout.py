@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import refuse_noise, require_floating_point
+from ..layer import NoisyLayer
 from ..methods import describe
-from ..moments import noise_variance
-from ..noise import Bernoulli, select
+from ..noise import Bernoulli, apply, inverted, inverted_mean, inverted_variance, noise_variance, raw_mean
 
 __all__ = ["Dropout", "WeightScalingDropout", "dropout", "weight_scaling_dropout"]
 
@@ -46,7 +46,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         >>> functional.dropout(torch.ones(4), p=0.5, noise=torch.tensor([1, 0, 0, 1]))
         tensor([2., 0., 0., 2.])
     """
-    return inverted(input, p, training, inplace, (), noise, generator)
+    return inverted(input, p, training, inplace, noise=noise, generator=generator)
 
 
 def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
@@ -82,58 +82,18 @@ def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True,
         tensor([0.7500, 0.7500, 0.7500, 0.7500])
     """
     law = Bernoulli(p)
-    require_floating_point(input)
     if not training:
+        require_floating_point(input)
         refuse_noise(noise)
-        return _scale(input, p)
+        return raw_mean(input, p)
     if p == 0 and noise is None:
+        require_floating_point(input)
         return input
-    return _drop(input, law, 1.0, noise, generator)
-
-
-def inverted(input: Tensor, p: float, training: bool, inplace: bool, shared: tuple[int, ...], noise: Tensor | None,
-             generator: torch.Generator | None) -> Tensor:
-    """Inverted dropout, one draw shared along some axes."""
-    law = Bernoulli(p)
-    require_floating_point(input)
-    if not training:
-        refuse_noise(noise)
-        return input
-    if p == 0 and noise is None:
-        return input
-    scale = 1 / (1 - p) if p < 1 else 1.0  # where everything is dropped, nothing is scaled
-    output = _drop(input, law, scale, noise, generator, shared)
-    return input.copy_(output) if inplace else output
-
-
-def inverted_mean(input: Tensor, p: float) -> Tensor:
-    """Mean of inverted dropout, element by element."""
-    return input if p < 1 else _scale(input, p)
-
-
-def inverted_variance(input: Tensor, p: float) -> Tensor:
-    """Variance of inverted dropout, element by element."""
-    return noise_variance(input, p / (1 - p) if p < 1 else 0.0)
-
-
-def _drop(input: Tensor, law: Bernoulli, scale: float, noise: Tensor | None, generator: torch.Generator | None,
-          shared: tuple[int, ...] = ()) -> Tensor:
-    if law.p == 1 and noise is None:  # nothing to draw
-        return select(input, torch.zeros_like(input, dtype=torch.bool))
-    return select(input, law.sample(input, shared=shared, noise=noise, generator=generator), scale)
-
-
-def _scale(input: Tensor, p: float) -> Tensor:
-    """The mean of ``input`` under the raw mask."""
-    if p == 0:
-        return input
-    if p == 1:  # inf * 0 would be nan
-        return select(input, torch.zeros_like(input, dtype=torch.bool))
-    return input * (1 - p)
+    return apply(input, law, noise=noise, generator=generator)
 
 
 @describe("standard_dropout")
-class Dropout(_DropoutNd):
+class Dropout(NoisyLayer, _DropoutNd):
     r"""Inverted dropout, a drop-in for :class:`torch.nn.Dropout`.
 
     In training, an element x becomes x/(1 - p) with probability 1 - p and 0 with probability p, so that its
@@ -202,6 +162,9 @@ class Dropout(_DropoutNd):
         """
         return dropout(input, self.p, self.training, self.inplace, noise=noise, generator=generator)
 
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        return Bernoulli(self.p).sample(input, generator=generator)
+
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the input itself (zero if p = 1).
 
@@ -228,7 +191,7 @@ class Dropout(_DropoutNd):
 
 
 @describe("standard_dropout")
-class WeightScalingDropout(_DropoutNd):
+class WeightScalingDropout(NoisyLayer, _DropoutNd):
     r"""Dropout as it was published: raw in training, scaled at test time.
 
     In training, an element x stays x with probability 1 - p and becomes 0 with probability p: its mean is
@@ -294,6 +257,9 @@ class WeightScalingDropout(_DropoutNd):
         """
         return weight_scaling_dropout(input, self.p, self.training, noise=noise, generator=generator)
 
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        return Bernoulli(self.p).sample(input, generator=generator)
+
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: 1 - p times the input.
 
@@ -303,7 +269,7 @@ class WeightScalingDropout(_DropoutNd):
         Returns:
             Tensor of the shape of ``input``.
         """
-        return _scale(input, self.p)
+        return raw_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
         """Variance of the training output given the layer's input: p(1 - p) times its square.

@@ -1,8 +1,4 @@
-"""Laws of the noise: the only room of the library that draws randomness.
-
-A law says how the noise is distributed (its ``mean`` and ``variance``) and draws it (``sample``); :func:`select`
-applies a keep mask. A method draws once and applies what it drew, so forward and backward see the same noise by
-construction.
+"""Laws of the noise: how it is distributed (``mean`` and ``variance``), and how it is drawn (``sample``).
 
 Every draw has a plain torch expression, which is its definition and runs under every transform, and may have a
 fast path in :mod:`dropoutlib.kernels`. Both have the same distribution, but not the same stream of random numbers:
@@ -12,8 +8,6 @@ a seed gives the same noise for the same call on the same device, not across siz
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,9 +16,9 @@ from torch import Tensor
 from dropoutlib.checks import real, require_floating_point
 from dropoutlib.kernels import cpu, is_eager
 
-__all__ = ["Bernoulli", "Gaussian", "Position", "Replay", "Uniform", "given_mask", "select"]
+from .given import check_generator, check_noise, given_mask
 
-_REPLAYED = 1 << 16  # elements of the masks that a Replay draws at a time, at least one example
+__all__ = ["Bernoulli", "Gaussian", "Position", "Uniform", "draw_mask"]
 
 
 class Bernoulli:
@@ -95,68 +89,8 @@ class Bernoulli:
         if noise is not None:
             return given_mask(noise, like)
         if generator is not None:
-            _check_generator(generator, x)
-        return _draw_mask(like, self.p, generator)
-
-
-class Replay:
-    """Keep masks for one example after the other, drawn again at every iteration instead of being kept.
-
-    Masks of the weights, one for every example, would fill a tensor of ``(batch, out, in)``. This draws them a few
-    examples at a time, in forward and again in backward, from a copy of the generator's state. Eager only.
-
-    Args:
-        law: the law of the masks.
-        like: what one example's mask is for, of shape ``(out, in)``.
-        batch: number of examples.
-        noise: masks to use instead of a draw, bool, of shape ``(batch, out, in)``.
-        generator: draws from here instead of torch's global generator.
-
-    Raises:
-        TypeError: ``generator`` is no generator.
-        RuntimeError: as for :meth:`Bernoulli.sample`.
-
-    Example:
-        >>> masks = Replay(Bernoulli(0.5), torch.empty(2, 3), batch=4)
-        >>> first, second = (torch.cat([keep for _, keep in masks]) for _ in range(2))
-        >>> first.shape, torch.equal(first, second)
-        (torch.Size([4, 2, 3]), True)
-    """
-
-    def __init__(self, law: Bernoulli, like: Tensor, batch: int, *, noise: Tensor | None = None,
-                 generator: torch.Generator | None = None) -> None:
-        if generator is not None:
-            _check_generator(generator, like)
-        self._law, self._like, self.batch, self._noise = law, like.detach(), batch, noise
-        self._examples = max(1, _REPLAYED // max(1, like.numel()))
-        if noise is None:
-            self._source = generator if generator is not None else _default_generator(like.device)
-            self._state = self._source.clone_state()
-            self._drawn = False
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """The examples of a chunk and their masks, of shape ``(examples, out, in)``."""
-        if self._noise is None:
-            first, self._drawn = not self._drawn, True  # the first draw moves the generator on
-            return self._draw(self._source if first else self._state.clone_state())
-        return ((rows, self._noise[rows]) for rows in self._chunks())
-
-    def _chunks(self) -> Iterator[slice]:
-        for start in range(0, self.batch, self._examples):
-            yield slice(start, min(start + self._examples, self.batch))
-
-    def _draw(self, generator: torch.Generator) -> Iterator[tuple[slice, Tensor]]:
-        for rows in self._chunks():
-            like = self._like.new_empty(()).expand(rows.stop - rows.start, *self._like.shape)
-            yield rows, _draw_mask(like, self._law.p, generator)
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    if device.type == "cpu":
-        return torch.default_generator
-    generators = torch.get_device_module(device).default_generators
-    generator: torch.Generator = generators[device.index if device.index is not None else 0]
-    return generator
+            check_generator(generator, x)
+        return draw_mask(like, self.p, generator)
 
 
 class Gaussian:
@@ -213,12 +147,14 @@ class Gaussian:
         like = _draw_shape(x, shared)
         dtype = x.real.dtype if x.is_complex() else x.dtype  # a complex normal would turn the phase
         if noise is not None:
-            _check_noise(noise, like)
+            check_noise(noise, like)
             if not noise.is_floating_point():
                 raise ValueError(f"noise has to be of a floating point type, but got {noise.dtype}")
             return noise.to(dtype)
         if generator is not None:
-            _check_generator(generator, x)
+            check_generator(generator, x)
+        if self.variance == 0:  # nothing to draw
+            return torch.full_like(like, self.mean, dtype=dtype, requires_grad=False)
         deviation = math.sqrt(self.variance)
         if is_eager(like):
             factors = torch.empty_like(like, dtype=dtype, requires_grad=False)
@@ -274,7 +210,7 @@ class Uniform:
         like = _draw_shape(x, shared)
         dtype = torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
         if noise is not None:
-            _check_noise(noise, like)
+            check_noise(noise, like)
             if not noise.is_floating_point():
                 raise ValueError(f"noise has to be of a floating point type, but got {noise.dtype}")
             if is_eager(noise) and not bool(((noise >= 0) & (noise <= 1)).all()):
@@ -282,7 +218,7 @@ class Uniform:
             return noise.to(dtype)
         if generator is None:
             return torch.rand_like(like, dtype=dtype)
-        _check_generator(generator, x)
+        check_generator(generator, x)
         return _in_format_of(like, torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator))
 
 
@@ -327,12 +263,12 @@ class Position:
             return self._given(noise, x)
         source: dict[str, Any] = {}  # with dynamic sizes the compiler refuses even generator=None
         if generator is not None:
-            _check_generator(generator, x)
+            check_generator(generator, x)
             source["generator"] = generator
         return torch.stack([torch.randint(size, x.shape[:-1], device=x.device, **source) for size in self.sizes], -1)
 
     def _given(self, noise: Tensor, x: Tensor) -> Tensor:
-        _check_noise(noise, x)
+        check_noise(noise, x)
         if noise.is_complex() or noise.dtype is torch.bool:
             raise ValueError(f"noise has to be whole numbers, but got {noise.dtype}")
         last = torch.tensor([size - 1 for size in self.sizes], device=noise.device)
@@ -340,28 +276,6 @@ class Position:
             raise ValueError(f"noise has to be positions on a grid of the sizes {self.sizes}, counted from 0, "
                              "but it has other values")
         return noise.long().expand(x.shape)
-
-
-def select(x: Tensor, keep: Tensor, scale: float = 1.0) -> Tensor:
-    """Scales what a mask keeps and replaces the rest by zero.
-
-    Dropping selects, it does not multiply: a dropped ``inf`` or ``nan`` becomes 0 and its gradient is 0.
-
-    Args:
-        x: floating point or complex, of any shape.
-        keep: bool mask, broadcastable to the shape of ``x``.
-        scale: what the kept elements are multiplied with.
-
-    Returns:
-        ``x * scale`` where ``keep`` is True, else 0; differentiable in ``x``.
-
-    Example:
-        >>> select(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]), scale=2.0)
-        tensor([2., 0.])
-    """
-    if cpu.can_apply_mask(x, keep):
-        return cpu.apply_mask(x, keep, scale)
-    return torch.where(keep, x if scale == 1 else x * scale, 0)
 
 
 def _draw_shape(x: Tensor, shared: tuple[int, ...]) -> Tensor:
@@ -382,7 +296,9 @@ def _needs_double(x: Tensor, p: float) -> bool:
     return x.dtype in (torch.float64, torch.complex128) or not 2**-8 <= p <= 1 - 2**-8
 
 
-def _draw_mask(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+def draw_mask(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+    if p in (0, 1):  # nothing to draw
+        return torch.full_like(like, p == 0, dtype=torch.bool, requires_grad=False)
     if cpu.can_draw_mask(like):
         return cpu.draw_mask(like, p, generator)
     dtype = torch.float64 if _needs_double(like, p) else torch.float32
@@ -398,65 +314,3 @@ def _in_format_of(like: Tensor, values: Tensor) -> Tensor:
     if values.dtype == torch.bool:
         return torch.ones_like(like, dtype=torch.bool).logical_and(values)
     return torch.zeros_like(like, dtype=values.dtype) + values
-
-
-def given_mask(noise: Tensor, like: Tensor) -> Tensor:
-    """Checks a keep mask that was given instead of a draw.
-
-    Args:
-        noise: bool, or any real type with the values 0 (drop) and 1 (keep), broadcastable to the shape of ``like``.
-        like: a tensor of the shape of the draw, on its device.
-
-    Returns:
-        The mask as a bool tensor of the shape of ``like``.
-
-    Raises:
-        TypeError: ``noise`` is no tensor.
-        ValueError: ``noise`` has a wrong shape, type, device or value.
-    """
-    _check_noise(noise, like)
-    if noise.is_complex():
-        raise ValueError(f"noise has to be a keep mask of a real type, but got {noise.dtype}")
-    if noise.dtype != torch.bool and is_eager(noise) and not bool(((noise == 0) | (noise == 1)).all()):
-        raise ValueError("noise has to be a keep mask: 0 (drop) or 1 (keep), before any scaling, "
-                         "but it has other values")
-    return torch.ones_like(like, dtype=torch.bool).logical_and(noise)
-
-
-def _check_noise(noise: Tensor, like: Tensor) -> None:
-    if not isinstance(noise, Tensor):
-        raise TypeError(f"noise has to be a tensor, but got {type(noise).__name__}")
-    missing = like.dim() - noise.dim()
-    # Not `n not in (1, s)`: with dynamic sizes the compiler takes two symbols of one size for different.
-    if missing < 0 or any(n != 1 and n != s for n, s in zip(noise.shape, like.shape[missing:], strict=True)):
-        raise ValueError(f"noise has to be broadcastable to the shape {tuple(like.shape)} of the draw, "
-                         f"but got the shape {tuple(noise.shape)}")
-    if noise.device != like.device:
-        raise ValueError(f"noise has to be on the device {like.device} of the input, "
-                         f"but is on {noise.device}")
-
-
-def _check_generator(generator: torch.Generator, x: Tensor) -> None:
-    """Refuses a generator that cannot give this draw, or could not give it a second time."""
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator has to be a torch.Generator, but got {type(generator).__name__}")
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        raise RuntimeError("generator= cannot be used in a compiled, exported or traced function: its state does "
-                           "not enter the graph. Leave it out and seed with torch.manual_seed, or pass noise=")
-    if generator.device.type != x.device.type:
-        raise RuntimeError(f"generator has to be on the device {x.device} of the input, "
-                           f"but is on {generator.device}")
-    if _in_checkpoint():
-        raise RuntimeError("generator= cannot be used under activation checkpointing: torch restores only its "
-                           "global generators for the second forward pass, which would draw other noise than the "
-                           "first. Leave it out and seed with torch.manual_seed, or pass noise=")
-
-
-def _in_checkpoint() -> bool:
-    """Whether torch.utils.checkpoint, of either kind, calls; its first forward leaves no other trace."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False

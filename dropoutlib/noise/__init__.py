@@ -1,0 +1,14 @@
+"""Noise: the only room of the library that draws randomness.
+
+A law says how the noise is distributed (its ``mean`` and ``variance``) and draws it (``sample``); :func:`apply` draws
+and applies it in one step, and :func:`select` applies a keep mask that is at hand. A method draws once and applies what
+it drew, so forward and backward see the same noise by construction.
+"""
+
+from .applying import apply, inverted, inverted_mean, inverted_variance, noise_variance, odds, raw_mean, select
+from .given import given_mask
+from .laws import Bernoulli, Gaussian, Position, Uniform
+from .replay import Replay
+
+__all__ = ["Bernoulli", "Gaussian", "Position", "Replay", "Uniform", "apply", "given_mask", "inverted", "inverted_mean",
+           "inverted_variance", "noise_variance", "odds", "raw_mean", "select"]

@@ -1,0 +1,156 @@
+"""Noise applied to a tensor: drawn and applied in one step, and the moments that follow."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dropoutlib.checks import refuse_noise, require_floating_point
+from dropoutlib.kernels import cpu
+
+from .laws import Bernoulli, Gaussian
+
+__all__ = ["apply", "inverted", "inverted_mean", "inverted_variance", "noise_variance", "odds", "raw_mean", "select"]
+
+
+def apply(input: Tensor, law: Bernoulli | Gaussian, scale: float = 1.0, *, shared: tuple[int, ...] = (),
+          noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Draws noise for a tensor and applies it: what is dropped is 0, factors multiply.
+
+    What is given as ``noise`` takes the way of what is drawn, so that both give the same, bit for bit.
+
+    Args:
+        input: floating point or complex, of any shape.
+        law: of the noise.
+        scale: what the result is multiplied with.
+        shared: axes along which one draw is shared.
+        noise: as for the ``sample`` of the law.
+        generator: as for the ``sample`` of the law.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Bernoulli, apply
+        >>> apply(torch.ones(3), Bernoulli(0.5), 2.0, noise=torch.tensor([1, 0, 1]))
+        tensor([2., 0., 2.])
+    """
+    drawn = law.sample(input, shared=shared, noise=noise, generator=generator)
+    if isinstance(law, Bernoulli):
+        return select(input, drawn, scale)
+    return input * drawn if scale == 1 else input * drawn * scale
+
+
+def select(x: Tensor, keep: Tensor, scale: float = 1.0) -> Tensor:
+    """Scales what a mask keeps and replaces the rest by zero.
+
+    Dropping selects, it does not multiply: a dropped ``inf`` or ``nan`` becomes 0 and its gradient is 0.
+
+    Args:
+        x: floating point or complex, of any shape.
+        keep: bool mask, broadcastable to the shape of ``x``.
+        scale: what the kept elements are multiplied with.
+
+    Returns:
+        ``x * scale`` where ``keep`` is True, else 0; differentiable in ``x``.
+
+    Example:
+        >>> select(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]), scale=2.0)
+        tensor([2., 0.])
+    """
+    if cpu.can_apply_mask(x, keep):
+        return cpu.apply_mask(x, keep, scale)
+    return torch.where(keep, x if scale == 1 else x * scale, 0)
+
+
+def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, shared: tuple[int, ...] = (), *,
+             noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Inverted dropout: what is kept is divided by 1 - p, one draw shared along some axes.
+
+    Args:
+        input: floating point or complex, of any shape.
+        p: the probability of dropping. With 0 the input itself comes back; with 1 everything is zero.
+        training: whether noise is applied; if not, the input comes back.
+        inplace: whether the result is written into ``input``.
+        shared: axes along which one draw is shared.
+        noise: keep mask that replaces the draw.
+        generator: source of randomness; None is torch's global one.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+    """
+    law = Bernoulli(p)
+    if noise is None and (p == 0 or not training):
+        require_floating_point(input)
+        return input
+    if not training:
+        require_floating_point(input)
+        refuse_noise(noise)
+    scale = 1 / (1 - p) if p < 1 else 1.0  # where everything is dropped, nothing is scaled
+    output = apply(input, law, scale, shared=shared, noise=noise, generator=generator)
+    return input.copy_(output) if inplace else output
+
+
+def inverted_mean(input: Tensor, p: float) -> Tensor:
+    """Mean of inverted dropout, element by element: the input, and zero if p = 1."""
+    return input if p < 1 else raw_mean(input, p)
+
+
+def inverted_variance(input: Tensor, p: float) -> Tensor:
+    """Variance of inverted dropout, element by element: p/(1 - p) times the square, and zero if p = 1."""
+    return noise_variance(input, p / (1 - p) if p < 1 else 0.0)
+
+
+def raw_mean(input: Tensor, p: float) -> Tensor:
+    """Mean of dropout that does not scale: 1 - p times the input."""
+    if p == 0:
+        return input
+    if p == 1:  # inf * 0 would be nan
+        return select(input, torch.zeros_like(input, dtype=torch.bool))
+    return input * (1 - p)
+
+
+def odds(p: float, method: str) -> float:
+    """The variance of an inverted mask, p/(1 - p), for a method that cannot do without.
+
+    Args:
+        p: the probability of dropping, less than 1.
+        method: what the method is called in the message.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: ``p`` is not between 0 and 1, or is 1.
+        TypeError: ``p`` is not a real number.
+    """
+    p = Bernoulli(p).p
+    if p == 1:
+        raise ValueError(f"dropout probability has to be less than 1 for {method}, but got 1: "
+                         "the variance, which contains p/(1 - p), would be infinite")
+    return p / (1 - p)
+
+
+def noise_variance(input: Tensor, variance: float) -> Tensor:
+    """Variance of a given value times noise: its square times the variance of the noise.
+
+    The square comes last, so that in half precision it overflows only where the result does.
+
+    Args:
+        input: the value, real or complex, of any shape.
+        variance: that of the noise; with 0 the result is 0, for infinite values too.
+
+    Returns:
+        Tensor: real, of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import noise
+        >>> noise.noise_variance(torch.tensor(300.0, dtype=torch.float16), 1 / 9)
+        tensor(10000., dtype=torch.float16)
+    """
+    size = input.abs()
+    return (math.sqrt(variance) * size).square() if variance > 0 else torch.zeros_like(size)

@@ -1,0 +1,74 @@
+"""What a caller gives: noise in the place of a draw, and generators to draw from."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from dropoutlib.kernels import is_eager
+
+__all__ = ["check_generator", "check_noise", "given_mask"]
+
+
+def given_mask(noise: Tensor, like: Tensor) -> Tensor:
+    """Checks a keep mask that was given instead of a draw.
+
+    Args:
+        noise: bool, or any real type with the values 0 (drop) and 1 (keep), broadcastable to the shape of ``like``.
+        like: a tensor of the shape of the draw, on its device.
+
+    Returns:
+        The mask as a bool tensor of the shape of ``like``.
+
+    Raises:
+        TypeError: ``noise`` is no tensor.
+        ValueError: ``noise`` has a wrong shape, type, device or value.
+    """
+    check_noise(noise, like)
+    if noise.is_complex():
+        raise ValueError(f"noise has to be a keep mask of a real type, but got {noise.dtype}")
+    if noise.dtype != torch.bool and is_eager(noise) and not bool(((noise == 0) | (noise == 1)).all()):
+        raise ValueError("noise has to be a keep mask: 0 (drop) or 1 (keep), before any scaling, "
+                         "but it has other values")
+    return torch.ones_like(like, dtype=torch.bool).logical_and(noise)
+
+
+def check_noise(noise: Tensor, like: Tensor) -> None:
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise has to be a tensor, but got {type(noise).__name__}")
+    missing = like.dim() - noise.dim()
+    # Not `n not in (1, s)`: with dynamic sizes the compiler takes two symbols of one size for different.
+    if missing < 0 or any(n != 1 and n != s for n, s in zip(noise.shape, like.shape[missing:], strict=True)):
+        raise ValueError(f"noise has to be broadcastable to the shape {tuple(like.shape)} of the draw, "
+                         f"but got the shape {tuple(noise.shape)}")
+    if noise.device != like.device:
+        raise ValueError(f"noise has to be on the device {like.device} of the input, "
+                         f"but is on {noise.device}")
+
+
+def check_generator(generator: torch.Generator, x: Tensor) -> None:
+    """Refuses a generator that cannot give this draw, or could not give it a second time."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator has to be a torch.Generator, but got {type(generator).__name__}")
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise RuntimeError("generator= cannot be used in a compiled, exported or traced function: its state does "
+                           "not enter the graph. Leave it out and seed with torch.manual_seed, or pass noise=")
+    if generator.device.type != x.device.type:
+        raise RuntimeError(f"generator has to be on the device {x.device} of the input, "
+                           f"but is on {generator.device}")
+    if _in_checkpoint():
+        raise RuntimeError("generator= cannot be used under activation checkpointing: torch restores only its "
+                           "global generators for the second forward pass, which would draw other noise than the "
+                           "first. Leave it out and seed with torch.manual_seed, or pass noise=")
+
+
+def _in_checkpoint() -> bool:
+    """Whether torch.utils.checkpoint, of either kind, calls; its first forward leaves no other trace."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
