@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-__all__ = ["Catalogue", "Method", "catalogue", "describe"]
+__all__ = ["Catalogue", "Layer", "Method", "catalogue", "describe", "facts"]
 
 QUESTIONS = {
     "site": "what is multiplied?",
@@ -20,6 +20,31 @@ QUESTIONS = {
     "sharing": "over which axes is one draw shared?",
     "test_rule": "what replaces the noise at test time?",
 }
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What programs ask of a layer: the facts that its prose says in words.
+
+    Attributes:
+        name: its public name.
+        function: the function behind it, in :mod:`dropoutlib.functional`.
+        rate: how the probability of dropping is set: ``"assigned"`` (an attribute ``p``), ``"learned"``, ``"drawn"``,
+            computed from the ``"input"``, or ``"none"`` where there is none.
+        law: ``"discrete"``, ``"continuous"``, or a ``"place"`` on a map; ``"none"`` where nothing is drawn.
+        site: what shares no draw with its neighbours: an ``"element"``, ``"map"``, ``"window"``, ``"weight"``,
+            ``"unit"`` or ``"image"``.
+        has_weights: whether it computes with weights, its own or those of a layer that it wraps.
+        replaces: class of :mod:`torch.nn` in whose place it stands.
+    """
+
+    name: str
+    function: str
+    rate: Literal["assigned", "learned", "drawn", "input", "none"]
+    law: Literal["discrete", "continuous", "place", "none"]
+    site: Literal["element", "map", "window", "weight", "unit", "image"]
+    has_weights: bool = False
+    replaces: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +61,7 @@ class Method:
         sharing: the axes over which one draw is shared.
         test_rule: what replaces the noise at test time.
         references: bibliography keys of the papers that introduced it, each with the place in the paper.
-        layers: public names of the library that implement it.
+        facts: of the layers that implement it.
         used_by: who uses it.
     """
 
@@ -49,8 +74,13 @@ class Method:
     sharing: str
     test_rule: str
     references: dict[str, str]
-    layers: tuple[str, ...]
+    facts: tuple[Layer, ...]
     used_by: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Public names of the library that implement it."""
+        return tuple(layer.name for layer in self.facts)
 
     @property
     def chapter(self) -> str:
@@ -107,7 +137,11 @@ _ROWS = (
         sharing="none: one draw for every element of every example",
         test_rule="identity (inverted, `Dropout`); scaling by 1 - p (raw, `WeightScalingDropout`)",
         references={"hinton2012improving": "section 1", "srivastava2014dropout": "section 4"},
-        layers=("Dropout", "WeightScalingDropout"),
+        facts=(
+            Layer("Dropout", "dropout", "assigned", "discrete", "element", replaces="Dropout"),
+            Layer("WeightScalingDropout", "weight_scaling_dropout", "assigned", "discrete", "element",
+                  replaces="Dropout"),
+        ),
         used_by="almost every deep-learning framework and most published networks; transformers with p = 0.1",
     ),
     Method(
@@ -120,7 +154,10 @@ _ROWS = (
         sharing="one norm for all incoming weights of a unit",
         test_rule="identity: the weights are used as they are",
         references={"srebro2005rank": "", "srivastava2014dropout": "section 5.1"},
-        layers=("max_norm_", "MaxNorm"),
+        facts=(
+            Layer("max_norm_", "max_norm_", "none", "none", "weight"),
+            Layer("MaxNorm", "max_norm_", "none", "none", "weight"),
+        ),
         used_by="the networks of the original dropout papers, together with dropout and large learning rates",
     ),
     Method(
@@ -133,7 +170,7 @@ _ROWS = (
         sharing="none: one draw for every element of every example",
         test_rule="identity",
         references={"srivastava2014dropout": "section 10", "wang2013fast": ""},
-        layers=("GaussianDropout",),
+        facts=(Layer("GaussianDropout", "gaussian_dropout", "assigned", "continuous", "element", replaces="Dropout"),),
         used_by="Keras (`GaussianDropout`); the starting point of variational dropout",
     ),
     Method(
@@ -146,7 +183,8 @@ _ROWS = (
         sharing="none: one mask of the whole weight for every example (`sharing=\"batch\"`: one for the batch)",
         test_rule="mean of the activation under the matched Gaussian; or the mean weights; or Gaussian samples",
         references={"wan2013regularization": "sections 2 and 3"},
-        layers=("DropConnectLinear",),
+        facts=(Layer("DropConnectLinear", "drop_connect_linear", "assigned", "discrete", "weight", has_weights=True,
+                     replaces="Linear"),),
         used_by="language models with weight-dropped LSTMs (AWD-LSTM), on their recurrent weights",
     ),
     Method(
@@ -159,7 +197,8 @@ _ROWS = (
         sharing="none: one draw for every unit of every example",
         test_rule="scaling by the keep probability of that unit and example",
         references={"ba2013adaptive": ""},
-        layers=("StandoutLinear",),
+        facts=(Layer("StandoutLinear", "standout_linear", "input", "discrete", "unit", has_weights=True,
+                     replaces="Linear"),),
         used_by="research on adaptive rates; the ancestor of gated dropout",
     ),
     Method(
@@ -172,7 +211,8 @@ _ROWS = (
         sharing="none: one draw for every output of every example",
         test_rule="mean; or moments carried through the whole network, without sampling",
         references={"wang2013fast": ""},
-        layers=("FastDropoutLinear",),
+        facts=(Layer("FastDropoutLinear", "fast_dropout_linear", "assigned", "continuous", "unit", has_weights=True,
+                     replaces="Linear"),),
         used_by="the starting point of the local reparameterisation trick; sampling-free uncertainty",
     ),
     Method(
@@ -185,7 +225,8 @@ _ROWS = (
         sharing="kind A: none, drawn as one Gaussian for every output; kind B: a factor shared by all outputs",
         test_rule="identity: the mean weights",
         references={"kingma2015variational": "sections 2 and 3"},
-        layers=("VariationalDropoutLinear",),
+        facts=(Layer("VariationalDropoutLinear", "variational_dropout_linear", "learned", "continuous", "weight",
+                     has_weights=True, replaces="Linear"),),
         used_by="sparse variational dropout and the compression of networks",
     ),
     Method(
@@ -198,7 +239,10 @@ _ROWS = (
         sharing="none (`ConcreteDropout`); space (`ConcreteDropout2d`: one draw for every feature map)",
         test_rule="identity; Monte Carlo for uncertainty",
         references={"gal2017concrete": "section 3"},
-        layers=("ConcreteDropout", "ConcreteDropout2d"),
+        facts=(
+            Layer("ConcreteDropout", "concrete_dropout", "learned", "continuous", "element", has_weights=True),
+            Layer("ConcreteDropout2d", "concrete_dropout2d", "learned", "continuous", "map", has_weights=True),
+        ),
         used_by="Bayesian deep learning, where a dropout rate by grid search costs too much",
     ),
     Method(
@@ -211,7 +255,8 @@ _ROWS = (
         sharing="space: one draw for all positions of a map (`SpatialDropout1d`: for all steps of a sequence)",
         test_rule="identity",
         references={"tompson2015efficient": "section 3.2"},
-        layers=("SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d"),
+        facts=tuple(Layer(f"SpatialDropout{axes}d", f"spatial_dropout{axes}d", "assigned", "discrete", "map",
+                          replaces=f"Dropout{axes}d") for axes in (1, 2, 3)),
         used_by="convolutional networks for pose estimation and segmentation; temporal convolutional networks",
     ),
     Method(
@@ -227,8 +272,11 @@ _ROWS = (
         test_rule="expected pooling, the mean over the masks (maximum), or the maximum times 1 - p; identity (mean); "
                   "mean over the draw (`StochasticPool2d`)",
         references={"wu2015towards": "section 3", "zeiler2013stochastic": "section 3"},
-        layers=("MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d", "AvgPoolDropout1d", "AvgPoolDropout2d",
-                "AvgPoolDropout3d", "StochasticPool2d"),
+        facts=(
+            *(Layer(f"{kind}PoolDropout{axes}d", f"{kind.lower()}_pool_dropout{axes}d", "assigned", "discrete",
+                    "window", replaces=f"{kind}Pool{axes}d") for kind in ("Max", "Avg") for axes in (1, 2, 3)),
+            Layer("StochasticPool2d", "stochastic_pool2d", "none", "continuous", "window", replaces="MaxPool2d"),
+        ),
         used_by="convolutional networks with max-pooling, for image classification",
     ),
     Method(
@@ -241,7 +289,7 @@ _ROWS = (
         sharing="space and channels: one centre for each square of every image",
         test_rule="identity",
         references={"devries2017improved": "section 3"},
-        layers=("Cutout",),
+        facts=(Layer("Cutout", "cutout", "none", "place", "image"),),
         used_by="image classification on small images (CIFAR, SVHN), as an augmentation",
     ),
     Method(
@@ -255,7 +303,7 @@ _ROWS = (
         sharing="the square around the maximum; one draw for every map, or for every position, of every example",
         test_rule="identity",
         references={"park2016analysis": "max-drop"},
-        layers=("MaxDrop",),
+        facts=(Layer("MaxDrop", "max_drop", "assigned", "discrete", "map"),),
         used_by="the experiments of its authors, in Caffe",
     ),
     Method(
@@ -268,7 +316,8 @@ _ROWS = (
         sharing="one p for the whole input; the mask is shared by nothing",
         test_rule="identity",
         references={"park2016analysis": "stochastic dropout"},
-        layers=("StochasticRateDropout",),
+        facts=(Layer("StochasticRateDropout", "stochastic_rate_dropout", "drawn", "discrete", "element",
+                     replaces="Dropout"),),
         used_by="the experiments of its authors, in Caffe",
     ),
 )
@@ -286,6 +335,28 @@ def catalogue() -> Catalogue:
         'Gaussian, mean 1 and variance p/(1 - p)'
     """
     return Catalogue({row.name: row for row in _ROWS})
+
+
+_FACTS = {layer.name: layer for row in _ROWS for layer in row.facts}
+
+
+def facts(kind: type) -> Layer | None:
+    """The facts of a layer of the library, or of a subclass of one; None for any other class.
+
+    Args:
+        kind: a class.
+
+    Returns:
+        Layer: from the table.
+
+    Example:
+        >>> from dropoutlib import DropConnectLinear
+        >>> from dropoutlib.methods import facts
+        >>> facts(DropConnectLinear).site
+        'weight'
+    """
+    own = (base for base in kind.__mro__ if base.__module__.startswith("dropoutlib."))
+    return next((_FACTS[base.__name__] for base in own if base.__name__ in _FACTS), None)
 
 
 _Documented = TypeVar("_Documented", bound=Callable[..., object])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -12,18 +13,17 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
-from dropoutlib.convolutional.pooling_dropout import StochasticPool2d
-from dropoutlib.methods import catalogue
+from dropoutlib.methods import facts
 
 __all__ = ["Finding", "Report", "audit", "replace"]
 
-_PLACEMENT = "book/convolutional/placement.ipynb"
+_PAGES = {"What is dropped?": "convolutional/what_is_dropped", "Where dropout goes": "convolutional/placement"}
 _CHAPTERS = {
-    "element dropout on feature maps": "book/convolutional/what_is_dropped.ipynb",
-    "dropout before batch norm": _PLACEMENT,
-    "dropout on the output": _PLACEMENT,
-    "recurrent dropout without effect": _PLACEMENT,
-    "noise in evaluation": _PLACEMENT,
+    "element dropout on feature maps": "What is dropped?",
+    "dropout before batch norm": "Where dropout goes",
+    "dropout on the output": "Where dropout goes",
+    "recurrent dropout without effect": "Where dropout goes",
+    "noise in evaluation": "Where dropout goes",
 }
 
 _CONVOLUTIONS = {f"conv{transpose}{axes}d": axes for axes in (1, 2, 3) for transpose in ("", "_transpose")}
@@ -36,10 +36,6 @@ _REARRANGING = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "move
 _OF_ELEMENTS = {"dropout", "dropout_", "alpha_dropout", "alpha_dropout_", "native_dropout"}
 _OF_MAPS = {"dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_dropout_", "feature_alpha_dropout",
             "feature_alpha_dropout_"}
-_NOISY_LAYERS = {layer for row in catalogue().values() if row.name not in ("max_norm", "cutout")
-                 for layer in row.layers}
-_ELEMENTWISE_LAYERS = {layer for name in ("standard_dropout", "gaussian_dropout", "stochastic_rate_dropout")
-                       for layer in catalogue()[name].layers}
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Finding:
         kind: what it is, in a few words, the same for all findings of its kind.
         place: name of the module in the model; empty for the model itself.
         message: what was seen there, and what to do.
-        chapter: path of the chapter that explains it, from the root of the project.
+        chapter: title of the chapter of the book that explains it.
     """
 
     kind: str
@@ -70,9 +66,19 @@ class Report(tuple[Finding, ...]):
     def __repr__(self) -> str:
         lines = []
         for kind in dict.fromkeys(finding.kind for finding in self):
-            lines.append(f"{kind} (see {_CHAPTERS[kind]})")
+            lines.append(f"{kind} (see the chapter {_CHAPTERS[kind]!r}{_link(_CHAPTERS[kind])})")
             lines += [f"  {finding}" for finding in self if finding.kind == kind]
         return "\n".join(lines) or "nothing found"
+
+
+def _link(chapter: str) -> str:
+    """Where a chapter can be read, as far as the installed package knows the address of the book."""
+    try:
+        urls = metadata.metadata("dropoutlib").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    book = next((url.partition(", ")[2] for url in urls if url.startswith("Documentation, ")), None)
+    return "" if book is None else f", {book.rstrip('/')}/{_PAGES[chapter]}.html"
 
 
 def audit(model: nn.Module, x: Any) -> Report:
@@ -300,16 +306,16 @@ class _Trace(TorchFunctionMode):
         place = self.stack.pop()
         if not _is_noisy(module) or place in self.noted or not isinstance(output, Tensor) or _never_drops(module):
             return None
-        name = type(module).__name__
+        name, layer = type(module).__name__, facts(type(module))
         source = next((one for one in inputs if isinstance(one, Tensor)), output)
-        if not isinstance(module, _DropoutNd) and name not in _ELEMENTWISE_LAYERS:  # the noise is that of its weights
-            facts = self.facts(output)
-            if name == "ConcreteDropout":  # of the elements that go into the layer it wraps
-                self._check_maps(place, name, source)
-            self._remember(output, _Facts(facts.axes, facts.since_weights, _union((facts.ever, (place,)))))
+        elements = isinstance(module, (nn.Dropout, nn.AlphaDropout)) if layer is None else layer.site == "element"
+        if layer is not None and layer.has_weights:
+            known = self.facts(output)
+            if elements:  # those that go into the layer it wraps
+                self._check_maps(place, name, source, "ConcreteDropout2d")
+            self._remember(output, _Facts(known.axes, known.since_weights, _union((known.ever, (place,)))))
             return None
-        return self._note(place, name, name in {"Dropout", "AlphaDropout", *_ELEMENTWISE_LAYERS}, source, output,
-                           inplace=getattr(module, "inplace", False))
+        return self._note(place, name, elements, source, output, inplace=getattr(module, "inplace", False))
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -355,10 +361,10 @@ class _Trace(TorchFunctionMode):
                                       _union((facts.ever, (place,)))))
         return output
 
-    def _check_maps(self, place: str, name: str, source: Tensor) -> None:
+    def _check_maps(self, place: str, name: str, source: Tensor, instead: str | None = None) -> None:
         axes = self.facts(source).axes
         if axes and source.shape[-axes:].numel() > 1:
-            instead = "ConcreteDropout2d" if name == "ConcreteDropout" else f"SpatialDropout{axes}d"
+            instead = instead or f"SpatialDropout{axes}d"
             self.findings.append(_finding(
                 "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(source.shape)}: "
                 f"neighbours can stand in for what is dropped. {instead} drops whole maps."))
@@ -382,14 +388,15 @@ def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _is_noisy(module: nn.Module) -> bool:
-    ours = type(module).__module__.startswith("dropoutlib.") and type(module).__name__ in _NOISY_LAYERS
+    layer = facts(type(module))
+    ours = layer is not None and layer.law not in ("none", "place")  # a square that is cut out is an augmentation
     return (ours or isinstance(module, _DropoutNd)) and getattr(module, "p", 1) is not None
 
 
 def _never_drops(module: nn.Module) -> bool:
     """Whether its rate is 0; a rate that is drawn or learned is not."""
     rate = getattr(module, "high", getattr(module, "p", None))
-    return not isinstance(module, StochasticPool2d) and isinstance(rate, (int, float)) and rate == 0
+    return isinstance(rate, (int, float)) and rate == 0
 
 
 def _dropout_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, bool]:

@@ -198,9 +198,17 @@ POOLS = {  # with windows of one element, so that the output has the shape of th
 TABLE = sorted({name for row in dropoutlib.catalogue().values() for name in row.layers})
 
 
+class GivenRate(dropoutlib.StochasticRateDropout):
+    """Takes the mask alone: without a stochastic rate it is standard dropout."""
+
+    def forward(self, input, *, noise=None, generator=None):
+        pair = noise if noise is None or isinstance(noise, tuple) else (self.low, noise)
+        return super().forward(input, noise=pair, generator=generator)
+
+
 def subject(name: str) -> Layer:
-    if name == "StochasticRateDropout":  # without a stochastic rate it is standard dropout
-        return Layer(lambda p: dropoutlib.StochasticRateDropout(low=p, high=p))
+    if name == "StochasticRateDropout":
+        return Layer(lambda p: GivenRate(low=p, high=p))
     return WITH_WEIGHTS.get(name) or ON_MAPS.get(name) or POOLS.get(name) or Layer(getattr(dropoutlib, name))
 
 
@@ -558,6 +566,28 @@ def check_generator(layer: Layer, device: torch.device) -> None:
         first = module(x)
         torch.manual_seed(2)
         assert_same(module(x), first)
+
+
+def check_draw(layer: Layer, device: torch.device) -> None:
+    """To draw and then to apply is to call: values, gradients and random numbers, bit for bit."""
+    once, twice = torch.Generator(device), torch.Generator(device)
+    for shape, p in itertools.product((SMALL, LARGE), (0.3, 0.5)):
+        x, other = (layer.example(shape, device).requires_grad_() for _ in range(2))
+        module = layer(p, x)
+        y = module(x, generator=once.manual_seed(4))
+        noise = module.draw(other, generator=twice.manual_seed(4))
+        assert_same(once.get_state(), twice.get_state())
+        again = module(other, noise=noise)
+        assert_same(again, y)
+        assert_same(torch.autograd.grad(again.sin().sum(), other), torch.autograd.grad(y.sin().sum(), x))
+        torch.manual_seed(5)
+        y, after = module(x), random_state(device)
+        torch.manual_seed(5)
+        assert_same(module(x, noise=module.draw(x)), y)
+        assert_same(random_state(device), after)
+        evaluated = layer(p, x).eval()
+        assert_raises(ValueError, "train", lambda module=evaluated, x=x: module.draw(x))
+        assert_raises((TypeError, RuntimeError), "generator", lambda module=module, x=x: module.draw(x, generator=0))
 
 
 # Gradients

@@ -232,10 +232,19 @@ def test_a_report_prints_its_findings_by_kind() -> None:
     report = audit(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Conv2d(4, 4, 3), nn.Dropout()), IMAGES)
     assert isinstance(report, Report) and isinstance(report[0], Finding)
     first, second, third, fourth, fifth = repr(report).splitlines()
-    assert first == "element dropout on feature maps (see book/convolutional/what_is_dropped.ipynb)"
+    assert first == "element dropout on feature maps (see the chapter 'What is dropped?')"
     assert second.startswith("  1: dropout acts on maps of shape (2, 4, 6, 6)") and "SpatialDropout2d" in second
     assert third.startswith("  3: ") and fourth.startswith("dropout on the output (see ") and fifth.startswith("  3: ")
     assert repr(audit(nn.Linear(6, 2), VECTORS)) == "nothing found"
+
+
+class OwnDropConnect(dropoutlib.DropConnectLinear):
+    """As a user writes one."""
+
+
+def test_a_subclass_of_a_layer_is_found() -> None:
+    model = nn.Sequential(OwnDropConnect(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    assert [(one.place, one.kind) for one in audit(model, VECTORS)] == [("0", NORM)]
 
 
 def test_replace() -> None:

@@ -219,11 +219,12 @@ class ConcreteDropout(NoisyLayer):
             ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
             RuntimeError: if the input holds integers or booleans.
         """
-        if not isinstance(self.module, NoisyLayer):
-            output: Tensor = self.module(self._masked(input, noise, generator))
-            return output
-        own, inner = (None, None) if noise is None else self._pair(noise)
-        output = self.module(self._masked(input, own, generator), noise=inner, generator=generator)
+        output: Tensor
+        if isinstance(self.module, NoisyLayer):
+            own, inner = (None, None) if noise is None else self._pair(noise)
+            output = self.module(self._masked(input, own, generator), noise=inner, generator=generator)
+        else:
+            output = self.module(self._masked(input, noise, generator))
         return output
 
     def _masked(self, input: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -231,8 +232,8 @@ class ConcreteDropout(NoisyLayer):
 
     def _pair(self, noise: Any) -> tuple[Tensor, Any]:
         if not isinstance(noise, tuple) or len(noise) != 2:
-            raise TypeError(f"noise has to be a pair, that of the layer and that of the {type(self.module).__name__} in "
-                            f"it, as draw() returns them, but got {type(noise).__name__}")
+            raise TypeError("noise has to be a pair, that of the layer and that of the "
+                            f"{type(self.module).__name__} in it, as draw() returns them, but got {type(noise).__name__}")
         return noise
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Any:

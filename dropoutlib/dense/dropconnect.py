@@ -199,17 +199,21 @@ def _bias_mask(bias: Tensor | None, batch: torch.Size, law: Bernoulli,
 
 def _given(noise: Any, weight: Tensor, bias: Tensor | None, batch: torch.Size) -> tuple[Tensor, Tensor | None]:
     if bias is None:
-        parts = (noise,)
+        of_weight, of_bias = noise, None
     elif isinstance(noise, tuple) and len(noise) == 2:
-        parts = noise
+        of_weight, of_bias = noise
     else:
         raise TypeError("noise has to be a pair, the masks of the weight and of the bias, as draw() returns them, but "
                         f"got {type(noise).__name__}")
-    if all(isinstance(part, Tensor) and part.dim() <= like.dim() for part, like in zip(parts, (weight, bias),
-                                                                                      strict=False)):
+    if _is_shared(of_weight, weight) and (bias is None or _is_shared(of_bias, bias)):
         batch = torch.Size()
-    keep = given_mask(parts[0], weight.detach().expand(*batch, -1, -1))
-    return keep, None if bias is None else given_mask(parts[1], bias.detach().expand(*batch, -1))
+    keep = given_mask(of_weight, weight.detach().expand(*batch, -1, -1))
+    return keep, None if bias is None else given_mask(of_bias, bias.detach().expand(*batch, -1))
+
+
+def _is_shared(mask: Any, parameter: Tensor) -> bool:
+    """Whether a mask has no axis of examples."""
+    return isinstance(mask, Tensor) and mask.dim() <= parameter.dim()
 
 
 def _masked_product(input: Tensor, weight: Tensor, law: Bernoulli, keep: Tensor | None,
@@ -341,10 +345,10 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
         dtype: type of the parameters.
 
     Shape:
-        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: a pair (:class:`WeightNoise`, or any
-        tuple) of the keep masks of the weight, 0 or 1, of shape ``(batch, out_features, in_features)``, and of the bias,
-        ``(batch, out_features)``; without a bias the first of them alone. For ``sharing="batch"`` and for an input
-        without batch axis without the first axis.
+        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: a pair of keep masks, 0 or 1, that of
+        the weight, of shape ``(batch, out_features, in_features)``, and that of the bias, ``(batch, out_features)``
+        (:class:`~dropoutlib.dense.dropconnect.WeightNoise`, or any tuple); without a bias the first of them alone.
+        Without the first axis for ``sharing="batch"`` and for an input without batch axis.
 
     Raises:
         ValueError: if ``p`` is not between 0 and 1; if ``inference`` or ``sharing`` is none of the above; if

@@ -81,6 +81,13 @@ def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, sha
 
     Returns:
         Tensor of the shape, dtype and memory format of ``input``.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib.noise import inverted
+        >>> inverted(torch.ones(2, 3), 0.5, True, shared=(1,), noise=torch.tensor([[1], [0]]))
+        tensor([[2., 2., 2.],
+                [0., 0., 0.]])
     """
     law = Bernoulli(p)
     if noise is None and (p == 0 or not training):
@@ -95,17 +102,59 @@ def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, sha
 
 
 def inverted_mean(input: Tensor, p: float) -> Tensor:
-    """Mean of inverted dropout, element by element: the input, and zero if p = 1."""
+    """Mean of inverted dropout, element by element: the input, and zero if p = 1.
+
+    Args:
+        input: of any shape.
+        p: the probability of dropping.
+
+    Returns:
+        Tensor of the shape of ``input``.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib.noise import inverted_mean
+        >>> inverted_mean(torch.ones(2), 0.5), inverted_mean(torch.ones(2), 1.0)
+        (tensor([1., 1.]), tensor([0., 0.]))
+    """
     return input if p < 1 else raw_mean(input, p)
 
 
 def inverted_variance(input: Tensor, p: float) -> Tensor:
-    """Variance of inverted dropout, element by element: p/(1 - p) times the square, and zero if p = 1."""
+    """Variance of inverted dropout, element by element: p/(1 - p) times the square, and zero if p = 1.
+
+    Args:
+        input: of any shape.
+        p: the probability of dropping.
+
+    Returns:
+        Tensor of the shape of ``input``, real.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib.noise import inverted_variance
+        >>> inverted_variance(torch.full((2,), 2.0), 0.5)
+        tensor([4., 4.])
+    """
     return noise_variance(input, p / (1 - p) if p < 1 else 0.0)
 
 
 def raw_mean(input: Tensor, p: float) -> Tensor:
-    """Mean of dropout that does not scale: 1 - p times the input."""
+    """Mean of dropout that does not scale: 1 - p times the input.
+
+    Args:
+        input: of any shape.
+        p: the probability of dropping. With 0 the input itself comes back; with 1 an ``inf`` is 0, too.
+
+    Returns:
+        Tensor of the shape of ``input``.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib.noise import raw_mean
+        >>> raw_mean(torch.ones(2), 0.25)
+        tensor([0.7500, 0.7500])
+    """
     if p == 0:
         return input
     if p == 1:  # inf * 0 would be nan
@@ -126,6 +175,11 @@ def odds(p: float, method: str) -> float:
     Raises:
         ValueError: ``p`` is not between 0 and 1, or is 1.
         TypeError: ``p`` is not a real number.
+
+    Example:
+        >>> from dropoutlib.noise import odds
+        >>> odds(0.75, "this method")
+        3.0
     """
     p = Bernoulli(p).p
     if p == 1:

@@ -47,7 +47,7 @@ def test_variance_under_a_clipped_normal_rate(mean: float, std: float, low: floa
 def test_given_the_rate_it_is_standard_dropout(rate: float) -> None:
     x = torch.tensor([1.3, -0.4, 0.9], dtype=torch.float64)
     layer = StochasticRateDropout(0.0, 0.6)
-    law = distribution(lambda keep: layer(x, rate=rate, noise=keep), (3,), rate)
+    law = distribution(lambda keep: layer(x, noise=(rate, keep)), (3,), rate)
     torch.testing.assert_close(law.mean(), x, rtol=0, atol=1e-12)
     torch.testing.assert_close(law.covariance(), torch.diag(rate / (1 - rate) * x**2), rtol=0, atol=1e-12)
 
@@ -92,16 +92,26 @@ def test_bad_input() -> None:
     layer, x = StochasticRateDropout(0.0, 0.5), torch.ones(3)
     for rate in (0.6, -0.1, torch.tensor(0.7)):
         with pytest.raises(ValueError, match=r"rate has to be between low=0.0 and high=0.5"):
-            layer(x, rate=rate)
+            layer(x, noise=(rate, x))
     with pytest.raises(ValueError, match="one real number"):
-        layer(x, rate=torch.tensor([0.1, 0.2]))
-    with pytest.raises(ValueError, match="rate was given"):
-        layer.eval()(x, rate=0.2)
+        layer(x, noise=(torch.tensor([0.1, 0.2]), x))
+    with pytest.raises(TypeError, match=r"noise has to be a pair, the rate and the keep mask.*Tensor"):
+        layer(x, noise=x)
+    with pytest.raises(ValueError, match="noise was given"):
+        layer.eval()(x, noise=(0.2, x))
+
+
+def test_the_rate_that_is_drawn_is_taken_back() -> None:
+    for low, high in ((0.3, 0.3), (0.1, 0.7)):
+        layer, x = StochasticRateDropout(low, high), torch.ones(100)
+        drawn = layer.draw(x)
+        assert low <= float(drawn.rate) + 1e-7 and float(drawn.rate) <= high + 1e-7
+        assert torch.equal(layer(x, noise=drawn), layer(x, noise=tuple(drawn)))
 
 
 def test_functional() -> None:
     x, keep = torch.rand(5, 3), torch.ones(5, 3)
-    assert torch.equal(functional.stochastic_rate_dropout(x, 0.0, 0.5, rate=0.2, noise=keep), x * 1.25)
+    assert torch.equal(functional.stochastic_rate_dropout(x, 0.0, 0.5, noise=(0.2, keep)), x * 1.25)
     assert functional.stochastic_rate_dropout(x, training=False) is x
     assert functional.stochastic_rate_dropout(x, 0.0, 0.0) is x
 

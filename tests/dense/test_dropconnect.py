@@ -21,10 +21,15 @@ def layer_of(inputs: int, outputs: int, **arguments: object) -> DropConnectLinea
     return DropConnectLinear(inputs, outputs, dtype=torch.float64, **{"p": P, **arguments})
 
 
+def of_weight_and_bias(keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of the weight, and in the last column those of the bias."""
+    return keep[..., :-1], keep[..., -1]
+
+
 def test_moments_and_independence_of_outputs_with_a_bias() -> None:
     """Two outputs of three weights and a bias each, over all 256 masks."""
     layer, x = layer_of(3, 2), torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
-    law = distribution(lambda keep: layer(x, noise=keep), (1, 2, 4), P)
+    law = distribution(lambda keep: layer(x, noise=of_weight_and_bias(keep)), (1, 2, 4), P)
     torch.testing.assert_close(layer.mean(x), law.mean(), rtol=0, atol=1e-12)
     torch.testing.assert_close(layer.variance(x), law.variance(), rtol=0, atol=1e-12)
     torch.testing.assert_close(law.covariance(), torch.diag(law.variance().flatten()), rtol=0, atol=1e-12)
@@ -106,7 +111,7 @@ def test_a_dropped_weight_leaves_nothing_behind(device: str) -> None:
         with torch.no_grad():
             layer.weight[0, 0] = math.inf
             layer.bias[1] = math.nan
-        y = layer(torch.ones(3, size, device=device), noise=keep)
+        y = layer(torch.ones(3, size, device=device), noise=of_weight_and_bias(keep))
         y.sum().backward()
         assert y.isfinite().all()
         assert layer.weight.grad.isfinite().all() and layer.weight.grad[0, 0] == 0 and layer.bias.grad[1] == 0
@@ -165,7 +170,7 @@ def test_trained_weights_of_linear_mean_the_same() -> None:
 
 def test_functional_twin() -> None:
     layer, x = layer_of(5, 3, activation=torch.tanh), torch.randn(4, 5, dtype=torch.float64)
-    keep = torch.rand(4, 3, 6) >= P
+    keep = of_weight_and_bias(torch.rand(4, 3, 6) >= P)
     twin = functional.drop_connect_linear(x, layer.weight, layer.bias, P, activation=torch.tanh, noise=keep)
     torch.testing.assert_close(twin, layer(x, noise=keep), rtol=0, atol=0)
     twin = functional.drop_connect_linear(x, layer.weight, layer.bias, P, False, activation=torch.tanh)
@@ -173,7 +178,7 @@ def test_functional_twin() -> None:
 
 
 def test_gradients_with_a_bias_and_an_activation() -> None:
-    layer, keep = layer_of(4, 3, activation=torch.tanh), torch.rand(2, 3, 5) >= P
+    layer, keep = layer_of(4, 3, activation=torch.tanh), of_weight_and_bias(torch.rand(2, 3, 5) >= P)
 
     def function(x, weight, bias):
         return functional.drop_connect_linear(x, weight, bias, P, activation=torch.tanh, noise=keep)
@@ -190,11 +195,13 @@ BAD = {
     "inference": (lambda: DropConnectLinear(2, 2, inference="exact"), r"inference.*'exact'"),
     "sharing": (lambda: DropConnectLinear(2, 2, sharing="element"), r"sharing.*'element'"),
     "num_samples": (lambda: DropConnectLinear(2, 2, num_samples=0), r"num_samples.*0"),
-    "noise of the output": (lambda: DropConnectLinear(2, 3)(torch.ones(4, 2), noise=torch.ones(4, 3)),
-                            r"noise.*\(4, 3, 3\).*\(4, 3\)"),
-    "noise without the bias": (lambda: DropConnectLinear(2, 3)(torch.ones(4, 2), noise=torch.ones(4, 3, 2)),
-                               r"noise.*\(4, 3, 3\).*\(4, 3, 2\)"),
-    "scaled noise": (lambda: DropConnectLinear(2, 3)(torch.ones(4, 2), noise=2 * torch.ones(4, 3, 3)), "noise.*0 .*1"),
+    "noise of the output": (lambda: DropConnectLinear(2, 3, bias=False)(torch.ones(4, 2), noise=torch.ones(4, 3)),
+                            r"noise.*\(3, 2\).*\(4, 3\)"),
+    "noise of another weight": (
+        lambda: DropConnectLinear(2, 3)(torch.ones(4, 2), noise=(torch.ones(4, 3, 3), torch.ones(4, 3))),
+        r"noise.*\(4, 3, 2\).*\(4, 3, 3\)"),
+    "scaled noise": (lambda: DropConnectLinear(2, 3)(
+        torch.ones(4, 2), noise=of_weight_and_bias(2 * torch.ones(4, 3, 3))), "noise.*0 .*1"),
 }
 
 
@@ -206,6 +213,8 @@ def test_bad_input(call, words) -> None:
 
 def test_shapes_and_types_that_do_not_fit_are_named() -> None:
     layer = DropConnectLinear(4, 3)
+    with pytest.raises(TypeError, match=r"noise has to be a pair, the masks of the weight and of the bias.*Tensor"):
+        layer(torch.ones(2, 4), noise=torch.ones(2, 3, 4))
     for words, call in (
             (r"4 features.*\(3, 4\).*\(2, 5\)", lambda: layer(torch.ones(2, 5))),
             (r"float32, but got torch.float64", lambda: layer(torch.ones(2, 4).double())),
