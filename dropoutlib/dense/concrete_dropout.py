@@ -232,8 +232,8 @@ class ConcreteDropout(NoisyLayer):
 
     def _pair(self, noise: Any) -> tuple[Tensor, Any]:
         if not isinstance(noise, tuple) or len(noise) != 2:
-            raise TypeError("noise has to be a pair, that of the layer and that of the "
-                            f"{type(self.module).__name__} in it, as draw() returns them, but got {type(noise).__name__}")
+            raise TypeError(f"noise has to be a pair, that of the layer and that of the {type(self.module).__name__} "
+                            f"in it, as draw() returns them, but got {type(noise).__name__}")
         return noise
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Any:

@@ -198,13 +198,13 @@ def _bias_mask(bias: Tensor | None, batch: torch.Size, law: Bernoulli,
 
 
 def _given(noise: Any, weight: Tensor, bias: Tensor | None, batch: torch.Size) -> tuple[Tensor, Tensor | None]:
-    if bias is None:
-        of_weight, of_bias = noise, None
-    elif isinstance(noise, tuple) and len(noise) == 2:
+    of_weight: Any = noise
+    of_bias: Any = None
+    if bias is not None:
+        if not isinstance(noise, tuple) or len(noise) != 2:
+            raise TypeError("noise has to be a pair, the masks of the weight and of the bias, as draw() returns them, "
+                            f"but got {type(noise).__name__}")
         of_weight, of_bias = noise
-    else:
-        raise TypeError("noise has to be a pair, the masks of the weight and of the bias, as draw() returns them, but "
-                        f"got {type(noise).__name__}")
     if _is_shared(of_weight, weight) and (bias is None or _is_shared(of_bias, bias)):
         batch = torch.Size()
     keep = given_mask(of_weight, weight.detach().expand(*batch, -1, -1))
@@ -212,8 +212,9 @@ def _given(noise: Any, weight: Tensor, bias: Tensor | None, batch: torch.Size) -
 
 
 def _is_shared(mask: Any, parameter: Tensor) -> bool:
-    """Whether a mask has no axis of examples."""
-    return isinstance(mask, Tensor) and mask.dim() <= parameter.dim()
+    """Whether a mask has no axis of examples, and fits without one."""
+    return isinstance(mask, Tensor) and mask.dim() <= parameter.dim() and all(
+        n == 1 or n == size for n, size in zip(reversed(mask.shape), reversed(parameter.shape), strict=False))
 
 
 def _masked_product(input: Tensor, weight: Tensor, law: Bernoulli, keep: Tensor | None,

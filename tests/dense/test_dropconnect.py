@@ -196,7 +196,7 @@ BAD = {
     "sharing": (lambda: DropConnectLinear(2, 2, sharing="element"), r"sharing.*'element'"),
     "num_samples": (lambda: DropConnectLinear(2, 2, num_samples=0), r"num_samples.*0"),
     "noise of the output": (lambda: DropConnectLinear(2, 3, bias=False)(torch.ones(4, 2), noise=torch.ones(4, 3)),
-                            r"noise.*\(3, 2\).*\(4, 3\)"),
+                            r"noise.*\(4, 3, 2\).*\(4, 3\)"),
     "noise of another weight": (
         lambda: DropConnectLinear(2, 3)(torch.ones(4, 2), noise=(torch.ones(4, 3, 3), torch.ones(4, 3))),
         r"noise.*\(4, 3, 2\).*\(4, 3, 3\)"),
