@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import doctest
 import importlib
 import importlib.metadata
 import importlib.util
@@ -100,12 +99,6 @@ def test_version_is_that_of_the_project() -> None:
 
 def test_is_marked_as_typed() -> None:
     assert (ROOT / "py.typed").exists()
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings_run(name: str) -> None:
-    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-    assert failed == 0
 
 
 @pytest.mark.parametrize("name", sorted(public()))
