@@ -14,6 +14,7 @@ from ..windows import squares
 __all__ = ["Cutout", "cutout"]
 
 
+@describe("cutout")
 def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, *, noise: Tensor | None = None,
            generator: torch.Generator | None = None) -> Tensor:
     """Sets squares of images to zero.
@@ -27,10 +28,10 @@ def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, 
         training: whether squares are cut out; if not, the input is returned as it is.
         noise: centres that replace the draw, row and column, whole numbers of shape ``(N, num_holes, 2)``, or
             ``(num_holes, 2)`` for one image.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        {same}
 
     Raises:
         ValueError: if ``size`` or ``num_holes`` is below 1, if ``noise`` does not broadcast to the draw, is off the
@@ -126,10 +127,10 @@ class Cutout(NoisyLayer):
         Args:
             input: floating point or complex tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
             noise: centres that replace the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
-            Tensor of the shape, dtype and memory format of ``input``.
+            {same}
 
         Raises:
             ValueError: if ``noise`` does not broadcast to the draw, is off the image, or is given in evaluation.

@@ -17,6 +17,7 @@ __all__ = ["MaxDrop", "max_drop"]
 _SHARED = {"feature": (-2, -1), "channel": (-3,)}
 
 
+@describe("max_drop")
 def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int = 1, training: bool = True, *,
              noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Drops the largest activation of every map, or of every position, with probability p.
@@ -31,10 +32,10 @@ def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int =
         training: whether noise is applied; if not, the input is returned as it is.
         noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C, 1, 1)`` for ``mode="feature"`` and
             ``(N, 1, H, W)`` for ``mode="channel"``, or one that broadcasts to it.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        {same}
 
     Raises:
         ValueError: if ``p`` is not between 0 and 1, if ``mode`` is another word, if ``window`` is below 1 or given
@@ -130,7 +131,7 @@ class MaxDrop(NoisyLayer, _DropoutNd):
     *MaxDropout* by Santos et al. is another method: it drops all that is above a threshold.
 
     Args:
-        p: probability of dropping a maximum. The attribute ``p`` may be changed later.
+        p: probability of dropping a maximum. {assigned}
         mode: ``"feature"`` or ``"channel"``.
         window: length of the side of the square that is dropped around the maximum of a map, clipped at its edges.
 
@@ -171,10 +172,10 @@ class MaxDrop(NoisyLayer, _DropoutNd):
         Args:
             input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
             noise: keep mask that replaces the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
-            Tensor of the shape, dtype and memory format of ``input``.
+            {same}
 
         Raises:
             ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.

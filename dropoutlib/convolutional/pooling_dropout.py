@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import refuse_noise
 from ..layer import NoisyLayer
-from ..methods import describe
+from ..methods import RANKS, describe, describe_methods
 from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance
 from ..windows import Windows
 
@@ -20,6 +20,8 @@ __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "MaxPoolD
            "MaxPoolDropout3d", "StochasticPool2d", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
            "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "stochastic_pool2d"]
 
+_RANKS = {axes: words | {"window": "2" if axes == 1 else str((*(1 for _ in range(axes - 1)), 2))}
+          for axes, words in RANKS.items()}
 _MAX_POOLS: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
@@ -27,146 +29,46 @@ _AVG_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d
 # Maximum
 
 
-def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
-                       padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
-                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
-                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Maximum of every window of a sequence, dropped elements counting as 0.
-
-    See :class:`~dropoutlib.MaxPoolDropout1d`.
-
-    Args:
-        input: floating point tensor of shape ``(N, C, L)`` or ``(C, L)``.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides; it never wins.
-        dilation: step from element to element of a window.
-        ceil_mode: whether windows that reach over the end count.
-        p: probability of dropping an element.
-        training: whether elements are dropped; if not, the rule ``inference`` is used.
-        inference: ``"expected"`` or ``"scaled"``.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
-
-    Returns:
-        Tensor of the shape that ``torch.nn.functional.max_pool1d`` gives.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, if a size is too small, if ``noise``
-            does not broadcast to ``input``, or if it is given while ``training`` is False.
-        RuntimeError: if the input has a wrong number of axes, is smaller than a window or holds integers; if the
-            padding is larger than half of a window; if ``generator`` cannot be used here (see
-            :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor, or an argument no number.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import functional
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 4)
-        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 4)
-        >>> functional.max_pool_dropout1d(x, 2, noise=keep).flatten()
-        tensor([1., 3.])
-        >>> functional.max_pool_dropout1d(x, 2, training=False).flatten()  # 4/2 + 1/4, 3/2 + 2/4
-        tensor([2.2500, 2.0000])
-    """
-    windows = Windows(1, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
-
-
-def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
-                       padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
-                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
-                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Maximum of every window of an image, dropped elements counting as 0.
-
-    See :class:`~dropoutlib.MaxPoolDropout2d`.
-
-    Args:
-        input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides; it never wins.
-        dilation: step from element to element of a window.
-        ceil_mode: whether windows that reach over the end count.
-        p: probability of dropping an element.
-        training: whether elements are dropped; if not, the rule ``inference`` is used.
-        inference: ``"expected"`` or ``"scaled"``.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
-
-    Returns:
-        Tensor of the shape that ``torch.nn.functional.max_pool2d`` gives.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, if a size is too small, if ``noise``
-            does not broadcast to ``input``, or if it is given while ``training`` is False.
-        RuntimeError: if the input has a wrong number of axes, is smaller than a window or holds integers; if the
-            padding is larger than half of a window; if ``generator`` cannot be used here (see
-            :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor, or an argument no number.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import functional
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
-        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 4)
-        >>> functional.max_pool_dropout2d(x, (1, 2), noise=keep).flatten()
-        tensor([1., 3.])
-        >>> functional.max_pool_dropout2d(x, (1, 2), training=False).flatten()  # 4/2 + 1/4, 3/2 + 2/4
-        tensor([2.2500, 2.0000])
-    """
-    windows = Windows(2, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
-
-
-def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
-                       padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
-                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
-                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Maximum of every window of a volume, dropped elements counting as 0.
-
-    See :class:`~dropoutlib.MaxPoolDropout3d`.
-
-    Args:
-        input: floating point tensor of shape ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides; it never wins.
-        dilation: step from element to element of a window.
-        ceil_mode: whether windows that reach over the end count.
-        p: probability of dropping an element.
-        training: whether elements are dropped; if not, the rule ``inference`` is used.
-        inference: ``"expected"`` or ``"scaled"``.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
-
-    Returns:
-        Tensor of the shape that ``torch.nn.functional.max_pool3d`` gives.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, if a size is too small, if ``noise``
-            does not broadcast to ``input``, or if it is given while ``training`` is False.
-        RuntimeError: if the input has a wrong number of axes, is smaller than a window or holds integers; if the
-            padding is larger than half of a window; if ``generator`` cannot be used here (see
-            :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor, or an argument no number.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import functional
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 4)
-        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 1, 4)
-        >>> functional.max_pool_dropout3d(x, (1, 1, 2), noise=keep).flatten()
-        tensor([1., 3.])
-        >>> functional.max_pool_dropout3d(x, (1, 1, 2), training=False).flatten()  # 4/2 + 1/4, 3/2 + 2/4
-        tensor([2.2500, 2.0000])
-    """
-    windows = Windows(3, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
-
-
 def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inference: str, *,
               noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Maximum of every window of {maps}, dropped elements counting as 0.
+
+    See :class:`~dropoutlib.MaxPoolDropout{axes}d`.
+
+    Args:
+        input: floating point tensor of shape {shapes}.
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides; it never wins.
+        dilation: step from element to element of a window.
+        ceil_mode: whether windows that reach over the end count.
+        p: probability of dropping an element.
+        training: whether elements are dropped; if not, the rule ``inference`` is used.
+        inference: ``"expected"`` or ``"scaled"``.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
+        generator: {generator}
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.max_pool{axes}d`` gives.
+
+    Raises:
+        ValueError: {bad_p}, if ``inference`` is neither, if a size is too small, if ``noise``
+            does not broadcast to ``input``, or if it is given while ``training`` is False.
+        RuntimeError: if the input has a wrong number of axes, is smaller than a window or holds integers; if the
+            padding is larger than half of a window; if ``generator`` cannot be used here (see
+            :class:`~dropoutlib.noise.Bernoulli`).
+        TypeError: if the input is not a tensor, or an argument no number.
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import functional
+        {>>>} x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1{size})
+        {>>>} keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1{size})
+        {>>>} functional.max_pool_dropout{axes}d(x, {window}, noise=keep).flatten()
+        tensor([1., 3.])
+        {>>>} functional.max_pool_dropout{axes}d(x, {window}, training=False).flatten()  # 4/2 + 1/4, 3/2 + 2/4
+        tensor([2.2500, 2.0000])
+    """
     law = Bernoulli(p)
     _check_inference(inference)
     windows.check(input)
@@ -180,6 +82,33 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
     if inference == "scaled":
         return law.mean * _maximum(input, windows)
     return _in_format_of(input, _expected(input, windows, law.p)[0])
+
+
+@describe("pooling_dropout", like=_max_pool, **_RANKS[1])
+def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                       padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
+                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
+                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    windows = Windows(1, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
+
+
+@describe("pooling_dropout", like=_max_pool, **_RANKS[2])
+def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                       padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
+                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
+                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    windows = Windows(2, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
+
+
+@describe("pooling_dropout", like=_max_pool, **_RANKS[3])
+def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
+                       padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
+                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
+                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    windows = Windows(3, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
 def _check_inference(inference: str) -> None:
@@ -228,8 +157,57 @@ def _wide(elements: Tensor) -> Tensor:
     return elements.float() if elements.dtype in (torch.float16, torch.bfloat16) else elements
 
 
+@describe_methods
 class _MaxPoolDropout(NoisyLayer, _DropoutNd):
-    """What the three ranks share."""
+    """Maximum of every window of {maps} whose elements are dropped.
+
+    It takes the place of :class:`torch.nn.MaxPool{axes}d`.
+
+    In training every element of the input is kept with probability 1 - p and set to 0 with probability p, before the
+    windows are laid: windows that overlap share masks. With non-negative elements a_1 <= ... <= a_n, the maximum is a_i
+    with probability (1 - p) p^(n - i), and 0 with probability p^n.
+
+    {four_answers}
+
+    In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
+    negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
+    that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
+    every window: for large windows that overlap it costs many times a maximum.
+
+    With p = 0 it equals torch's layer, but has no ``return_indices``. Padding never wins. A dropped ``inf`` or ``nan``
+    becomes 0.
+
+    Args:
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: what is added on both sides, at most half of a window.
+        dilation: step from element to element of a window.
+        ceil_mode: whether windows that reach over the end count.
+        p: probability of dropping an element. {assigned}
+        inference: the test rule, ``"expected"`` or ``"scaled"``.
+
+    Shape:
+        Input {shapes}; the output is that of torch's layer.
+        ``noise``: the keep mask, 0 or 1, of a shape that broadcasts to the input's.
+
+    Raises:
+        ValueError: {bad_p}, if ``inference`` is neither, or a size is too small.
+        RuntimeError: if the padding is larger than half of a window.
+        TypeError: if ``p`` is not a real number or a size no whole number.
+
+    Source:
+        Wu and Gu, *Towards dropout training for convolutional neural networks* (2015). Chapter: Pooling dropout.
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import MaxPoolDropout{axes}d
+        {>>>} layer = MaxPoolDropout{axes}d({window}, p=0.5)
+        {>>>} x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1{size})
+        {>>>} layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1{size})).flatten()
+        tensor([1., 3.])
+        {>>>} layer.eval()(x).flatten()
+        tensor([2.2500, 2.0000])
+    """
 
     _axes: int
 
@@ -254,7 +232,7 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
         Args:
             input: floating point tensor, of a shape that the layer takes.
             noise: keep mask that replaces the draw, of a shape that broadcasts to the input's; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
             Tensor of the shape that torch's pooling gives.
@@ -295,301 +273,88 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
         return _expected(input, self._windows, Bernoulli(self.p).p)[1]
 
 
-@describe("pooling_dropout")
+@describe("pooling_dropout", like=_MaxPoolDropout, **_RANKS[1])
 class MaxPoolDropout1d(_MaxPoolDropout):
-    """Maximum of every window of a sequence whose elements are dropped.
-
-    It takes the place of :class:`torch.nn.MaxPool1d`.
-
-    In training every element of the input is kept with probability 1 - p and set to 0 with probability p, before the
-    windows are laid: windows that overlap share masks. With non-negative elements a_1 <= ... <= a_n, the maximum is a_i
-    with probability (1 - p) p^(n - i), and 0 with probability p^n.
-
-    {four_answers}
-
-    In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
-    negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
-    that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
-    every window: for large windows that overlap it costs many times a maximum.
-
-    With p = 0 it equals torch's layer, but has no ``return_indices``. Padding never wins. A dropped ``inf`` or ``nan``
-    becomes 0.
-
-    Args:
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides, at most half of a window.
-        dilation: step from element to element of a window.
-        ceil_mode: whether windows that reach over the end count.
-        p: probability of dropping an element. The attribute ``p`` may be changed later.
-        inference: the test rule, ``"expected"`` or ``"scaled"``.
-
-    Shape:
-        Input ``(N, C, L)`` or ``(C, L)``; the output is that of torch's layer.
-        ``noise``: the keep mask, 0 or 1, of a shape that broadcasts to the input's.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, or a size is too small.
-        RuntimeError: if the padding is larger than half of a window.
-        TypeError: if ``p`` is not a real number or a size no whole number.
-
-    Source:
-        Wu and Gu, *Towards dropout training for convolutional neural networks* (2015). Chapter: Pooling dropout.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import MaxPoolDropout1d
-        >>> layer = MaxPoolDropout1d(2, p=0.5)
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 4)
-        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 4)).flatten()
-        tensor([1., 3.])
-        >>> layer.eval()(x).flatten()
-        tensor([2.2500, 2.0000])
-    """
-
     _axes = 1
 
 
-@describe("pooling_dropout")
+@describe("pooling_dropout", like=_MaxPoolDropout, **_RANKS[2])
 class MaxPoolDropout2d(_MaxPoolDropout):
-    """Maximum of every window of an image whose elements are dropped.
-
-    It takes the place of :class:`torch.nn.MaxPool2d`.
-
-    In training every element of the input is kept with probability 1 - p and set to 0 with probability p, before the
-    windows are laid: windows that overlap share masks. With non-negative elements a_1 <= ... <= a_n, the maximum is a_i
-    with probability (1 - p) p^(n - i), and 0 with probability p^n.
-
-    {four_answers}
-
-    In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
-    negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
-    that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
-    every window: for large windows that overlap it costs many times a maximum.
-
-    With p = 0 it equals torch's layer, but has no ``return_indices``. Padding never wins. A dropped ``inf`` or ``nan``
-    becomes 0.
-
-    Args:
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides, at most half of a window.
-        dilation: step from element to element of a window.
-        ceil_mode: whether windows that reach over the end count.
-        p: probability of dropping an element. The attribute ``p`` may be changed later.
-        inference: the test rule, ``"expected"`` or ``"scaled"``.
-
-    Shape:
-        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output is that of torch's layer.
-        ``noise``: the keep mask, 0 or 1, of a shape that broadcasts to the input's.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, or a size is too small.
-        RuntimeError: if the padding is larger than half of a window.
-        TypeError: if ``p`` is not a real number or a size no whole number.
-
-    Source:
-        Wu and Gu, *Towards dropout training for convolutional neural networks* (2015). Chapter: Pooling dropout.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import MaxPoolDropout2d
-        >>> layer = MaxPoolDropout2d((1, 2), p=0.5)
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
-        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 4)).flatten()
-        tensor([1., 3.])
-        >>> layer.eval()(x).flatten()
-        tensor([2.2500, 2.0000])
-    """
-
     _axes = 2
 
 
-@describe("pooling_dropout")
+@describe("pooling_dropout", like=_MaxPoolDropout, **_RANKS[3])
 class MaxPoolDropout3d(_MaxPoolDropout):
-    """Maximum of every window of a volume whose elements are dropped.
-
-    It takes the place of :class:`torch.nn.MaxPool3d`.
-
-    In training every element of the input is kept with probability 1 - p and set to 0 with probability p, before the
-    windows are laid: windows that overlap share masks. With non-negative elements a_1 <= ... <= a_n, the maximum is a_i
-    with probability (1 - p) p^(n - i), and 0 with probability p^n.
-
-    {four_answers}
-
-    In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
-    negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
-    that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
-    every window: for large windows that overlap it costs many times a maximum.
-
-    With p = 0 it equals torch's layer, but has no ``return_indices``. Padding never wins. A dropped ``inf`` or ``nan``
-    becomes 0.
-
-    Args:
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides, at most half of a window.
-        dilation: step from element to element of a window.
-        ceil_mode: whether windows that reach over the end count.
-        p: probability of dropping an element. The attribute ``p`` may be changed later.
-        inference: the test rule, ``"expected"`` or ``"scaled"``.
-
-    Shape:
-        Input ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is that of torch's layer.
-        ``noise``: the keep mask, 0 or 1, of a shape that broadcasts to the input's.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``inference`` is neither, or a size is too small.
-        RuntimeError: if the padding is larger than half of a window.
-        TypeError: if ``p`` is not a real number or a size no whole number.
-
-    Source:
-        Wu and Gu, *Towards dropout training for convolutional neural networks* (2015). Chapter: Pooling dropout.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import MaxPoolDropout3d
-        >>> layer = MaxPoolDropout3d((1, 1, 2), p=0.5)
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 4)
-        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 1, 4)).flatten()
-        tensor([1., 3.])
-        >>> layer.eval()(x).flatten()
-        tensor([2.2500, 2.0000])
-    """
-
     _axes = 3
 
 
 # Mean
 
 
+def _avg_pool(input: Tensor, windows: Windows, count_include_pad: bool, p: float, training: bool, *,
+              noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Mean of every window of {maps} behind inverted dropout.
+
+    See :class:`~dropoutlib.AvgPoolDropout{axes}d`.
+
+    Args:
+        input: floating point tensor of shape {shapes}.
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: zeros that are added on both sides.
+        ceil_mode: whether windows that reach over the end count.
+        count_include_pad: whether the padding counts in the number that is divided by.
+        p: probability of dropping an element.
+        training: whether elements are dropped.
+        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
+        generator: {generator}
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.avg_pool{axes}d`` gives.
+
+    Raises:
+        ValueError: {bad_p}, if a size is too small, if ``noise`` does not broadcast to
+            ``input``, or if it is given while ``training`` is False.
+        RuntimeError: as for :func:`max_pool_dropout{axes}d`.
+        TypeError: if the input is not a tensor, or an argument no number.
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import functional
+        {>>>} x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1{size})
+        {>>>} keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1{size})
+        {>>>} functional.avg_pool_dropout{axes}d(x, {window}, noise=keep).flatten()
+        tensor([1., 5.])
+    """
+    windows.check(input)
+    return _average(inverted(input, p, training, noise=noise, generator=generator), windows, count_include_pad)
+
+
+@describe("pooling_dropout", like=_avg_pool, **_RANKS[1])
 def avg_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                        p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
                        generator: torch.Generator | None = None) -> Tensor:
-    """Mean of every window of a sequence behind inverted dropout.
-
-    See :class:`~dropoutlib.AvgPoolDropout1d`.
-
-    Args:
-        input: floating point tensor of shape ``(N, C, L)`` or ``(C, L)``.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: zeros that are added on both sides.
-        ceil_mode: whether windows that reach over the end count.
-        count_include_pad: whether the padding counts in the number that is divided by.
-        p: probability of dropping an element.
-        training: whether elements are dropped.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
-
-    Returns:
-        Tensor of the shape that ``torch.nn.functional.avg_pool1d`` gives.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if a size is too small, if ``noise`` does not broadcast to
-            ``input``, or if it is given while ``training`` is False.
-        RuntimeError: as for :func:`max_pool_dropout1d`.
-        TypeError: if the input is not a tensor, or an argument no number.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import functional
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 4)
-        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 4)
-        >>> functional.avg_pool_dropout1d(x, 2, noise=keep).flatten()
-        tensor([1., 5.])
-    """
     windows = Windows(1, kernel_size, stride, padding, 1, ceil_mode)
     return _avg_pool(input, windows, count_include_pad, p, training, noise=noise, generator=generator)
 
 
+@describe("pooling_dropout", like=_avg_pool, **_RANKS[2])
 def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                        p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
                        generator: torch.Generator | None = None) -> Tensor:
-    """Mean of every window of an image behind inverted dropout.
-
-    See :class:`~dropoutlib.AvgPoolDropout2d`.
-
-    Args:
-        input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: zeros that are added on both sides.
-        ceil_mode: whether windows that reach over the end count.
-        count_include_pad: whether the padding counts in the number that is divided by.
-        p: probability of dropping an element.
-        training: whether elements are dropped.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
-
-    Returns:
-        Tensor of the shape that ``torch.nn.functional.avg_pool2d`` gives.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if a size is too small, if ``noise`` does not broadcast to
-            ``input``, or if it is given while ``training`` is False.
-        RuntimeError: as for :func:`max_pool_dropout2d`.
-        TypeError: if the input is not a tensor, or an argument no number.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import functional
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
-        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 4)
-        >>> functional.avg_pool_dropout2d(x, (1, 2), noise=keep).flatten()
-        tensor([1., 5.])
-    """
     windows = Windows(2, kernel_size, stride, padding, 1, ceil_mode)
     return _avg_pool(input, windows, count_include_pad, p, training, noise=noise, generator=generator)
 
 
+@describe("pooling_dropout", like=_avg_pool, **_RANKS[3])
 def avg_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                        p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
                        generator: torch.Generator | None = None) -> Tensor:
-    """Mean of every window of a volume behind inverted dropout.
-
-    See :class:`~dropoutlib.AvgPoolDropout3d`.
-
-    Args:
-        input: floating point tensor of shape ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: zeros that are added on both sides.
-        ceil_mode: whether windows that reach over the end count.
-        count_include_pad: whether the padding counts in the number that is divided by.
-        p: probability of dropping an element.
-        training: whether elements are dropped.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
-
-    Returns:
-        Tensor of the shape that ``torch.nn.functional.avg_pool3d`` gives.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if a size is too small, if ``noise`` does not broadcast to
-            ``input``, or if it is given while ``training`` is False.
-        RuntimeError: as for :func:`max_pool_dropout3d`.
-        TypeError: if the input is not a tensor, or an argument no number.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import functional
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 4)
-        >>> keep = torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 1, 4)
-        >>> functional.avg_pool_dropout3d(x, (1, 1, 2), noise=keep).flatten()
-        tensor([1., 5.])
-    """
     windows = Windows(3, kernel_size, stride, padding, 1, ceil_mode)
     return _avg_pool(input, windows, count_include_pad, p, training, noise=noise, generator=generator)
-
-
-def _avg_pool(input: Tensor, windows: Windows, count_include_pad: bool, p: float, training: bool, *,
-              noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    windows.check(input)
-    return _average(inverted(input, p, training, noise=noise, generator=generator), windows, count_include_pad)
 
 
 def _average(input: Tensor, windows: Windows, count_include_pad: bool) -> Tensor:
@@ -597,8 +362,52 @@ def _average(input: Tensor, windows: Windows, count_include_pad: bool) -> Tensor
                                     count_include_pad)
 
 
+@describe_methods
 class _AvgPoolDropout(NoisyLayer, _DropoutNd):
-    """What the three ranks share."""
+    """Mean of every window of {maps} behind inverted dropout.
+
+    It takes the place of :class:`torch.nn.AvgPool{axes}d`.
+
+    In training every element x of the input becomes x/(1 - p) with probability 1 - p and 0 with probability p, before
+    the windows are laid: windows that overlap share masks. The mean of the output is the mean of the window, so that
+    evaluation is torch's layer. The variance, for n elements, is p/(1 - p) times their sum of squares over n^2.
+
+    {four_answers}
+
+    The mean is over all elements of the window, dropped ones included. Dividing by the number of those that are kept
+    would be another method, without a rule for a window that loses all of them.
+
+    Args:
+        kernel_size: size of a window.
+        stride: step from window to window; ``None``: ``kernel_size``.
+        padding: zeros that are added on both sides, at most half of a window.
+        ceil_mode: whether windows that reach over the end count.
+        count_include_pad: whether the padding counts in the number that is divided by.
+        p: probability of dropping an element. {assigned}
+
+    Shape:
+        Input {shapes}; the output is that of torch's layer.
+        ``noise``: the keep mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
+
+    Raises:
+        ValueError: {bad_p}, or a size is too small.
+        RuntimeError: if the padding is larger than half of a window.
+        TypeError: if ``p`` is not a real number or a size no whole number.
+
+    Source:
+        Dropout before a layer that takes means; the maximum is due to Wu and Gu, *Towards dropout training for
+        convolutional neural networks* (2015). Chapter: Pooling dropout.
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import AvgPoolDropout{axes}d
+        {>>>} layer = AvgPoolDropout{axes}d({window}, p=0.5)
+        {>>>} x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1{size})
+        {>>>} layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1{size})).flatten()
+        tensor([1., 5.])
+        {>>>} layer.variance(x).flatten()  # (1 + 16)/4, (4 + 9)/4
+        tensor([4.2500, 3.2500])
+    """
 
     _axes: int
 
@@ -622,7 +431,7 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
         Args:
             input: floating point tensor, of a shape that the layer takes.
             noise: keep mask that replaces the draw, of a shape that broadcasts to the input's; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
             Tensor of the shape that torch's pooling gives.
@@ -670,159 +479,25 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
         return (_average(noise, self._windows, self.count_include_pad) / divided_by).to(input.dtype)
 
 
-@describe("pooling_dropout")
+@describe("pooling_dropout", like=_AvgPoolDropout, **_RANKS[1])
 class AvgPoolDropout1d(_AvgPoolDropout):
-    """Mean of every window of a sequence behind inverted dropout.
-
-    It takes the place of :class:`torch.nn.AvgPool1d`.
-
-    In training every element x of the input becomes x/(1 - p) with probability 1 - p and 0 with probability p, before
-    the windows are laid: windows that overlap share masks. The mean of the output is the mean of the window, so that
-    evaluation is torch's layer. The variance, for n elements, is p/(1 - p) times their sum of squares over n^2.
-
-    {four_answers}
-
-    The mean is over all elements of the window, dropped ones included. Dividing by the number of those that are kept
-    would be another method, without a rule for a window that loses all of them.
-
-    Args:
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: zeros that are added on both sides, at most half of a window.
-        ceil_mode: whether windows that reach over the end count.
-        count_include_pad: whether the padding counts in the number that is divided by.
-        p: probability of dropping an element. The attribute ``p`` may be changed later.
-
-    Shape:
-        Input ``(N, C, L)`` or ``(C, L)``; the output is that of torch's layer.
-        ``noise``: the keep mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, or a size is too small.
-        RuntimeError: if the padding is larger than half of a window.
-        TypeError: if ``p`` is not a real number or a size no whole number.
-
-    Source:
-        Dropout before a layer that takes means; the maximum is due to Wu and Gu, *Towards dropout training for
-        convolutional neural networks* (2015). Chapter: Pooling dropout.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import AvgPoolDropout1d
-        >>> layer = AvgPoolDropout1d(2, p=0.5)
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 4)
-        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 4)).flatten()
-        tensor([1., 5.])
-        >>> layer.variance(x).flatten()  # (1 + 16)/4, (4 + 9)/4
-        tensor([4.2500, 3.2500])
-    """
-
     _axes = 1
 
 
-@describe("pooling_dropout")
+@describe("pooling_dropout", like=_AvgPoolDropout, **_RANKS[2])
 class AvgPoolDropout2d(_AvgPoolDropout):
-    """Mean of every window of an image behind inverted dropout.
-
-    It takes the place of :class:`torch.nn.AvgPool2d`, but has no ``divisor_override``.
-
-    In training every element x of the input becomes x/(1 - p) with probability 1 - p and 0 with probability p, before
-    the windows are laid: windows that overlap share masks. The mean of the output is the mean of the window, so that
-    evaluation is torch's layer. The variance, for n elements, is p/(1 - p) times their sum of squares over n^2.
-
-    {four_answers}
-
-    The mean is over all elements of the window, dropped ones included. Dividing by the number of those that are kept
-    would be another method, without a rule for a window that loses all of them.
-
-    Args:
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: zeros that are added on both sides, at most half of a window.
-        ceil_mode: whether windows that reach over the end count.
-        count_include_pad: whether the padding counts in the number that is divided by.
-        p: probability of dropping an element. The attribute ``p`` may be changed later.
-
-    Shape:
-        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output is that of torch's layer.
-        ``noise``: the keep mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, or a size is too small.
-        RuntimeError: if the padding is larger than half of a window.
-        TypeError: if ``p`` is not a real number or a size no whole number.
-
-    Source:
-        Dropout before a layer that takes means; the maximum is due to Wu and Gu, *Towards dropout training for
-        convolutional neural networks* (2015). Chapter: Pooling dropout.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import AvgPoolDropout2d
-        >>> layer = AvgPoolDropout2d((1, 2), p=0.5)
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
-        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 4)).flatten()
-        tensor([1., 5.])
-        >>> layer.variance(x).flatten()  # (1 + 16)/4, (4 + 9)/4
-        tensor([4.2500, 3.2500])
-    """
-
     _axes = 2
 
 
-@describe("pooling_dropout")
+@describe("pooling_dropout", like=_AvgPoolDropout, **_RANKS[3])
 class AvgPoolDropout3d(_AvgPoolDropout):
-    """Mean of every window of a volume behind inverted dropout.
-
-    It takes the place of :class:`torch.nn.AvgPool3d`, but has no ``divisor_override``.
-
-    In training every element x of the input becomes x/(1 - p) with probability 1 - p and 0 with probability p, before
-    the windows are laid: windows that overlap share masks. The mean of the output is the mean of the window, so that
-    evaluation is torch's layer. The variance, for n elements, is p/(1 - p) times their sum of squares over n^2.
-
-    {four_answers}
-
-    The mean is over all elements of the window, dropped ones included. Dividing by the number of those that are kept
-    would be another method, without a rule for a window that loses all of them.
-
-    Args:
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: zeros that are added on both sides, at most half of a window.
-        ceil_mode: whether windows that reach over the end count.
-        count_include_pad: whether the padding counts in the number that is divided by.
-        p: probability of dropping an element. The attribute ``p`` may be changed later.
-
-    Shape:
-        Input ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is that of torch's layer.
-        ``noise``: the keep mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, or a size is too small.
-        RuntimeError: if the padding is larger than half of a window.
-        TypeError: if ``p`` is not a real number or a size no whole number.
-
-    Source:
-        Dropout before a layer that takes means; the maximum is due to Wu and Gu, *Towards dropout training for
-        convolutional neural networks* (2015). Chapter: Pooling dropout.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import AvgPoolDropout3d
-        >>> layer = AvgPoolDropout3d((1, 1, 2), p=0.5)
-        >>> x = torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 4)
-        >>> layer(x, noise=torch.tensor([1, 0, 1, 1]).reshape(1, 1, 1, 1, 4)).flatten()
-        tensor([1., 5.])
-        >>> layer.variance(x).flatten()  # (1 + 16)/4, (4 + 9)/4
-        tensor([4.2500, 3.2500])
-    """
-
     _axes = 3
 
 
 # In proportion to the activations
 
 
+@describe("pooling_dropout")
 def stochastic_pool2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                       padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, training: bool = True, *,
                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -838,7 +513,7 @@ def stochastic_pool2d(input: Tensor, kernel_size: int | tuple[int, ...], stride:
         ceil_mode: whether windows that reach over the end count.
         training: whether an element is drawn; if not, the mean over the draw is taken.
         noise: uniform numbers between 0 and 1 that replace the draw, of a shape that broadcasts to the output's.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
         Tensor of the shape that ``torch.nn.functional.max_pool2d`` gives.
@@ -949,7 +624,7 @@ class StochasticPool2d(NoisyLayer):
         Args:
             input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
             noise: uniform numbers that replace the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
             Tensor of the shape that torch's pooling gives.

@@ -8,7 +8,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import require_floating_point
 from ..layer import NoisyLayer
-from ..methods import describe
+from ..methods import RANKS, describe, describe_methods
 from ..noise import Bernoulli, inverted, inverted_mean, inverted_variance
 
 __all__ = ["SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "spatial_dropout1d", "spatial_dropout2d",
@@ -18,111 +18,65 @@ __all__ = ["SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "spatial_
 _SHAPES = {1: ({2, 3}, "(N, C, L) or (C, L)"), 2: ({4}, "(N, C, H, W)"), 3: ({4, 5}, "(N, C, D, H, W) or (C, D, H, W)")}
 _HINTS = {(2, 3): ": use SpatialDropout1d for (N, C, L), and input[None] for a single image (C, H, W)",
           (1, 4): ": use SpatialDropout2d for (N, C, H, W)", (2, 5): ": use SpatialDropout3d for (N, C, D, H, W)"}
-
-
-def spatial_dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
-                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Inverted dropout of whole feature maps of a sequence.
-
-    See :class:`~dropoutlib.SpatialDropout1d`.
-
-    Args:
-        input: floating point or complex tensor of shape ``(N, C, L)`` or ``(C, L)``.
-        p: probability of dropping a map.
-        training: whether noise is applied; if not, the input is returned as it is.
-        inplace: whether the result is written into ``input``.
-        noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C, 1)`` or one that broadcasts to it.
-        generator: source of randomness; None is torch's global one.
-
-    Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to the draw, or if it is given
-            while ``training`` is False.
-        RuntimeError: if the input has another number of axes; else as for :func:`~dropoutlib.functional.dropout`.
-        TypeError: if the input is not a tensor or ``p`` not a real number.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import functional
-        >>> keep = torch.tensor([1, 0]).reshape(2, 1)
-        >>> functional.spatial_dropout1d(torch.ones(1, 2, 3), p=0.5, noise=keep).sum(2)
-        tensor([[6., 0.]])
-    """
-    return _spatial(input, p, training, inplace, 1, noise=noise, generator=generator)
-
-
-def spatial_dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
-                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Inverted dropout of whole feature maps of an image.
-
-    See :class:`~dropoutlib.SpatialDropout2d`.
-
-    Args:
-        input: floating point or complex tensor of shape ``(N, C, H, W)``.
-        p: probability of dropping a map.
-        training: whether noise is applied; if not, the input is returned as it is.
-        inplace: whether the result is written into ``input``.
-        noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C, 1, 1)`` or one that broadcasts to it.
-        generator: source of randomness; None is torch's global one.
-
-    Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to the draw, or if it is given
-            while ``training`` is False.
-        RuntimeError: if the input has another number of axes; else as for :func:`~dropoutlib.functional.dropout`.
-        TypeError: if the input is not a tensor or ``p`` not a real number.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import functional
-        >>> keep = torch.tensor([1, 0]).reshape(2, 1, 1)
-        >>> functional.spatial_dropout2d(torch.ones(1, 2, 3, 3), p=0.5, noise=keep).sum((2, 3))
-        tensor([[18.,  0.]])
-    """
-    return _spatial(input, p, training, inplace, 2, noise=noise, generator=generator)
-
-
-def spatial_dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
-                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Inverted dropout of whole feature maps of a volume.
-
-    See :class:`~dropoutlib.SpatialDropout3d`.
-
-    Args:
-        input: floating point or complex tensor of shape ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
-        p: probability of dropping a map.
-        training: whether noise is applied; if not, the input is returned as it is.
-        inplace: whether the result is written into ``input``.
-        noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C, 1, 1, 1)`` or one that broadcasts to it.
-        generator: source of randomness; None is torch's global one.
-
-    Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to the draw, or if it is given
-            while ``training`` is False.
-        RuntimeError: if the input has another number of axes; else as for :func:`~dropoutlib.functional.dropout`.
-        TypeError: if the input is not a tensor or ``p`` not a real number.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import functional
-        >>> keep = torch.tensor([1, 0]).reshape(2, 1, 1, 1)
-        >>> functional.spatial_dropout3d(torch.ones(1, 2, 2, 2, 2), p=0.5, noise=keep).sum((2, 3, 4))
-        tensor([[16.,  0.]])
-    """
-    return _spatial(input, p, training, inplace, 3, noise=noise, generator=generator)
+_RANKS = {
+    1: RANKS[1] | {"single": "A 2-D input is one sequence ``(C, L)``, as for torch's own."},
+    2: RANKS[2] | {"shapes": "``(N, C, H, W)``",
+                   "single": "A 3-D input is refused: torch's own takes it for ``(N, C, L)``, convolutions for "
+                             "``(C, H, W)``."},
+    3: RANKS[3] | {"single": "A 4-D input is one volume ``(C, D, H, W)``, as for torch's own."},
+}
 
 
 def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, *, noise: Tensor | None,
              generator: torch.Generator | None) -> Tensor:
+    """Inverted dropout of whole feature maps of {maps}.
+
+    See :class:`~dropoutlib.SpatialDropout{axes}d`.
+
+    Args:
+        input: floating point or complex tensor of shape {shapes}.
+        p: probability of dropping a map.
+        training: whether noise is applied; if not, the input is returned as it is.
+        inplace: whether the result is written into ``input``.
+        noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C{ones})`` or one that broadcasts to it.
+        generator: {generator}
+
+    Returns:
+        {same}
+
+    Raises:
+        ValueError: {bad_p}, if ``noise`` does not broadcast to the draw, or if it is given while ``training`` is False.
+        RuntimeError: if the input has another number of axes; else as for :func:`~dropoutlib.functional.dropout`.
+        TypeError: if the input is not a tensor or ``p`` not a real number.
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import functional
+        {>>>} keep = torch.tensor([1, 0]).reshape(2{ones})
+        {>>>} functional.spatial_dropout{axes}d(torch.ones(1, 2{size}), p=0.5, noise=keep).flatten(2)
+        tensor([[[2., 2., 2., 2.],
+                 [0., 0., 0., 0.]]])
+    """
     _require_maps(input, axes)
     return inverted(input, p, training, inplace, _shared(axes), noise=noise, generator=generator)
+
+
+@describe("spatial_dropout", like=_spatial, **_RANKS[1])
+def spatial_dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
+                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    return _spatial(input, p, training, inplace, 1, noise=noise, generator=generator)
+
+
+@describe("spatial_dropout", like=_spatial, **_RANKS[2])
+def spatial_dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
+                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    return _spatial(input, p, training, inplace, 2, noise=noise, generator=generator)
+
+
+@describe("spatial_dropout", like=_spatial, **_RANKS[3])
+def spatial_dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
+                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    return _spatial(input, p, training, inplace, 3, noise=noise, generator=generator)
 
 
 def _shared(axes: int) -> tuple[int, ...]:
@@ -137,8 +91,41 @@ def _require_maps(input: Tensor, axes: int) -> None:
                            f"{_HINTS.get((axes, input.dim()), '')}")
 
 
+@describe_methods
 class _SpatialDropout(NoisyLayer, _DropoutNd):
-    """What the three ranks share."""
+    """Inverted dropout of whole feature maps of {maps}: a drop-in for :class:`torch.nn.Dropout{axes}d`.
+
+    In training all positions of a map x become x/(1 - p) with probability 1 - p and 0 with probability p, together.
+    Every map of every example has a draw of its own. In evaluation the input is returned as it is.
+
+    {four_answers}
+
+    {single} {selects} {no_draw}
+
+    Args:
+        p: probability of dropping a map. {assigned}
+        inplace: whether the result is written into the input.
+
+    Shape:
+        Input {shapes}; the output has the same one. ``noise``: the keep mask, 0 or 1 before any scaling, of shape
+        ``(N, C{ones})``, or one that broadcasts to it.
+
+    Raises:
+        ValueError: {bad_p}.
+        TypeError: if ``p`` is not a real number.
+
+    Source:
+        Tompson et al., *Efficient Object Localization Using Convolutional Networks* (2015), section 3.2. Chapter:
+        Spatial dropout.
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import SpatialDropout{axes}d
+        {>>>} layer, x = SpatialDropout{axes}d(p=0.5), torch.ones(1, 2{size})
+        {>>>} layer(x, noise=torch.tensor([1, 0]).reshape(2{ones})).flatten(2)
+        tensor([[[2., 2., 2., 2.],
+                 [0., 0., 0., 0.]]])
+    """
 
     _axes: int
 
@@ -152,10 +139,10 @@ class _SpatialDropout(NoisyLayer, _DropoutNd):
         Args:
             input: floating point or complex tensor, of a shape that the layer takes.
             noise: keep mask that replaces the draw, one number for every map; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
-            Tensor of the shape, dtype and memory format of ``input``.
+            {same}
 
         Raises:
             ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
@@ -194,121 +181,16 @@ class _SpatialDropout(NoisyLayer, _DropoutNd):
         return inverted_variance(input, self.p)
 
 
-@describe("spatial_dropout")
+@describe("spatial_dropout", like=_SpatialDropout, **_RANKS[1])
 class SpatialDropout1d(_SpatialDropout):
-    """Inverted dropout of whole feature maps of a sequence: a drop-in for :class:`torch.nn.Dropout1d`.
-
-    In training all positions of a map x become x/(1 - p) with probability 1 - p and 0 with probability p, together.
-    Every map of every example has a draw of its own. In evaluation the input is returned as it is.
-
-    {four_answers}
-
-    A 2-D input is one sequence ``(C, L)``, as for torch's own.
-    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input itself is
-    returned, with p = 1 everything is zero; neither draws.
-
-    Args:
-        p: probability of dropping a map. The attribute ``p`` may be changed later.
-        inplace: whether the result is written into the input.
-
-    Shape:
-        Input ``(N, C, L)`` or ``(C, L)``; the output has the same one. ``noise``: the keep mask,
-        0 or 1 before any scaling, of shape ``(N, C, 1)``, or one that broadcasts to it.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1.
-        TypeError: if ``p`` is not a real number.
-
-    Source:
-        Tompson et al., *Efficient Object Localization Using Convolutional Networks* (2015), section 3.2. Chapter:
-        Spatial dropout.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import SpatialDropout1d
-        >>> layer, x = SpatialDropout1d(p=0.5), torch.ones(1, 2, 3)
-        >>> layer(x, noise=torch.tensor([1, 0]).reshape(2, 1)).sum(2)
-        tensor([[6., 0.]])
-    """
-
     _axes = 1
 
 
-@describe("spatial_dropout")
+@describe("spatial_dropout", like=_SpatialDropout, **_RANKS[2])
 class SpatialDropout2d(_SpatialDropout):
-    """Inverted dropout of whole feature maps of an image: a drop-in for :class:`torch.nn.Dropout2d`.
-
-    In training all positions of a map x become x/(1 - p) with probability 1 - p and 0 with probability p, together.
-    Every map of every example has a draw of its own. In evaluation the input is returned as it is.
-
-    {four_answers}
-
-    A 3-D input is refused: torch's own takes it for ``(N, C, L)``, convolutions for ``(C, H, W)``.
-    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input itself is
-    returned, with p = 1 everything is zero; neither draws.
-
-    Args:
-        p: probability of dropping a map. The attribute ``p`` may be changed later.
-        inplace: whether the result is written into the input.
-
-    Shape:
-        Input ``(N, C, H, W)``; the output has the same one. ``noise``: the keep mask,
-        0 or 1 before any scaling, of shape ``(N, C, 1, 1)``, or one that broadcasts to it.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1.
-        TypeError: if ``p`` is not a real number.
-
-    Source:
-        Tompson et al., *Efficient Object Localization Using Convolutional Networks* (2015), section 3.2. Chapter:
-        Spatial dropout.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import SpatialDropout2d
-        >>> layer, x = SpatialDropout2d(p=0.5), torch.ones(1, 2, 3, 3)
-        >>> layer(x, noise=torch.tensor([1, 0]).reshape(2, 1, 1)).sum((2, 3))
-        tensor([[18.,  0.]])
-    """
-
     _axes = 2
 
 
-@describe("spatial_dropout")
+@describe("spatial_dropout", like=_SpatialDropout, **_RANKS[3])
 class SpatialDropout3d(_SpatialDropout):
-    """Inverted dropout of whole feature maps of a volume: a drop-in for :class:`torch.nn.Dropout3d`.
-
-    In training all positions of a map x become x/(1 - p) with probability 1 - p and 0 with probability p, together.
-    Every map of every example has a draw of its own. In evaluation the input is returned as it is.
-
-    {four_answers}
-
-    A 4-D input is one volume ``(C, D, H, W)``, as for torch's own.
-    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input itself is
-    returned, with p = 1 everything is zero; neither draws.
-
-    Args:
-        p: probability of dropping a map. The attribute ``p`` may be changed later.
-        inplace: whether the result is written into the input.
-
-    Shape:
-        Input ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output has the same one. ``noise``: the keep mask,
-        0 or 1 before any scaling, of shape ``(N, C, 1, 1, 1)``, or one that broadcasts to it.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1.
-        TypeError: if ``p`` is not a real number.
-
-    Source:
-        Tompson et al., *Efficient Object Localization Using Convolutional Networks* (2015), section 3.2. Chapter:
-        Spatial dropout.
-
-    Example:
-        >>> import torch
-        >>> from dropoutlib import SpatialDropout3d
-        >>> layer, x = SpatialDropout3d(p=0.5), torch.ones(1, 2, 2, 2, 2)
-        >>> layer(x, noise=torch.tensor([1, 0]).reshape(2, 1, 1, 1)).sum((2, 3, 4))
-        tensor([[16.,  0.]])
-    """
-
     _axes = 3

@@ -29,6 +29,7 @@ class RateNoise(NamedTuple):
     mask: Tensor
 
 
+@describe("stochastic_rate_dropout")
 def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, mean: float | None = None,
                             std: float | None = None, training: bool = True, *,
                             noise: tuple[Tensor | float, Tensor] | None = None,
@@ -47,10 +48,10 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
         noise: the rate, between ``low`` and ``high``, and the keep mask, 0 or 1, of a shape that broadcasts to
             ``input``, that replace the draw (a :class:`~dropoutlib.convolutional.stochastic_rate_dropout.RateNoise` or
             any pair).
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        {same}
 
     Raises:
         ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing or ``std`` not
@@ -199,10 +200,10 @@ class StochasticRateDropout(NoisyLayer):
         Args:
             input: floating point or complex tensor of any shape.
             noise: rate and keep mask that replace the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
-            Tensor of the shape, dtype and memory format of ``input``.
+            {same}
 
         Raises:
             ValueError: if the rate is not between the limits, if the mask does not broadcast to ``input``, or if

@@ -30,6 +30,7 @@ class WrapperNoise(NamedTuple):
     module: Any
 
 
+@describe("concrete_dropout")
 def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float = 0.1, training: bool = True, *,
                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Multiplies by a relaxed mask, differentiable in the probability of dropping.
@@ -42,7 +43,7 @@ def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float 
         temperature: of the relaxation, positive.
         training: whether noise is applied; if not, the input is returned as it is.
         noise: numbers between 0 and 1 that replace the uniform draw, of a shape that broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
         Tensor of the shape and dtype of ``input``.
@@ -64,6 +65,7 @@ def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float 
     return _relax(input, p_logit, temperature, training, (), noise=noise, generator=generator)
 
 
+@describe("concrete_dropout")
 def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: float = 0.1, training: bool = True, *,
                        noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """As :func:`concrete_dropout`, with one draw for every feature map.
@@ -76,7 +78,7 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: floa
         temperature: of the relaxation, positive.
         training: whether noise is applied; if not, the input is returned as it is.
         noise: numbers between 0 and 1 that replace the uniform draw, of shape ``(N, C, 1, 1)`` or ``(C, 1, 1)``.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
         Tensor of the shape and dtype of ``input``.
@@ -210,7 +212,7 @@ class ConcreteDropout(NoisyLayer):
         Args:
             input: floating point tensor.
             noise: numbers between 0 and 1 that replace the uniform draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
             Tensor: what the module makes of it.
@@ -300,7 +302,7 @@ class ConcreteDropout2d(ConcreteDropout):
         Args:
             input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
             noise: numbers between 0 and 1 that replace the uniform draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
             Tensor: what the module makes of it.

@@ -39,6 +39,7 @@ class WeightNoise(NamedTuple):
     bias: Tensor
 
 
+@describe("dropconnect")
 def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
                         training: bool = True, *, activation: Callable[[Tensor], Tensor] | None = None,
                         inference: str = "gaussian", num_samples: int = 100, sharing: str = "sample",
@@ -61,7 +62,7 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         noise: keep mask that replaces the draw, 0 or 1, of shape ``(batch, out, in)`` or ``(out, in)``; where there is
             a bias, a pair of this and of the bias's mask, ``(batch, out)`` or ``(out,)``. For ``"sampled"`` in
             evaluation: standard normal numbers of shape ``(num_samples, ..., out)``.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
         Tensor of shape ``(..., out)``.
@@ -337,7 +338,7 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
         in_features: size of each input.
         out_features: size of each output.
         bias: whether a bias is added; it is dropped like a weight.
-        p: the probability of dropping a weight. The attribute ``p`` may be changed later.
+        p: the probability of dropping a weight. {assigned}
         activation: acts on the pre-activation, element by element: a function or a module; ``None`` for none.
         inference: the test rule: ``"gaussian"``, ``"mean"`` or ``"sampled"``.
         num_samples: number of draws of ``"sampled"``.
@@ -397,7 +398,7 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
             input: floating point tensor of shape ``(..., in_features)``.
             noise: keep mask that replaces the draw; refused in evaluation, unless ``inference="sampled"``, where it is
                 standard normal and of shape ``(num_samples, ..., out_features)``.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
             Tensor of shape ``(..., out_features)``.

@@ -16,6 +16,7 @@ from ..noise import Bernoulli, Gaussian, odds
 __all__ = ["FastDropoutLinear", "fast_dropout_linear"]
 
 
+@describe("fast_dropout")
 def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
                         training: bool = True, *, noise: Tensor | None = None,
                         generator: torch.Generator | None = None) -> Tensor:
@@ -30,7 +31,7 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         p: the probability of dropping an input, less than 1.
         training: whether the outputs are drawn; if not, they are their means.
         noise: standard normal numbers that replace the draw, of a shape that broadcasts to the output's.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
         Tensor of shape ``(..., out)``.
@@ -89,7 +90,7 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
         in_features: size of each input.
         out_features: size of each output.
         bias: whether a bias is added; it is not dropped.
-        p: the probability of dropping an input, less than 1. The attribute ``p`` may be changed later.
+        p: the probability of dropping an input, less than 1. {assigned}
         device: where the parameters lie.
         dtype: type of the parameters.
 
@@ -133,7 +134,7 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
         Args:
             input: floating point tensor of shape ``(..., in_features)``.
             noise: standard normal numbers that replace the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
             Tensor of shape ``(..., out_features)``.

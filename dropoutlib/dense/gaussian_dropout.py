@@ -14,6 +14,7 @@ from ..noise import Gaussian, apply, noise_variance, odds
 __all__ = ["GaussianDropout", "gaussian_dropout"]
 
 
+@describe("gaussian_dropout")
 def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Multiplies by Gaussian factors of mean 1 and variance p/(1 - p).
@@ -25,10 +26,10 @@ def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
         p: the probability of dropping whose inverted mask has the same variance, less than 1.
         training: whether noise is applied; if not, the input is returned as it is.
         noise: factors that replace the draw, of a shape that broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        {same}
 
     Raises:
         ValueError: if ``p`` is not between 0 and 1 or is 1, if ``noise`` does not broadcast to ``input``, or
@@ -111,10 +112,10 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
         Args:
             input: floating point or complex tensor of any shape.
             noise: factors that replace the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
-            Tensor of the shape, dtype and memory format of ``input``.
+            {same}
 
         Raises:
             ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.

@@ -17,6 +17,7 @@ from ..noise import Uniform, given_mask, select
 __all__ = ["StandoutLinear", "standout_linear"]
 
 
+@describe("standout")
 def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, training: bool = True, *,
                     activation: Callable[[Tensor], Tensor] = torch.relu, alpha: float = 1.0, beta: float = 0.0,
                     belief_weight: Tensor | None = None, belief_bias: Tensor | None = None,
@@ -37,7 +38,7 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
             ``beta``; ``None`` for shared ones.
         belief_bias: their bias, of shape ``(out,)``.
         noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to the output's.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
         Tensor of shape ``(..., out)``.
@@ -197,7 +198,7 @@ class StandoutLinear(NoisyLayer, nn.Linear):
         Args:
             input: floating point tensor of shape ``(..., in_features)``.
             noise: keep mask that replaces the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
             Tensor of shape ``(..., out_features)``.

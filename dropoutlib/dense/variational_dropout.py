@@ -21,6 +21,7 @@ __all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
 _LAW = Gaussian(0.0, 1.0)
 
 
+@describe("variational_dropout")
 def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float,
                                kind: str = "A", training: bool = True, *, noise: Tensor | None = None,
                                generator: torch.Generator | None = None) -> Tensor:
@@ -38,7 +39,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
         training: whether noise is applied.
         noise: standard normal numbers that replace the draw, of a shape that broadcasts to the output's (kind A) or
             the input's (kind B).
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
         Tensor of shape ``(..., out)``.
@@ -187,7 +188,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         Args:
             input: floating point tensor of shape ``(..., in_features)``.
             noise: standard normal numbers that replace the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
             Tensor of shape ``(..., out_features)``.

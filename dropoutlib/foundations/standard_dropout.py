@@ -14,6 +14,7 @@ from ..noise import Bernoulli, apply, inverted, inverted_mean, inverted_variance
 __all__ = ["Dropout", "WeightScalingDropout", "dropout", "weight_scaling_dropout"]
 
 
+@describe("standard_dropout")
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
             noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Inverted dropout: ``input / (1 - p)`` where an element is kept, zero where it is dropped.
@@ -27,10 +28,10 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         inplace: whether the result is written into ``input``.
         noise: keep mask that replaces the draw, 0 or 1, of a shape that
             broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        {same}
 
     Raises:
         ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to ``input``, or if it is
@@ -49,6 +50,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     return inverted(input, p, training, inplace, noise=noise, generator=generator)
 
 
+@describe("standard_dropout")
 def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
                            noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Dropout as it was published: the raw mask in training, ``input * (1 - p)`` at test time.
@@ -61,10 +63,10 @@ def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True,
         training: whether noise is applied; if not, the input is scaled.
         noise: keep mask that replaces the draw, 0 or 1, of a shape that
             broadcasts to ``input``.
-        generator: source of randomness; None is torch's global one.
+        generator: {generator}
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        {same}
 
     Raises:
         ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to ``input``, or if it is
@@ -109,7 +111,7 @@ class Dropout(NoisyLayer, _DropoutNd):
     of :class:`torch.nn.Dropout`. It works under :func:`torch.compile`, not under ``torch.jit.script``.
 
     Args:
-        p: probability of dropping an element. The attribute ``p`` may be changed later.
+        p: probability of dropping an element. {assigned}
         inplace: whether the result is written into the input.
 
     Shape:
@@ -151,10 +153,10 @@ class Dropout(NoisyLayer, _DropoutNd):
         Args:
             input: floating point or complex tensor of any shape.
             noise: keep mask that replaces the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
-            Tensor of the shape, dtype and memory format of ``input``.
+            {same}
 
         Raises:
             ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
@@ -207,7 +209,7 @@ class WeightScalingDropout(NoisyLayer, _DropoutNd):
     itself is returned, with p = 1 everything is zero; neither draws.
 
     Args:
-        p: probability of dropping an element. The attribute ``p`` may be changed later.
+        p: probability of dropping an element. {assigned}
 
     Shape:
         Input of any shape; the output has the same one. ``noise``: the keep mask, 0 or 1, of a shape that
@@ -246,10 +248,10 @@ class WeightScalingDropout(NoisyLayer, _DropoutNd):
         Args:
             input: floating point or complex tensor of any shape.
             noise: keep mask that replaces the draw; refused in evaluation.
-            generator: source of randomness; None is torch's global one.
+            generator: {generator}
 
         Returns:
-            Tensor of the shape, dtype and memory format of ``input``.
+            {same}
 
         Raises:
             ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
