@@ -490,6 +490,7 @@ def test_digits_that_a_quadrature_does_not_have_are_not_made_up():
             number(cancels, {})
     assert number(Expectation(exp(g[1])), {}) == pytest.approx(math.exp(0.5), rel=1e-15)
     prove(Expectation(exp(g[1])), exp(S.Half), at=[{}])
+    disprove(0, Expectation(exp(g[1])), {})
 
 
 def test_both_signs_of_a_symbol_are_judged():

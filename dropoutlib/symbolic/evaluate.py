@@ -140,9 +140,13 @@ def _stable(point: Numbers, expressions: Sequence[Any], digits: Sequence[int], f
     for number_of_digits in digits:
         point.forget()
         with mp.workdps(number_of_digits):
-            tables.append([as_float(point.value(e, {})) for e in expressions])
+            tables.append([point.value(e, {}) for e in expressions])
     found = []
-    for values in zip(*tables, strict=True):
+    for column in zip(*tables, strict=True):
+        if all(map(is_exact, column)):
+            found.append(column[-1])
+            continue
+        values = [as_float(value) for value in column]
         last = values[-1]
         shrinks = len(digits) > 2 and all(0 < abs(new) <= abs(old) / 10**10 for old, new in pairwise(values))
         if last != 0 and all(abs(value - last) <= abs(last) / 10**6 for value in values):

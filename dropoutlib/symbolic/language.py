@@ -127,7 +127,8 @@ class Claim:
     def _domain(self, symbol: Any) -> Any:
         """What a reader knows of a symbol without a condition: that a size is a whole number; its declared sign only
         where it is printed."""
-        if symbol in self.signed or self.indices.get(symbol, FREE) not in (FREE, PARTIAL):
+        ranged = {part for index, high in self.indices.items() if high not in (FREE, PARTIAL) for part in (index, high)}
+        if symbol in self.signed or symbol in ranged:       # 1 <= k <= K is printed
             return _declared_interval(symbol)
         if symbol in self.parameters or (symbol.is_integer and not symbol.is_nonnegative):
             return sympy.Interval(-oo, oo)
@@ -680,7 +681,7 @@ def _conditions(relations: tuple[Any, ...], domains: tuple[tuple[Any, Any], ...]
     """Relations as a reader writes them: 0 < p < 1; what follows from the others is left out."""
     by_symbol: dict[Any, list[Any]] = {symbol: [] for symbol in signed}
     others = []
-    for relation in relations:
+    for relation in (part if part in inside else _without_denominator(part) for part in relations):
         symbols = relation.free_symbols
         if len(symbols) == 1 and not relation.atoms(Indexed):
             by_symbol.setdefault(next(iter(symbols)), []).append(relation)
@@ -706,6 +707,16 @@ def _conditions(relations: tuple[Any, ...], domains: tuple[tuple[Any, Any], ...]
             break
     return list(dict.fromkeys([text for texts in shown.values() for text in texts]
                               + [in_words(relation, show) for relation in rest]))
+
+
+def _without_denominator(relation: Any) -> Any:
+    """n - p != 0 for 1 - p/n != 0: that the denominator is not 0 is a condition of its own."""
+    if relation.rel_op != "!=" or not relation.lhs.is_Add:
+        return relation
+    numerator, denominator = sympy.fraction(sympy.together(relation.lhs - relation.rhs))
+    if denominator.is_number:
+        return relation
+    return sympy.Ne(-numerator if numerator.could_extract_minus_sign() else numerator, 0, evaluate=False)
 
 
 def _whole_number(symbol: Any, show: Any) -> str:
