@@ -1,6 +1,8 @@
 """Kinds of falsehood that nothing may display: each was once accepted, or comes close to one that was."""
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from functools import reduce
 
 import pytest
@@ -19,6 +21,7 @@ from sympy import (
     Max,
     Mul,
     Piecewise,
+    Pow,
     Product,
     Rational,
     S,
@@ -209,7 +212,7 @@ OUTSIDE = {
     "noise in an integral": (Integral(m[1] * v, (v, 0, 1)), "noise cannot stand in an integral"),
     "a rate for each unit": (Variance(Noise(Bernoulli("m", 1 - P[j]))[j]), "has to be the same for all copies"),
     "a random rate": (Expectation(m[1].subs(p, Noise(Uniform("u", 0, 1))[1])), "has to be the same for all copies"),
-    "another law": (Expectation(Noise(stats.Exponential("E", 1))[1]), "a Bernoulli, a normal or a uniform law"),
+    "another law": (Expectation(Noise(stats.Exponential("L", 1))[1]), "a Bernoulli, a normal or a uniform law"),
     "infinity": (oo, "is not a real number"),
     "complex infinity": (zoo + p, "is not a real number"),
     "not a number": (S.NaN, "is not a real number"),
@@ -259,6 +262,12 @@ OUTSIDE = {
     "a name that prints as a power": (Symbol("y__2"), "prints as something else"),
     "a name that prints as a size": (Symbol("aabs"), "prints as something else"),
     "a name of a constant": (Symbol("E"), "prints as something else"),
+    "an array that prints as a power": (IndexedBase("x__2")[1], "prints as something else"),
+    "a family that prints as a power": (Expectation(Noise(Bernoulli("m__2", p / (1 + p)))[1]), "prints as something"),
+    "a letter that prints like a mean": (Symbol("Epsilon") * (mu + s), "prints as something else"),
+    "two products that read alike": (Symbol("ab") * Symbol("c") - Symbol("a") * Symbol("bc"), "reads like the product"),
+    "an integral that may not exist": (Integral(v ** (-C), (v, 0, 1)), "it exists is not known"),
+    "an end that may be no whole number": (Sum(x[j], (j, 1, n / 2)), "made of whole numbers"),
     "an expression that is nested too deeply": (reduce(lambda e, _: exp(e), range(2000), mu), "nested too deeply"),
 }
 
@@ -384,6 +393,14 @@ def test_what_is_true_stays_provable(name):
     # a mask inside of E is 0 or 1, the same letter outside is any number
     (1 - mu / (Expectation(m[1]) + m[1] + 1), (Expectation(m[1]) + m[1] + 1 - mu) / (Expectation(m[1]) + m[1] + 1), (),
      "0 < p < 1, Expectation(m[1]) + m[1] + 1 != 0"),
+    # a declared domain beside other conditions of the same letter
+    (Integral(exp(-C * v), (v, 0, oo)), 1 / C, (C - 1) * (C - 2) > 0, "C > 0, C != 0, (C - 2)*(C - 1) > 0"),
+    (Sum((-1) ** whole * binomial(n, whole), (whole, 0, n)) / (n - 5), 0, (), "n != 5, n = 1, 2, ..."),
+    (Product(0, (j, 1, n)) / (n - 5), 0, (), "n != 5, n = 1, 2, ..."),
+    (Sum(x[j] / (k - 5), (j, 1, k)), Sum(x[j], (j, 1, k)) / (k - 5), k <= n, "k != 5, k <= n"),
+    (Sum(mu ** (n - 1), (j, 1, n)), n * mu ** (n - 1), (), "n = 1, 2, ..."),
+    (factorial(i - 1) * (x[i] + 1), factorial(i - 1) * x[i] + factorial(i - 1), (), "i = 1, 2, ..."),
+    (1 / (1 - p / C), C / (C - p), (), "C != 0, C - p != 0"),
 ])
 def test_the_condition_is_part_of_what_is_shown(left, right, where, condition):
     shown = prove(left, right, where=where)
@@ -490,6 +507,60 @@ def test_digits_that_a_quadrature_does_not_have_are_not_made_up():
             number(cancels, {})
     assert number(Expectation(exp(g[1])), {}) == pytest.approx(math.exp(0.5), rel=1e-15)
     prove(Expectation(exp(g[1])), exp(S.Half), at=[{}])
+    disprove(0, Expectation(exp(g[1])), {})
+
+
+def test_a_kink_of_an_integrand_is_not_passed_over():
+    """SymPy integrates exp(-|t - u|) as if u were no number of the range, where nothing is said of u."""
+    u, t = Symbol("u"), Symbol("t")
+    uniform = Noise(Uniform("U", 0, 1))
+    for shift in (0, 1, 4, 8):
+        wrong = exp(u - shift) - exp(u - shift - 1)
+        for left in (Integral(exp(-abs(t - u + shift)), (t, 0, 1)),
+                     Expectation(exp(-abs(uniform[1] - u + shift))),
+                     Integral(exp(-abs(t - x[1] + shift)), (t, 0, 1))):
+            with pytest.raises(Unproved):
+                prove(left, wrong.subs(u, x[1]) if left.has(x) else wrong)
+
+
+def test_a_value_that_is_missing_is_not_excused_by_a_condition_on_something_else():
+    piece = Piecewise((C - 2, C > 3))
+    for harmless in (Sum(1 / (1 + x[j] ** 2), (j, 1, n)), Sum(log(x[j]), (j, 1, n))):
+        with pytest.raises(NotAClaim, match="has no value"):
+            prove(piece * (piece + 1) + harmless, piece**2 + piece + harmless)
+    for power in (Pow(0, v), Pow(-2, v)):
+        with pytest.raises(NotAClaim, match="has no real value"):
+            prove(power * 2, power + power)
+
+
+def test_a_mean_of_the_normal_law_needs_the_signs_that_it_prints():
+    positive = symbols("s", positive=True)
+    shown = gaussian_mean(mu * (2 * Phi(mu / positive) - 1) + 2 * positive * phi(mu / positive), abs, mu, positive)
+    assert shown.condition == "s > 0"
+    shown = gaussian_mean(C * RELU, lambda z: Max(0, C * z), mu, s)
+    assert shown.condition == "C > 0, s > 0"
+
+
+def test_exact_values_are_taken_exactly():
+    third = Piecewise((1, Eq(p, Rational(1, 3))), (0, True))
+    assert number(third, {p: Fraction(1, 3)}) == 1
+    with pytest.raises(Unproved, match="no counterexample"):
+        disprove(third, 1, {p: Fraction(1, 3)})
+    assert number(10**20 * (mu - Rational(1, 10)), {mu: Decimal("0.10000000000000000001")}) == 1
+    for value in (True, "1", Symbol("q")):
+        with pytest.raises(ValueError, match="is not a"):
+            number(p, {p: value})
+
+
+def test_what_is_printed_is_what_was_compared():
+    for power in (800, -800):
+        with pytest.raises(ValueError, match="there to be printed"):
+            disprove(exp(mu), mu, {mu: power})
+    assert repr(disprove(mu + Rational(1, 10**13), 2, {mu: 1})).startswith("mu + 1/10000000000000 ~ 1 != 2")
+    assert repr(prove(S.Zero, Rational(14, 100), at=[{}], tolerance=0.149)).endswith("to 0.149]")
+    assert r"\neq{} &1 \cdot 10^{-5} = \mu" in disprove(10**20 * mu, mu, {mu: 1e-5})._repr_latex_()
+    with pytest.raises(ValueError, match="is not the name of a symbol"):
+        disprove(mu, 2 * mu, {mu: 1, "every q, and r": 5})
 
 
 def test_both_signs_of_a_symbol_are_judged():
@@ -556,6 +627,8 @@ def test_the_name_of_the_normal_variable_is_taken():
 # -- printing ------------------------------------------------------------------------
 @pytest.mark.parametrize(("left", "right", "shown"), [
     (Mul(p / (1 - p), -x[1], evaluate=False), -p * x[1] / (1 - p), r"\frac{p}{1 - p} \left(- {x}_{1}\right)"),
+    (Mul(s, Mul(-2 * mu / 3, v, evaluate=False), evaluate=False), -Rational(2, 3) * mu * s * v,
+     r"s \left(- \frac{2 \mu}{3} v\right)"),
     (Derivative(x[1] ** 2, x[1]) * x[1], 2 * x[1] ** 2,
      r"\left(\frac{\partial}{\partial {x}_{1}} {x}_{1}^{2}\right) {x}_{1}"),
     (Derivative(p**2, p) * Variance(m[1]), 2 * p**2 * (1 - p), r"\left(\frac{d}{d p} p^{2}\right) \operatorname{Var}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
@@ -140,9 +141,13 @@ def _stable(point: Numbers, expressions: Sequence[Any], digits: Sequence[int], f
     for number_of_digits in digits:
         point.forget()
         with mp.workdps(number_of_digits):
-            tables.append([as_float(point.value(e, {})) for e in expressions])
+            tables.append([point.value(e, {}) for e in expressions])
     found = []
-    for values in zip(*tables, strict=True):
+    for column in zip(*tables, strict=True):
+        if all(map(is_exact, column)):
+            found.append(column[-1])
+            continue
+        values = [as_float(value) for value in column]
         last = values[-1]
         shrinks = len(digits) > 2 and all(0 < abs(new) <= abs(old) / 10**10 for old, new in pairwise(values))
         if last != 0 and all(abs(value - last) <= abs(last) / 10**6 for value in values):
@@ -217,7 +222,9 @@ class _Bounds(Intervals, _Given):
 
     def function(self, e: Any, arguments: list[Any]) -> Any:
         if all(map(is_exact, arguments)) and (type(e).__name__ in EXACT or isinstance(e, Max | Min)):
-            return Numbers.function(self, e, arguments)
+            if not is_exact(found := Numbers.function(self, e, arguments)):
+                raise _NoBounds         # a factorial of no whole number
+            return found
         return super().function(e, [self.hull(x) for x in arguments])
 
     def other(self, e: Any, env: Env) -> Any:
@@ -240,7 +247,7 @@ def _listed(value: Any) -> Any:
 
 def _scalar(name: Any, value: Any) -> Any:
     """A number as a fraction where it is one."""
-    if isinstance(value, list | int):
+    if isinstance(value, list) or type(value) is int:
         return value
     if isinstance(value, Expr):         # worked out where it is used, with as many digits as are wanted there
         if value.free_symbols:
@@ -248,10 +255,14 @@ def _scalar(name: Any, value: Any) -> Any:
         read([value], floats=True)
         return Fraction(int(value.p), int(value.q)) if value.is_Rational else value
     try:
-        if isinstance(value, str) or not math.isfinite(value):
+        if isinstance(value, str | bool) or not math.isfinite(value):
             raise ValueError
     except (TypeError, ValueError):
         raise ValueError(f"{name} = {value!r} is not a real number") from None
+    if isinstance(value, Fraction | Decimal):
+        return Fraction(value)
+    if float(value) != value:
+        raise ValueError(f"{name} = {value!r} is more than a float holds: give it as a fraction")
     return Fraction(repr(float(value)))     # the decimal that it prints
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,9 @@ from sympy import (
     KroneckerDelta,
     Mul,
     Piecewise,
+    Product,
+    Sum,
+    Symbol,
     binomial,
     stats,
     sympify,
@@ -21,12 +25,13 @@ from sympy import (
 from sympy.core.sorting import default_sort_key
 from sympy.stats.crv_types import NormalDistribution
 from sympy.stats.frv_types import BernoulliDistribution
-from sympy.stats.rv import is_random
+from sympy.stats.rv import RandomSymbol, is_random
 from sympy.utilities.iterables import multiset_partitions
 
 from .notation import textbook
 
-__all__ = ["Noise", "copies", "delta", "joint_cumulant", "law_cumulant", "mean_of_function", "mean_of_product"]
+__all__ = ["Noise", "copies", "delta", "joint_cumulant", "law_cumulant", "mean_of_function", "mean_of_product",
+           "with_real_letters"]
 
 
 class Noise(IndexedBase):  # type: ignore[misc]
@@ -93,13 +98,28 @@ def mean_of_function(expression: Any, copy: Any) -> Any:
     """E g(m_j) for a function of one copy."""
     law = copy.base.law
     if not copy.base.is_finite_law:
-        mean = _mean_of_law(expression.xreplace({copy: law}))
+        mean = with_real_letters(expression.xreplace({copy: law}), _mean_of_law)
         if copy.base.is_normal_law and mean.has(Integral, Piecewise):   # SymPy asks for the sign of the deviation
-            mean = _mean_of_law(expression.xreplace({copy: law.pspace.distribution.mean
-                                                     + law.pspace.distribution.std * _STANDARD}))
+            mean = with_real_letters(expression.xreplace({copy: law.pspace.distribution.mean
+                                                          + law.pspace.distribution.std * _STANDARD}), _mean_of_law)
         return mean
     weights = sorted(stats.density(law).dict.items(), key=default_sort_key)
     return Add(*[weight * expression.xreplace({copy: sympify(value)}) for value, weight in weights])
+
+
+def with_real_letters(expression: Any, work: Callable[[Any], Any]) -> Any:
+    """Let SymPy work on an expression that says of its letters and entries that they are real.
+
+    It integrates exp(-|t - u|) over t as if u were no number of the range, where nothing is said of u.
+    """
+    if expression.has(Sum, Product):            # an entry may have a bound index
+        return work(expression)
+    random = {part.symbol for part in expression.atoms(RandomSymbol)}
+    names = {symbol: Symbol(symbol.name, real=True) for symbol in expression.atoms(Symbol) - random
+             if type(symbol) is Symbol and symbol.is_extended_real is None}
+    entries = {entry: Symbol(str(entry), real=True) for entry in expression.atoms(Indexed)}
+    back = {real: letter for letter, real in {**names, **entries}.items()}
+    return work(expression.xreplace(entries).xreplace(names)).xreplace(back)
 
 
 _STANDARD = stats.Normal(Dummy("u"), 0, 1)         # no letter of an expression is captured

@@ -61,7 +61,9 @@ def gaussian_mean(G: Expr, g: Callable[[Any], Any], mu: Any, s: Any) -> Identity
         raise NotAClaim("Z: stands for the normal variable, call the symbol otherwise")
     with _refusing("the mean"):
         _check_equation(G, at, mu, s)
-    _refuted(claim, drawn, G, judge.cases(claim, {}), "the mean")
+    cases = judge.cases(claim, {})
+    _refuted(claim, drawn, G, cases, "the mean")
+    claim.signed = judge.domains_that_matter(claim, cases)
     return Identity(_SHOWN, Expectation(at(mu + s * Normal("Z", 0, 1))), G, "heat equation", claim)
 
 

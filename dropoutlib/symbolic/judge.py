@@ -90,15 +90,15 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
         wanted, failure, failing, shrunk = enough or (3 if case else 6), None, None, 0
         for tries in range(TRIES):
             point = _Random(claim, case, source, exact=enough is not None, tries=tries, shrunk=shrunk)
+            inside = False
             try:
-                inside = False
                 failing = next((part for part in claim.testable() if not point.holds(part, {})), None)
                 if failing is not None:
                     continue
-                inside = claim.tells_all()
+                inside = True
                 difference = gap(point, left, right)
             except Undefined as error:          # outside of the domain
-                if inside and not isinstance(error, TooLarge):
+                if inside and not isinstance(error, TooLarge) and not claim.excuses(error):
                     raise NotAClaim(f"{plain(left)} = {plain(right)} has no value at some points of the domain of its "
                                     f"letters, and no condition says so: {error}") from error
                 failure = error
@@ -106,7 +106,7 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
                 continue
             if difference != 0:
                 return _described(left, right, case, difference)
-            wanted = min(wanted, 2) - 1 if point.used_quadrature else wanted - 1
+            wanted = min(wanted, 4) - 1 if point.used_quadrature else wanted - 1
             if wanted == 0:
                 judged += 1
                 break
@@ -285,7 +285,8 @@ def domains_that_matter(claim: Claim, where: Sequence[Mapping[str, int]]) -> lis
     needed += [symbol for symbol in numbers if symbol.is_nonpositive and symbol not in needed]
     for place in [*claim.sizes, *(index for index, high in claim.indices.items() if high in (FREE, PARTIAL))]:
         if place.is_integer and place not in claim.whole and (
-                place.is_nonpositive or (place.is_positive and not _holds_at(claim, where, place, 0))
+                place.is_nonpositive or place in claim.positive
+                or (place.is_positive and not _holds_at(claim, where, place, 0))
                 or (not rational and any(_stands_as_a_number(place, line) for line in claim.lines))):
             needed.append(place)
     signed = [symbol for symbol in claim.parameters
@@ -326,7 +327,9 @@ def _holds_at(claim: Claim, where: Sequence[Mapping[str, int]], place: Any, valu
                 continue
             if any(gap(point, claim.lines[0], line) != 0 for line in claim.lines[1:]):
                 return False
-        except (Undefined, Undecided, ValueError):
+        except Undefined:
+            return False
+        except (Undecided, ValueError):
             continue
     return True
 

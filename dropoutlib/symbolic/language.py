@@ -61,18 +61,19 @@ from sympy.stats.frv_types import BernoulliDistribution
 from sympy.stats.rv import RandomSymbol
 
 from .families import Noise, copies
+from .functions import phi
 from .meaning import FUNCTIONS
 from .notation import MOMENTS, latex, plain
 
-__all__ = ["FREE", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "in_words", "ranges_of_indices",
-           "read"]
+__all__ = ["FREE", "NAME", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "in_words",
+           "ranges_of_indices", "read"]
 
 NAME = re.compile(r"[A-Za-z]\w*'*", re.ASCII)
 BINDERS = (Sum, Product)
 ASSUMPTIONS = {"real", "positive", "negative", "nonnegative", "nonpositive", "integer", "commutative", "finite",
                "extended_real"}
 SIMPLE_LATEX = re.compile(r"(\\mathrm\{)?\\?[A-Za-z]+\}?'*(_\{[^{}^]*\})?'*")
-RESERVED = {"E", "I", "oo", "zoo", "nan", "True", "False"}
+RESERVED = {"E", "I", "oo", "zoo", "nan", "True", "False", "Epsilon"}
 WORDS = {*FUNCTIONS, "sqrt", "ln", "sgn", "min", "max", "Min", "Max", "Var", "Cov", "lim", "tan", "inf", "sup"} \
     - {"phi", "gamma"}      # the letters print as others than the functions
 OPERATORS = {"Phi": r"\Phi", "phi": r"\varphi", "gamma": r"\Gamma", "loggamma": r"\Gamma", "polygamma": r"\psi",
@@ -101,15 +102,20 @@ class Claim:
     untestable: set[Any] = field(default_factory=set)       # places that speak of bound indices or draws
     inside: set[Any] = field(default_factory=set)           # places that stand inside of E, Var and Cov only
     constants: set[int] = field(default_factory=set)        # whole numbers in indices and ends of ranges
+    positive: set[Any] = field(default_factory=set)         # sizes and indices that may not be 0, as they are declared
     signed: list[Any] = field(default_factory=list)         # symbols whose declared domain the claim needs
 
     def testable(self) -> list[Any]:
         """The conditions that hold or fail at a point."""
         return [relation for relation in [*self.where, *self.places] if relation not in self.untestable]
 
-    def tells_all(self) -> bool:
-        """True if every condition is testable: then every point that satisfies them has to have a value."""
-        return not self.untestable
+    def excuses(self, error: Any) -> bool:
+        """True if a condition that no point can tell may be why there is no value: else every point has to have one.
+
+        Random numbers are never 0 where they must not be.
+        """
+        return any(error.about in (None, relation.lhs) for relation in self.untestable
+                   if relation.rel_op != "!=" and not _implied(relation, {}, False))
 
     def condition(self, show: Any = plain) -> str:
         """The condition under which the claim holds; that a size or an index is 1, 2, ... only where that matters."""
@@ -127,7 +133,8 @@ class Claim:
     def _domain(self, symbol: Any) -> Any:
         """What a reader knows of a symbol without a condition: that a size is a whole number; its declared sign only
         where it is printed."""
-        if symbol in self.signed or self.indices.get(symbol, FREE) not in (FREE, PARTIAL):
+        ranged = {part for index, high in self.indices.items() if high not in (FREE, PARTIAL) for part in (index, high)}
+        if symbol in self.signed or symbol in ranged:       # 1 <= k <= K is printed
             return _declared_interval(symbol)
         if symbol in self.parameters or (symbol.is_integer and not symbol.is_nonnegative):
             return sympy.Interval(-oo, oo)
@@ -219,6 +226,8 @@ class _Reader:
                                  f"Noise({e.pspace.distribution.__class__.__name__.removesuffix('Distribution')}"
                                  f"(...))[1], inside Expectation, Variance or Covariance")
         if e.is_Rational:
+            if place == "index" and not e.is_Integer:
+                raise self.refuse(e, "an index or the end of a range is made of whole numbers, +, - and *")
             if place in ("index", "case") and e.is_Integer:
                 self.claim.constants.add(int(e))
             return
@@ -281,13 +290,16 @@ class _Reader:
         if denied := {name for name, value in e._assumptions_orig.items() if value is False}:
             raise self.refuse(e, f"is declared not {', '.join(sorted(denied))}, which a claim does not know: say it "
                                  "with where")
-        if not SIMPLE_LATEX.fullmatch(latex(e)) or e.name in RESERVED:
-            raise self.refuse(e, "prints as something else than a letter with a subscript")
+        self.letter(e)
         if place == "index" and e.is_integer is False:
             raise self.refuse(e, "an index is a whole number")
         self.symbols.add(e)
         if e not in bound:
             self.free.setdefault(e, set()).add(place)
+
+    def letter(self, e: Any) -> None:
+        if not SIMPLE_LATEX.fullmatch(latex(e)) or e.name in RESERVED:
+            raise self.refuse(e, "prints as something else than a letter with a subscript")
 
     def entry(self, e: Any, bound: dict[Any, Any], place: str) -> None:
         base = e.base
@@ -305,6 +317,7 @@ class _Reader:
             self.bases.add(base)
             if not NAME.fullmatch(base.name):
                 raise self.refuse(base.name, "a name has letters, digits and _, and begins with a letter")
+            self.letter(Symbol(base.name))
             if type(base) is Noise:
                 self.family(base)
         self.parts(e.indices, bound, "index", False)
@@ -345,7 +358,10 @@ class _Reader:
         One on bound indices or draws is printed, but no point alone can tell it.
         """
         relation = Relational(left, right, sign, evaluate=False)
-        if not (left.is_number and relation.rhs.is_number):
+        if left.is_number and relation.rhs.is_number:
+            if Relational(left, right, sign) == sympy.false:
+                raise self.refuse(relation, "is false, so that a part has no real value")
+        else:
             self.claim.places.append(relation)
             if relation.free_symbols & set(bound) or _drawn(relation):
                 self.claim.untestable.add(relation)
@@ -362,8 +378,9 @@ class _Reader:
         if isinstance(distribution, BernoulliDistribution):
             if not (distribution.succ.is_Rational and distribution.fail.is_Rational):
                 raise self.refuse(family, "the values of a Bernoulli law are numbers")
-            self.note(distribution.p, ">", 0, {}, False)
-            self.note(distribution.p, "<", 1, {}, False)
+            if not distribution.p.is_number:
+                self.note(distribution.p, ">", 0, {}, False)
+                self.note(distribution.p, "<", 1, {}, False)
         elif isinstance(distribution, NormalDistribution):
             self.note(distribution.std, ">", 0, {}, False)
         elif isinstance(distribution, UniformDistribution):
@@ -380,7 +397,7 @@ class _Reader:
         if random and copies(base) and not exponent.is_number \
                 and not (exponent.is_integer and exponent.is_nonnegative):
             raise self.refuse(e, "the exponent of something random is a number, or declared whole and not negative")
-        if exponent.is_integer and (exponent.is_nonnegative or self.at_least_zero(exponent, bound)):
+        if exponent.is_integer and self.at_least_zero(exponent, bound):
             return
         sign = "!=" if exponent.is_integer else ">=" if exponent.is_Rational and exponent > 0 else ">"
         self.note(base, sign, 0, bound, random)
@@ -417,7 +434,7 @@ class _Reader:
         if sign is None:
             return
         room = {"positive": low - 1, "nonnegative": low, "negative": -1 - high, "nonpositive": -high}[sign]
-        if self.at_least_zero(room, bound):
+        if self.at_least_zero(room, bound, needed=False):      # the judge tries what it says at 0
             return
         end = low if sign in ("positive", "nonnegative") else high
         limit = {"positive": 1, "negative": -1}.get(sign, 0)
@@ -426,13 +443,27 @@ class _Reader:
             raise self.refuse(index, f"is declared {sign}, but runs from {low} to {high} in {plain(e)}")
         self.note(*kept, bound, False)
 
-    def at_least_zero(self, e: Any, bound: dict[Any, Any]) -> bool:
-        """True if e is not negative on the ranges of the indices bound around it; undeclared sizes are 0, 1, 2, ..."""
+    def at_least_zero(self, e: Any, bound: dict[Any, Any], needed: bool = True) -> bool:
+        """True if e is not negative on the ranges of the indices bound around it; undeclared sizes are 0, 1, 2, ...
+
+        Where that takes a size or a free index that is 1, 2, ..., the claim may need it.
+        """
         ranges = {index: limits for index, limits in reversed(bound.items()) if limits is not None}
-        symbols = e.free_symbols.union(*(end.free_symbols for limits in ranges.values() for end in limits))
-        whole = {s: Dummy(integer=True, nonnegative=True) for s in symbols - set(bound) if s.is_integer is None}
-        return at_least_zero(e.xreplace(whole), {index: (low.xreplace(whole), high.xreplace(whole))
-                                                 for index, (low, high) in ranges.items()})
+        symbols = e.free_symbols.union(*(end.free_symbols for limits in ranges.values() for end in limits)) - set(bound)
+        positive = {s for s in symbols if s.is_integer and s.is_positive}
+
+        def holds(of: set[Any]) -> bool:
+            whole = {s: Dummy(integer=True, nonnegative=True) for s in of}
+            return at_least_zero(e.xreplace(whole), {index: (low.xreplace(whole), high.xreplace(whole))
+                                                     for index, (low, high) in ranges.items()})
+
+        undeclared = {s for s in symbols if s.is_integer is None}
+        if holds(undeclared | positive):
+            return True
+        is_known = holds(undeclared)
+        if is_known and needed:
+            self.claim.positive |= positive
+        return is_known
 
     def function(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
         name = type(e).__name__
@@ -498,6 +529,7 @@ class _Reader:
                 self.visit(end, bound)
             if variable.is_nonnegative or variable.is_nonpositive:      # SymPy uses the declared sign
                 self.note(end, ">=" if variable.is_nonnegative else "<=", 0, bound, False)
+        self.check_powers(e, variable, low, high)
         free = Symbol(variable.name, real=True)
         body, variable = e.function.xreplace({variable: free}), free
         for relation in self.conditions_with(variable, body, bound):
@@ -515,6 +547,17 @@ class _Reader:
             else:
                 for end in ends:
                     self.note(end, ">=", 0, bound, False)
+
+    def check_powers(self, e: Any, variable: Any, low: Any, high: Any) -> None:
+        """An exponent that is a letter decides whether an integral exists; no sample of points tells where."""
+        falls = any(type(part) in (sympy.exp, phi) for part in sympy.Mul.make_args(e.function) if part.has(variable))
+        for part in e.function.atoms(Pow):
+            if not part.base.has(variable) or part.exp.is_number:
+                continue
+            finite = not {low, high} & {oo, -oo}
+            stays = finite and all(part.base.xreplace({variable: end}).is_positive for end in (low, high))
+            if not stays and not (part.exp.is_nonnegative and (finite or falls)):
+                raise self.refuse(e, f"for which {plain(part.exp)} it exists is not known")
 
     def limit(self, e: Any, bound: dict[Any, Any]) -> None:
         body, variable, point, _ = e.args
@@ -590,11 +633,9 @@ class _Reader:
                                        for array in arrays):
                     raise self.refuse(str(thing), "a symbol and an entry of an array print alike")
             seen[key] = thing
-        letters = "|".join(sorted({re.escape(symbol.name) for symbol in self.symbols}, key=len, reverse=True))
-        for name in sorted(symbol.name for symbol in self.symbols):
-            others = "|".join(other for other in letters.split("|") if other != re.escape(name))
-            if others and re.fullmatch(f"(?:{others}){{2,}}", name):
-                raise self.refuse(name, "reads like the product of other symbols of the claim")
+        names = {latex(Symbol(thing.name)) for thing in [*self.symbols, *self.bases]}
+        if ambiguous := _read_in_two_ways({name for name in names if "\\" not in name}):
+            raise self.refuse(ambiguous, "reads like the product of other symbols of the claim")
 
     def sort_symbols(self) -> None:
         claim = self.claim
@@ -620,6 +661,21 @@ class _Reader:
         if len(found) == 1 and (limits := next(iter(found))) and limits[0] == 1 and limits[1].is_Symbol:
             return limits[1]
         return PARTIAL
+
+
+def _read_in_two_ways(names: set[str]) -> str | None:
+    """A name in a row of letters that can be read as two different products (Sardinas and Patterson)."""
+    rests = {(two[len(one):], two) for one in names for two in names if one != two and two.startswith(one)}
+    seen: set[str] = set()
+    while rests:
+        rest, name = rests.pop()
+        if rest in names:
+            return name
+        if rest not in seen:
+            seen.add(rest)
+            rests |= {(other[len(rest):], name) for other in names if other.startswith(rest)}
+            rests |= {(rest[len(other):], name) for other in names if rest.startswith(other)}
+    return None
 
 
 def _print(thing: Any) -> str:
@@ -680,7 +736,7 @@ def _conditions(relations: tuple[Any, ...], domains: tuple[tuple[Any, Any], ...]
     """Relations as a reader writes them: 0 < p < 1; what follows from the others is left out."""
     by_symbol: dict[Any, list[Any]] = {symbol: [] for symbol in signed}
     others = []
-    for relation in relations:
+    for relation in (part if part in inside else _without_denominator(part) for part in relations):
         symbols = relation.free_symbols
         if len(symbols) == 1 and not relation.atoms(Indexed):
             by_symbol.setdefault(next(iter(symbols)), []).append(relation)
@@ -692,13 +748,15 @@ def _conditions(relations: tuple[Any, ...], domains: tuple[tuple[Any, Any], ...]
         own = known.get(symbol, sympy.Interval(-oo, oo))
         shown[symbol], known[symbol] = _interval(symbol, own, by_symbol[symbol], symbol in signed, show)
     for symbol in whole:                    # 1 <= n <= 9 says of a size or index that it is positive
-        if not shown.get(symbol) or not symbol.is_positive:
+        narrowed = symbol in known and known[symbol] != dict(domains).get(symbol)
+        if not symbol.is_positive or not narrowed:
             shown.setdefault(symbol, []).append(_whole_number(symbol, show))
     rest = [relation for relation in dict.fromkeys(others) if not _implied(relation, known, relation in inside)]
     for relation in list(rest):             # 2 <= k and k <= n are written as one
         symbol, interval = relation.lhs, known.get(relation.lhs)
-        if relation.rel_op in ("<", "<=") and interval is not None and len(shown.get(symbol, ())) == 1 \
-                and interval.end == oo and interval.start != -oo and symbol not in relation.rhs.free_symbols:
+        if relation.rel_op in ("<", "<=") and interval is not None and interval.end == oo and interval.start != -oo \
+                and symbol not in relation.rhs.free_symbols \
+                and shown.get(symbol) == [_between(symbol, interval & _declared_interval(symbol), show)]:
             less, low = ("<", "<=") if show is plain else ("<", r"\leq"), show(interval.start)
             shown[symbol] = [f"{low} {less[not interval.left_open]} {show(symbol)} {less[relation.rel_op == '<=']} "
                              f"{show(relation.rhs)}"]
@@ -706,6 +764,16 @@ def _conditions(relations: tuple[Any, ...], domains: tuple[tuple[Any, Any], ...]
             break
     return list(dict.fromkeys([text for texts in shown.values() for text in texts]
                               + [in_words(relation, show) for relation in rest]))
+
+
+def _without_denominator(relation: Any) -> Any:
+    """n - p != 0 for 1 - p/n != 0: that the denominator is not 0 is a condition of its own."""
+    if relation.rel_op != "!=" or not relation.lhs.is_Add:
+        return relation
+    numerator, denominator = sympy.fraction(sympy.together(relation.lhs - relation.rhs))
+    if denominator.is_number:
+        return relation
+    return sympy.Ne(-numerator if numerator.could_extract_minus_sign() else numerator, 0, evaluate=False)
 
 
 def _whole_number(symbol: Any, show: Any) -> str:
@@ -758,7 +826,8 @@ def _interval(symbol: Any, own: Any, relations: list[Any], signed: bool, show: A
         except (NotImplementedError, TypeError, ValueError, AttributeError, RecursionError):
             rest.append(relation)
     if not isinstance(inside, sympy.Interval):
-        return [in_words(r, show) for r in dict.fromkeys(relations)], own
+        declared = [_between(symbol, own, show)] if signed and own != sympy.Interval(-oo, oo) else []
+        return declared + [in_words(r, show) for r in dict.fromkeys(relations)], own
     out = [in_words(sympy.Ne(symbol, point, evaluate=False), show)
            for point in dict.fromkeys(left_out) if inside.contains(point) == sympy.true]
     words = [] if inside == (sympy.Interval(-oo, oo) if signed else own) \

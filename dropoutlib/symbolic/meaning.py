@@ -38,7 +38,11 @@ _LETTERS = "letters"        # in an Env: masks are letters of a polynomial, too
 
 
 class Undefined(ArithmeticError):
-    """The expression has no real value at this point."""
+    """The expression has no real value at this point; ``about`` is the part whose value is not allowed, if known."""
+
+    def __init__(self, message: str, about: Any = None) -> None:
+        super().__init__(message)
+        self.about = about
 
 
 class TooLarge(Undefined):
@@ -419,7 +423,7 @@ class Numbers(Meaning):
                     raise NotPolynomial
                 return _whole_power(base, exponent)
             if base == 0 and exponent < 0:
-                raise Undefined(f"division by zero in {plain(e)}")
+                raise Undefined(f"division by zero in {plain(e)}", e.base)
             if is_exact(base):
                 if abs(exponent) > LONGEST:
                     raise Undecided(f"the power {plain(e)} is too large")
@@ -428,7 +432,7 @@ class Numbers(Meaning):
         if isinstance(base, Polynomial) or isinstance(exponent, Polynomial):
             raise NotPolynomial
         if base < 0 or (base == 0 and exponent <= 0):
-            raise Undefined(f"{plain(e)} is not a real number")
+            raise Undefined(f"{plain(e)} is not a real number", e.base)
         return mp.power(as_float(base), self.modest(exponent)) if base != 0 else 0
 
     def modest(self, x: Any) -> Any:
@@ -473,7 +477,7 @@ class Numbers(Meaning):
             return self.value(next((part for part, condition in e.args if self.holds(condition, env)), sympy.nan), env)
         if isinstance(e, Function | Max | Min):
             return self.function(e, [self.value(part, env) for part in e.args])
-        raise Undefined(f"{plain(e)} is not a real number")
+        raise Undefined(f"{plain(e)} is not a real number", e)
 
     def holds(self, condition: Any, env: Env) -> bool:
         """A relation between numbers, or several of them."""
@@ -510,7 +514,7 @@ class Numbers(Meaning):
             return (max if isinstance(e, Max) else min)(compared(arguments))
         name = e.func.__name__
         if name == "log" and not arguments[0] > 0:
-            raise Undefined(f"{plain(e)} is not a real number at {_shown(arguments[0])}")
+            raise Undefined(f"{plain(e)} is not a real number at {_shown(arguments[0])}", e.args[0])
         if (name, *arguments) in (("exp", 0), ("log", 1)):
             return int(name == "exp")
         if name not in EXACT:
@@ -521,7 +525,7 @@ class Numbers(Meaning):
         try:
             return FUNCTIONS[name](*arguments)
         except (ValueError, ZeroDivisionError, OverflowError) as error:
-            raise Undefined(f"{plain(e)} is not a real number: {error}") from error
+            raise Undefined(f"{plain(e)} is not a real number: {error}", e.args[-1]) from error
 
     # derivatives, integrals, limits
     def derivative(self, e: Any, env: Env) -> Any:

@@ -109,9 +109,10 @@ class _Latex(LatexPrinter):  # type: ignore[misc]
         return f"{self._print(coefficient)} " + (rf"\left({shown}\right)" if bracket else shown)
 
     def _needs_mul_brackets(self, expr: Any, first: bool = False, last: bool = False) -> bool:
-        """A derivative or a limit in front of a factor would seem to be one of their product."""
+        """A derivative or a limit in front of a factor would seem to be one of their product, a minus a difference."""
         return (isinstance(expr, Derivative | Limit) and not last) or bool(
-            super()._needs_mul_brackets(expr, first, last))
+            super()._needs_mul_brackets(expr, first, last)) or (
+            expr.is_Mul and not first and self._print(expr).lstrip().startswith("-"))
 
     def _print_KroneckerDelta(self, expr: Any, exp: Any = None) -> str:
         i, j = (self._print(index) for index in expr.args[:2])

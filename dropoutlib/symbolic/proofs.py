@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from sympy.stats.rv import RandomSymbol
 from . import judge, rules
 from .evaluate import at_scalars, controlled, given_point
 from .families import Noise, copies
-from .language import FREE, PARTIAL, Claim, NotAClaim, assuming, in_words, read
+from .language import FREE, NAME, PARTIAL, Claim, NotAClaim, assuming, in_words, read
 from .meaning import Undecided, Undefined, as_float, is_exact
 from .notation import MOMENTS, latex, plain
 
@@ -372,6 +373,7 @@ def _compare_numbers(claim: Claim, points: list[Mapping[Any, Any]], tolerance: f
     if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance has to lie between 0 and 1, got {tolerance!r}")
     for point in points:
+        _check_names(point)
         one, two = (as_float(value) for value in _values_at(claim, point, tolerance))
         if not abs(one - two) <= tolerance * max(1, abs(two)):
             where = ", ".join(f"{key} = {value}" for key, value in point.items())
@@ -381,7 +383,14 @@ def _compare_numbers(claim: Claim, points: list[Mapping[Any, Any]], tolerance: f
     if any(hasattr(value, "__len__") or hasattr(value, "tolist") for point in points for value in point.values()) \
             or len(named) > 2 * NARROW:
         named = f"{len(points)} points" if len(points) > 1 else "1 point"
-    return f"numerically{' at ' * bool(named)}{named}, to {tolerance:.0e}".replace("e-0", "e-")
+    return f"numerically{' at ' * bool(named)}{named}, to {float(tolerance)!r}".replace("e-0", "e-")
+
+
+def _check_names(point: Mapping[Any, Any]) -> None:
+    """What is printed as the name of a letter has to be one."""
+    for key in point:
+        if not NAME.fullmatch(str(key)):
+            raise ValueError(f"{str(key)!r} is not the name of a symbol or an array")
 
 
 def _values_at(claim: Claim, point: Mapping[Any, Any], tolerance: float = 1e-15) -> tuple[Any, Any]:
@@ -423,9 +432,10 @@ class Counterexample(_Result):
     """A printed formula and the truth at one point where they differ."""
 
     def __init__(self, key: object, claim: Any, truth: Any, values: Mapping[Any, Any],
-                 numbers: tuple[float, float]) -> None:
+                 numbers: tuple[Any, Any]) -> None:
         self._refuse_strangers(key)
-        self.claim, self.truth, self.numbers = claim, truth, numbers
+        self.claim, self.truth, self.numbers = claim, truth, (float(numbers[0]), float(numbers[1]))
+        self._exactly = numbers
         self.values = MappingProxyType({key: _frozen(value) for key, value in values.items()})
 
     def _point(self, show: Callable[[Any], str], comma: str) -> str:
@@ -435,13 +445,13 @@ class Counterexample(_Result):
         """'claim = value' and 'value = truth'; a formula that is itself the decimal stands alone."""
         digits = next((d for d in range(4, 17) if len({f"{value:.{d}g}" for value in self.numbers}) == 2), 17)
         sides = []
-        for formula, value in zip((self.claim, self.truth), self.numbers, strict=True):
+        for formula, value, exactly in zip((self.claim, self.truth), self.numbers, self._exactly, strict=True):
             text = f"{value:.{digits}g}"
-            rounded = abs(float(text) - value) > 1e-12 * abs(value)
+            rounded = not is_exact(exactly) or Fraction(text) != exactly
             if formula.is_Integer or formula.is_Float:
-                sides.append([show(formula) if formula.is_Integer else f"{value:.15g}"])
+                sides.append([show(formula) if formula.is_Integer else _decimal(f"{value:.15g}", show)])
             else:
-                sides.append([show(formula), approximately if rounded else "=", text])
+                sides.append([show(formula), approximately if rounded else "=", _decimal(text, show)])
         return " ".join(sides[0]), " ".join(reversed(sides[1]))
 
     def _repr_latex_(self) -> str:
@@ -465,7 +475,13 @@ def _frozen(value: Any) -> Any:
 def _short(value: Any, show: Callable[[Any], str]) -> str:
     if isinstance(value, list | tuple):
         return "(" + ", ".join(_short(item, show) for item in value) + ")"
-    return repr(value) if isinstance(value, float) else show(sympify(value))
+    return _decimal(repr(value), show) if isinstance(value, float) else show(sympify(value))
+
+
+def _decimal(text: str, show: Callable[[Any], str]) -> str:
+    """1e-05 as a page sets it."""
+    digits, _, power = text.partition("e")
+    return rf"{digits} \cdot 10^{{{int(power)}}}" if power and show is latex else text
 
 
 def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexample:
@@ -488,6 +504,7 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
     if not isinstance(values, Mapping):
         raise TypeError(f"values is a dictionary from symbols to numbers, got {values!r}")
     values = {key: _frozen(value) for key, value in values.items()}
+    _check_names(values)
     read_claim = read([claim, truth], floats=True)
     wrong, right = _values_at(read_claim, values)
     claim, truth = read_claim.lines
@@ -498,11 +515,14 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
         differ = abs(wrong - right) > 1e-9 * max(1e-12, abs(wrong), abs(right))
     if not differ:
         raise Unproved(f"no counterexample: {plain(claim)} and {plain(truth)} are both {float(right):.6g} there")
-    try:
-        numbers = (float(wrong), float(right))
-    except OverflowError:
-        raise ValueError(f"{plain(claim)} or {plain(truth)} is too large there to be printed") from None
-    return Counterexample(_SHOWN, claim, truth, values, numbers)
+    for formula, value in ((claim, wrong), (truth, right)):
+        try:
+            size = float(value)
+        except OverflowError:
+            size = math.inf
+        if math.isinf(size) or (size == 0 and value != 0):
+            raise ValueError(f"{plain(formula)} is too {'large' if size else 'small'} there to be printed")
+    return Counterexample(_SHOWN, claim, truth, values, (wrong, right))
 
 
 def judged(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:

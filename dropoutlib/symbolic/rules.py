@@ -34,7 +34,15 @@ from sympy.core.sorting import default_sort_key
 from sympy.stats import Covariance, Expectation, Variance
 from sympy.stats.rv import RandomSymbol
 
-from .families import Noise, copies, joint_cumulant, law_cumulant, mean_of_function, mean_of_product
+from .families import (
+    Noise,
+    copies,
+    joint_cumulant,
+    law_cumulant,
+    mean_of_function,
+    mean_of_product,
+    with_real_letters,
+)
 from .language import at_least_zero, ranges_of_indices
 from .notation import MOMENTS, VARYING, textbook
 from .terms import Ranges, collapse, collapsed, has_noise, inner_ranges, nameless, readable, sum_over, terms
@@ -363,7 +371,7 @@ def _closed(expression: Any, ranges: Ranges) -> Any:
         done = whole.doit(deep=False) if may_be_closed else whole
         return done if not done.has(oo, nan) else whole
     closed = expression.func(*[_closed(part, ranges) if isinstance(part, Expr) else part for part in expression.args])
-    return closed.doit(deep=False) if isinstance(closed, Limit | Integral) else closed
+    return with_real_letters(closed, lambda e: e.doit(deep=False)) if isinstance(closed, Limit | Integral) else closed
 
 
 def _simplifies_to_zero(expression: Any) -> bool:
