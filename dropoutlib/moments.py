@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropoutlib.checks import is_autocast
+from dropoutlib.arguments import is_autocast
 
 __all__ = ["Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "probit",
            "relu", "sigmoid", "squared_error", "sum_variance"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropoutlib.checks import require_floating_point
+from dropoutlib.arguments import require_floating_point
 
 __all__ = ["Windows", "squares"]
 

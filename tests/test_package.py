@@ -40,7 +40,7 @@ def public() -> dict[str, object]:
     """Everything that a user imports: the flat names, the functions, and what the modules say is theirs."""
     found: dict[str, object] = {}
     for name in MODULES:
-        if name == "dropoutlib" or name.split(".")[1] in {"functional", "checks", *PARTS}:
+        if name == "dropoutlib" or name.split(".")[1] in {"functional", "arguments", *PARTS}:
             module = importlib.import_module(name)
             for exported in getattr(module, "__all__", []):
                 value = getattr(module, exported)
@@ -114,7 +114,7 @@ def test_docstrings_say_what_a_user_needs(name: str) -> None:
         assert "Args:" in text
         arguments = text.split("Args:")[1]
         assert all(re.search(rf"^\s+{parameter}: ", arguments, flags=re.MULTILINE) for parameter in parameters)
-    if not name.startswith("dropoutlib.checks"):
+    if not name.startswith("dropoutlib.arguments"):
         assert "Example:" in text and ">>>" in text
     if name.split(".")[1] in PARTS:
         assert "Raises:" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import positive_integer, refuse_noise, require_images
+from ..arguments import positive_integer, refuse_noise, require_images
 from ..layer import NoisyLayer
 from ..methods import describe
 from ..noise import Position, select

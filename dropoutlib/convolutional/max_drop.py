@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..checks import positive_integer, refuse_noise, require_images
+from ..arguments import positive_integer, refuse_noise, require_images
 from ..layer import NoisyLayer
 from ..methods import describe
 from ..noise import Bernoulli, noise_variance, select

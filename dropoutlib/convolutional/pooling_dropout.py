@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..checks import refuse_noise
+from ..arguments import refuse_noise
 from ..layer import NoisyLayer
 from ..methods import RANKS, describe, describe_methods
 from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..checks import require_floating_point
+from ..arguments import require_floating_point
 from ..layer import NoisyLayer
 from ..methods import RANKS, describe, describe_methods
 from ..noise import Bernoulli, inverted, inverted_mean, inverted_variance

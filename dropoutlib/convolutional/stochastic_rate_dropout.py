@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import positive, real, refuse_noise, require_floating_point
+from ..arguments import positive, real, refuse_noise, require_floating_point
 from ..kernels import is_eager
 from ..layer import NoisyLayer
 from ..methods import describe

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import positive, refuse_noise, require_floating_point, require_images
+from ..arguments import positive, refuse_noise, require_floating_point, require_images
 from ..kernels import is_eager
 from ..layer import NoisyLayer
 from ..methods import describe

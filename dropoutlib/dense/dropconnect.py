@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import moments
-from ..checks import is_autocast, refuse_noise, require_callable, require_features
+from ..arguments import is_autocast, refuse_noise, require_callable, require_features
 from ..kernels import is_eager
 from ..kernels.cpu import Selector
 from ..layer import NoisyLayer

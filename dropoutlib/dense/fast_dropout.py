@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import moments
-from ..checks import refuse_noise, require_features
+from ..arguments import refuse_noise, require_features
 from ..layer import NoisyLayer
 from ..methods import describe
 from ..moments import Moments

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import real, refuse_noise, require_callable, require_features
+from ..arguments import real, refuse_noise, require_callable, require_features
 from ..layer import NoisyLayer
 from ..methods import describe
 from ..noise import Uniform, given_mask, select

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import refuse_noise, require_features
+from ..arguments import refuse_noise, require_features
 from ..divergence import log_uniform_kl
 from ..layer import NoisyLayer
 from ..methods import describe

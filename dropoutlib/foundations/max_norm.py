@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from ..checks import real
+from ..arguments import real
 from ..methods import describe
 
 __all__ = ["MaxNorm", "max_norm_"]

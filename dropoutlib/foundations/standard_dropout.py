@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..checks import refuse_noise, require_floating_point
+from ..arguments import refuse_noise, require_floating_point
 from ..layer import NoisyLayer
 from ..methods import describe
 from ..noise import Bernoulli, apply, inverted, inverted_mean, inverted_variance, noise_variance, raw_mean

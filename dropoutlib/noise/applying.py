@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dropoutlib.checks import refuse_noise, require_floating_point
+from dropoutlib.arguments import refuse_noise, require_floating_point
 from dropoutlib.kernels import cpu
 
 from .laws import Bernoulli, Gaussian

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropoutlib.checks import real, require_floating_point
+from dropoutlib.arguments import real, require_floating_point
 from dropoutlib.kernels import cpu, is_eager
 
 from .given import check_generator, check_noise, given_mask
