@@ -1,4 +1,4 @@
-"""What is DropConnect's own; the contract of every layer is in test_contract.py."""
+"""What is DropConnect's own; the contract of every layer is in tests/contract."""
 
 from __future__ import annotations
 

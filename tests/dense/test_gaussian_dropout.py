@@ -1,4 +1,4 @@
-"""What is Gaussian dropout's own; the contract of every layer is in test_contract.py."""
+"""What is Gaussian dropout's own; the contract of every layer is in tests/contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is variational dropout's own; the divergence is in test_divergence.py, the contract in test_contract.py."""
+"""What is variational dropout's own; the divergence is in test_divergence.py, the contract in tests/contract."""
 
 from __future__ import annotations
 

@@ -1,0 +1,221 @@
+"""What a layer takes and gives, and what it says of bad input."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from subjects import (
+    LARGE,
+    ON_MAPS,
+    OPT_OUTS,
+    POOLS,
+    SMALL,
+    TABLE,
+    WITH_WEIGHTS,
+    Layer,
+    LayerOnMaps,
+    LayerWithWeights,
+    assert_raises,
+    assert_same,
+    checks_in,
+    covered,
+    example,
+    random_state,
+    subject,
+)
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+import dropoutlib
+from dropoutlib import functional
+
+
+def check_drop_in(layer: Layer, device: torch.device) -> None:
+    x = layer.example(SMALL, device, torch.float32)
+    module = layer(0.3, x)
+    if isinstance(layer, LayerWithWeights):
+        linear = next(part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d)))
+        replaced = type(linear)(5, 5, **({} if isinstance(linear, nn.Linear) else {"kernel_size": 1}))
+        linear.load_state_dict({**linear.state_dict(), "weight": replaced.weight.detach()})
+        torch.testing.assert_close(linear.weight, replaced.weight.to(device))
+        return
+    assert isinstance(module, _DropoutNd) and not isinstance(module, nn.Dropout)
+    assert type(module.p) is float and module.p == 0.3 and type(layer(0, x).p) is float
+    assert "p=0.3" in repr(module)
+    assert list(module.state_dict()) == list(nn.Dropout().state_dict())
+    model = nn.Sequential(nn.Linear(3, 3), module)
+    model.load_state_dict(nn.Sequential(nn.Linear(3, 3), nn.Dropout()).state_dict())
+
+
+def check_shapes(layer: Layer, device: torch.device) -> None:
+    shapes = [(0, 4), (4, 5), LARGE]
+    if getattr(layer, "single", True):
+        shapes += [(7,)]
+    if not getattr(layer, "axes", ()):
+        shapes += [(1,), (2, 3, 4), (2, 3, 4, 5), (1, 2, 3, 4, 5)]
+    if layer.elementwise:
+        shapes += [(), (0,), (3, 0)]
+    for shape in shapes:
+        x = layer.example(shape, device, torch.float32).requires_grad_()
+        for module in (layer(0.3, x), layer(0.3, x).eval()):
+            y = module(x)
+            assert y.shape == x.shape and y.dtype == x.dtype and y.device == x.device
+            (gradient,) = torch.autograd.grad(y.sum(), x)
+            assert gradient.shape == x.shape
+
+
+def check_dtypes(layer: Layer, device: torch.device) -> None:
+    dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+    for shape in (SMALL, LARGE):
+        for dtype in [*dtypes, torch.complex64] if layer.elementwise else dtypes:
+            x = layer.example(shape, device, dtype).requires_grad_()
+            noise = layer.noise(x)
+            for module in (layer(0.3, x), layer(0.3, x).eval()):
+                y = module(x)
+                x.grad = None
+                y.abs().sum().backward()
+                assert y.dtype == dtype and x.grad.dtype == dtype
+                assert y.isfinite().all() and x.grad.isfinite().all()
+                if hasattr(module, "mean"):
+                    assert module.mean(x).dtype == dtype
+                    assert module.variance(x).dtype == dtype.to_real()
+            for size in (1, 300):  # the square of 300 is no float16
+                y = layer(0.3, x)(size * x, noise=noise)
+                assert y.dtype == dtype
+                exact = (size * x.detach()).to(torch.complex128 if dtype.is_complex else torch.float64)
+                error = (y.to(torch.complex128) - layer(0.3, exact)(exact, noise=noise)).abs().max() / size
+                assert error < (4 if layer.elementwise else 40) * torch.finfo(dtype).eps, f"{dtype}: {error}"
+            if hasattr(module, "variance") and not isinstance(layer, LayerWithWeights):
+                large = 300 * x.detach() / x.detach().abs().max()
+                exact = module.variance(large.to(torch.complex128 if dtype.is_complex else torch.float64))
+                torch.testing.assert_close(module.variance(large).double(), exact, rtol=20 * torch.finfo(dtype).eps,
+                                           atol=0.01)
+
+
+def check_autocast(layer: Layer, device: torch.device) -> None:
+    x = layer.example(SMALL, device, torch.float32).requires_grad_()
+    for module in (layer(0.3, x), layer(0.3, x).eval()):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            y = module(x.bfloat16())
+            assert y.dtype == torch.bfloat16
+            assert module(x).dtype == (torch.bfloat16 if isinstance(layer, LayerWithWeights) else torch.float32)
+        (gradient,) = torch.autograd.grad(y.float().sum(), x)
+        assert gradient.isfinite().all() and gradient.dtype == torch.float32
+
+
+def check_memory_format(layer: Layer, device: torch.device) -> None:
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    for size in (3, 12):
+        for rank in {2, 3} & {len(layer.axes)} if isinstance(layer, LayerOnMaps) else (2, 3):
+            x = example((size,) * (2 + rank), device).to(memory_format=formats[rank])
+            for module in (layer(0.3, x), layer(0.3, x).eval()):
+                assert module(x).is_contiguous(memory_format=formats[rank])
+            assert layer(0.3, x)(x, noise=layer.noise(x)).is_contiguous(memory_format=formats[rank])
+
+
+def check_strides(layer: Layer, device: torch.device) -> None:
+    whole = layer.example((96, 64), device)
+    for x in (whole.transpose(0, 1), whole[:, ::2], whole[:1].expand(whole.shape)):
+        noise = layer.noise(x)
+        torch.testing.assert_close(layer(0.3, x)(x, noise=noise), layer(0.3, x)(x.contiguous(), noise=noise),
+                                   rtol=0, atol=0 if layer.elementwise else 1e-13)
+        y = layer(0.5, x)(x)
+        assert y.shape == x.shape
+        assert len({round(value, 9) for value in (y / x).flatten().tolist()}) > 1, "no noise"
+    before = whole.clone()
+    layer(0.3, whole)(whole)
+    assert_same(whole, before)
+
+
+def check_meta(layer: Layer, device: torch.device) -> None:
+    x = torch.empty(layer.example(LARGE, device).shape, device="meta")
+    for module in (layer(0.3, x), layer(0.3, x).eval()):
+        assert module(x).shape == x.shape and module(x).is_meta
+
+
+def check_bad_p(layer: Layer, device: torch.device) -> None:
+    x = layer.example(SMALL, device)
+    for p in (-0.1, 1.1, math.nan, math.inf):
+        assert_raises(ValueError, f"probability has to be.*got {p}", lambda p=p: layer(p, x))
+        for module in (layer(0.5, x), layer(0.5, x).eval()):
+            module.p = p
+            assert_raises(ValueError, f"probability has to be.*got {p}", lambda module=module: module(x))
+    for p in ("0.5", None, [0.5], torch.tensor([0.1, 0.2])):
+        assert_raises(TypeError, "probability has to be a real number", lambda p=p: layer(p, x))
+
+
+def check_bad_calls(layer: Layer, device: torch.device) -> None:
+    x = layer.example((4, 3), device)
+    module, noise = layer(0.5, x), layer.noise(x)
+    shape = re.escape(str(tuple(noise.shape)))
+    before, values = random_state(device), x.clone()
+    bad_calls = [
+        (TypeError, "tensor.*list", lambda: module([1.0, 2.0])),
+        (RuntimeError, "floating point.*int64", lambda: module(x.long())),
+        (RuntimeError, "floating point.*bool", lambda: module(x > 0)),
+        (TypeError, "tensor.*list", lambda: layer(0.5, x).eval()([1.0, 2.0])),
+        (RuntimeError, "floating point.*int64", lambda: layer(0.5, x).eval()(x.long())),
+        (TypeError, "noise.*list", lambda: module(x, noise=[1.0])),
+        (ValueError, rf"noise.*{shape}.*\(7,\)", lambda: module(x, noise=torch.ones(7, device=device))),
+        (ValueError, rf"noise.*{shape}.*\(2, 4, 3, 3, 3, 3\)",
+         lambda: module(x, noise=torch.ones(2, 4, 3, 3, 3, 3, device=device))),
+        (ValueError, rf"noise.*{shape}.*0\)", lambda: module(x, noise=noise[..., :0])),
+        (ValueError, "noise.*complex", lambda: module(x, noise=noise * 1j)),
+        (ValueError, "noise.*device", lambda: module(x, noise=noise.to("meta"))),
+        (ValueError, r"noise.*train\(\)", lambda: layer(0.5, x).eval()(x, noise=noise)),
+        (TypeError, "generator.*int", lambda: module(x, generator=0)),
+        (TypeError, "unexpected keyword", lambda: module(x, mask=noise)),
+    ]
+    for kind, words, call in bad_calls:
+        assert_raises(kind, words, call)
+    assert_same(random_state(device), before)
+    assert_same(x, values)
+    if isinstance(layer, LayerWithWeights):
+        for features in (5, 1):
+            bad = layer.example((4, features), device)
+            assert_raises((ValueError, RuntimeError), str(features), lambda bad=bad: module(bad))
+
+
+CHECKS = checks_in(globals())
+
+
+@pytest.mark.parametrize(("name", "check"), covered(CHECKS))
+def test_arguments(name: str, check: str, device: str) -> None:
+    CHECKS[check](subject(name), torch.device(device))
+
+
+def test_the_table_holds_every_layer() -> None:
+    exported = {name for name in dropoutlib.__all__
+                if isinstance(value := getattr(dropoutlib, name), type) and issubclass(value, nn.Module)}
+    assert exported <= set(TABLE)
+    assert all(hasattr(dropoutlib, name) for name in TABLE)
+    assert ON_MAPS.keys() <= exported
+    assert all(name in WITH_WEIGHTS or issubclass(getattr(dropoutlib, name), _DropoutNd)
+               for name in exported if not {(name, "*"), (name, "check_drop_in")} & set(OPT_OUTS))
+
+
+OWN_ARGUMENTS = {"Cutout", "MaxDrop", "StochasticRateDropout"}  # not (input, p, training); see their own tests
+
+
+WITHOUT_WEIGHTS = sorted({name for name, _ in covered(CHECKS)} - set(WITH_WEIGHTS) - set(POOLS) - OWN_ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_functional_twin(name: str, device: str) -> None:
+    layer, kind = getattr(dropoutlib, name), subject(name)
+    twin = getattr(functional, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
+    generator = torch.Generator(device)
+    for shape in (SMALL, LARGE):
+        x = kind.example(shape, torch.device(device))
+        noise = kind.noise(x)
+        assert_same(twin(x, 0.3, noise=noise), layer(0.3)(x, noise=noise))
+        assert_same(twin(x, 0.3, False), layer(0.3).eval()(x))
+        assert_same(twin(x, p=0.3, training=True, generator=generator.manual_seed(5)),
+                    layer(0.3)(x, generator=generator.manual_seed(5)))
+    with pytest.raises(ValueError, match="train"):
+        twin(x, 0.3, training=False, noise=noise)
+    with pytest.raises(ValueError, match="nan"):
+        twin(x, math.nan)

@@ -1,0 +1,63 @@
+"""Gradients belong to the noise of the forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from subjects import (
+    LARGE,
+    SMALL,
+    Layer,
+    LayerWithWeights,
+    assert_homogeneous,
+    checks_in,
+    covered,
+    subject,
+)
+from torch import Tensor
+
+
+def check_gradients(layer: Layer, device: torch.device) -> None:
+    for shape in ((2, 3), (48, 48)):
+        x = layer.example(shape, device).requires_grad_()
+        noise, train, evaluate = layer.noise(x), layer(0.3, x), layer(0.3, x).eval()
+        for function in (lambda x, noise=noise, train=train: train(x, noise=noise), evaluate):
+            quick = {"fast_mode": x.numel() > 100}
+            assert torch.autograd.gradcheck(function, (x,), check_forward_ad=True, check_batched_grad=True, **quick)
+            assert torch.autograd.gradgradcheck(lambda x, f=function: f(x).sin(), (x,), **quick)
+
+
+def check_parameter_gradients(layer: Layer, device: torch.device) -> None:
+    x = layer.example((3, 2), device)
+    module, noise = layer(0.3, x), layer.noise(x)
+    names, values = zip(*module.named_parameters(), strict=True) if dict(module.named_parameters()) else ((), ())
+
+    def function(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,), {"noise": noise})
+
+    assert isinstance(layer, LayerWithWeights) or not values
+    if values:
+        leaves = tuple(value.detach().requires_grad_() for value in values)
+        assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(lambda *leaves: function(*leaves).sin(), leaves)
+
+
+def check_same_mask(layer: Layer, device: torch.device) -> None:
+    """Forward and backward multiply by the same noise, whatever the layout of the gradient."""
+    for rows, columns in (SMALL, LARGE):
+        x = layer.example((rows, columns), device).requires_grad_()
+        wide = layer.example((columns, 2 * rows), device)
+        for gradient in (torch.ones((), device=device, dtype=x.dtype).expand(x.shape), wide[:, :rows].transpose(0, 1),
+                         wide[:, ::2].transpose(0, 1), wide[:, :1].transpose(0, 1).expand(x.shape)):
+            y = layer(0.5, x)(x)
+            for _ in range(2):
+                (actual,) = torch.autograd.grad(y, x, gradient, retain_graph=True)
+                assert_homogeneous(layer, x, actual, y, gradient)
+
+
+CHECKS = checks_in(globals())
+
+
+@pytest.mark.parametrize(("name", "check"), covered(CHECKS))
+def test_gradients(name: str, check: str, device: str) -> None:
+    CHECKS[check](subject(name), torch.device(device))

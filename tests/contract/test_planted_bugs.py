@@ -1,0 +1,320 @@
+"""The contract itself: a wrong layer has to fail the check that is named beside it, and an opt-out has to be needed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import test_arguments
+import test_gradients
+import test_law
+import test_transforms
+import torch
+from subjects import (
+    OPT_OUTS,
+    Layer,
+    LayerWithWeights,
+    subject,
+)
+from torch import Tensor, nn
+
+import dropoutlib
+from dropoutlib import functional
+
+CHECKS = {**test_law.CHECKS, **test_gradients.CHECKS, **test_transforms.CHECKS, **test_arguments.CHECKS}
+
+
+@pytest.mark.parametrize(("name", "check"), [pair for pair in OPT_OUTS if (pair[0], "*") not in OPT_OUTS])
+def test_an_opt_out_is_needed(name: str, check: str) -> None:
+    with pytest.raises((AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError)):
+        CHECKS[check](subject(name), torch.device("cpu"))
+
+
+class Planted(dropoutlib.Dropout):
+    """The right layer, to be spoilt in one place."""
+
+    def keep(self, x: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        drawn = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator) >= self.p
+        return drawn if noise is None else noise.bool()
+
+    def apply(self, x: Tensor, keep: Tensor) -> Tensor:
+        return torch.where(keep, x / (1 - self.p), 0)
+
+    def forward(self, input, *, noise=None, generator=None):
+        if not self.training:
+            return input
+        return self.apply(input, self.keep(input, noise, generator))
+
+
+class DividesByP(Planted):
+    def apply(self, x, keep):
+        return torch.where(keep, x / self.p, 0)
+
+
+class ForgetsToScale(Planted):
+    def apply(self, x, keep):
+        return torch.where(keep, x, 0)
+
+
+class KeepsWithProbabilityP(Planted):
+    def keep(self, x, noise, generator):
+        return torch.rand_like(x) <= self.p if noise is None else noise.bool()
+
+
+class SharesOverTheBatch(Planted):
+    def keep(self, x, noise, generator):
+        return super().keep(x[:1], None, generator).expand(x.shape) if noise is None else noise.bool()
+
+
+class SharesWithinAnExample(Planted):
+    def keep(self, x, noise, generator):
+        return super().keep(x[:, :1], None, generator).expand(x.shape) if noise is None else noise.bool()
+
+
+class SharesBetweenHalves(Planted):
+    def keep(self, x, noise, generator):
+        half = super().keep(x[: len(x) // 2], None, generator)
+        return torch.cat([half, half]) if noise is None else noise.bool()
+
+
+class DrawsOnce(Planted):
+    def keep(self, x, noise, generator):
+        if noise is None and getattr(self, "drawn", None) is None:
+            self.drawn = super().keep(x, None, generator)
+        return self.drawn if noise is None else noise.bool()
+
+
+class Multiplies(Planted):
+    def apply(self, x, keep):
+        return x * keep / (1 - self.p)
+
+
+class _Redraws(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, p):
+        ctx.p = p
+        return x * (torch.rand_like(x) >= p) / (1 - p)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (torch.rand_like(gradient) >= ctx.p) / (1 - ctx.p), None
+
+
+class RedrawsInBackward(Planted):
+    def forward(self, input, *, noise=None, generator=None):
+        return _Redraws.apply(input, self.p)
+
+
+class ForgetsTheTestRule(dropoutlib.WeightScalingDropout):
+    def forward(self, input, **keywords):
+        return super().forward(input, **keywords) if self.training else input
+
+
+class ScalesAtBothTimes(dropoutlib.Dropout):
+    def forward(self, input, **keywords):
+        return super().forward(input, **keywords) if self.training else input * (1 - self.p)
+
+
+class IgnoresEvaluation(Planted):
+    def forward(self, input, *, noise=None, generator=None):
+        return self.apply(input, self.keep(input, noise, generator))
+
+
+class DrawsInEvaluation(Planted):
+    def forward(self, input, *, noise=None, generator=None):
+        noisy = self.apply(input, self.keep(input, noise, generator))
+        return noisy if self.training else input
+
+
+class IgnoresTheGenerator(Planted):
+    def keep(self, x, noise, generator):
+        return super().keep(x, noise, None)
+
+
+class FixesPAtConstruction(dropoutlib.Dropout):
+    def __init__(self, p):
+        super().__init__(p)
+        self.first_p = p
+
+    def forward(self, input, **keywords):
+        return functional.dropout(input, self.first_p, self.training, **keywords)
+
+
+class AcceptsAnyP(Planted):
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+
+class LosesTheMemoryFormat(dropoutlib.Dropout):
+    def forward(self, input, **keywords):
+        return super().forward(input.contiguous(), **keywords)
+
+
+class WritesIntoItsInput(dropoutlib.Dropout):
+    def forward(self, input, **keywords):
+        return input.copy_(super().forward(input, **keywords))
+
+
+class WidensHalfPrecision(dropoutlib.Dropout):
+    def forward(self, input, **keywords):
+        return super().forward(input.float(), **keywords)
+
+
+class ChangesTheVariance(dropoutlib.GaussianDropout):
+    """The variance of the raw mask, p(1 - p), as some articles print it."""
+
+    def forward(self, input, *, noise=None, generator=None):
+        return input * (1 + math.sqrt(self.p * (1 - self.p)) * torch.randn_like(input))
+
+
+class TakesTheVarianceForTheDeviation(dropoutlib.GaussianDropout):
+    def forward(self, input, *, noise=None, generator=None):
+        return input * (1 + self.p / (1 - self.p) * torch.randn_like(input))
+
+
+class WrongClosedForm(dropoutlib.WeightScalingDropout):
+    def variance(self, input):
+        return self.p / (1 - self.p) * input**2
+
+
+class PlantedWeights(nn.Linear):
+    """DropConnect as one writes it, to be spoilt in one place."""
+
+    def __init__(self, features: int, p: float, **where: object) -> None:
+        super().__init__(features, features, bias=False, **where)
+        self.p = p
+
+    def keep(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return torch.rand(*x.shape[:1], *self.weight.shape, device=x.device, generator=generator) >= self.p
+
+    def forward(self, input, *, noise=None, generator=None):
+        if not self.training:
+            return nn.functional.linear(input, self.weight)
+        keep = self.keep(input, generator) if noise is None else noise.bool()
+        weight = torch.where(keep, self.weight / (1 - self.p), 0)
+        return (weight @ input[..., None])[..., 0]
+
+    def mean(self, input):
+        return nn.functional.linear(input, self.weight)
+
+    def variance(self, input):
+        return nn.functional.linear(input**2, self.p / (1 - self.p) * self.weight**2)
+
+
+class SharesTheWeightMaskOverTheBatch(PlantedWeights):
+    def keep(self, x, generator):
+        return super().keep(x[:1], generator)
+
+
+class MasksTheInputForAllOutputs(PlantedWeights):
+    def keep(self, x, generator):
+        return super().keep(x, generator)[:, :1]
+
+
+class IgnoresTheGeneratorForWeights(PlantedWeights):
+    def keep(self, x, generator):
+        return super().keep(x, None)
+
+
+class ScalesWeightsByP(PlantedWeights):
+    def forward(self, input, **keywords):
+        return super().forward(input, **keywords) * ((1 - self.p) / self.p if self.training else 1)
+
+
+class _RedrawsWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, p):
+        ctx.p = p
+        ctx.save_for_backward(weight)
+        return ((torch.rand(len(x), *weight.shape) >= p) * weight / (1 - p) @ x[..., None])[..., 0]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, = ctx.saved_tensors
+        masked = (torch.rand(len(gradient), *weight.shape) >= ctx.p) * weight / (1 - ctx.p)
+        return (masked.mT @ gradient[..., None])[..., 0], None, None
+
+
+class RedrawsWeightsInBackward(PlantedWeights):
+    def forward(self, input, *, noise=None, generator=None):
+        return _RedrawsWeights.apply(input, self.weight, self.p)
+
+
+class DrawsWeightsInEvaluation(PlantedWeights):
+    def forward(self, input, **keywords):
+        noisy = super().forward(input, **keywords)
+        torch.rand(())
+        return noisy
+
+
+class KeepsTheScaleAtTestTime(PlantedWeights):
+    def forward(self, input, **keywords):
+        return super().forward(input, **keywords) / (1 if self.training else 1 - self.p)
+
+
+PLANTED = [
+    (DividesByP, "check_exact_moments"),
+    (DividesByP, "check_statistics"),
+    (ForgetsToScale, "check_exact_moments"),
+    (ForgetsToScale, "check_statistics"),
+    (KeepsWithProbabilityP, "check_statistics"),
+    (SharesOverTheBatch, "check_statistics"),
+    (SharesWithinAnExample, "check_statistics"),
+    (SharesBetweenHalves, "check_statistics"),
+    (DrawsOnce, "check_statistics"),
+    (Multiplies, "check_zero_means_zero"),
+    (Multiplies, "check_p_one"),
+    (RedrawsInBackward, "check_same_mask"),
+    (RedrawsInBackward, "check_compile"),
+    (ForgetsTheTestRule, "check_test_rule"),
+    (ForgetsTheTestRule, "check_exact_moments"),
+    (ScalesAtBothTimes, "check_test_rule"),
+    (IgnoresEvaluation, "check_evaluation"),
+    (IgnoresEvaluation, "check_export"),
+    (DrawsInEvaluation, "check_evaluation"),
+    (IgnoresTheGenerator, "check_generator"),
+    (IgnoresTheGenerator, "check_checkpoint_refuses_generator"),
+    (FixesPAtConstruction, "check_p_assigned"),
+    (AcceptsAnyP, "check_bad_p"),
+    (LosesTheMemoryFormat, "check_memory_format"),
+    (WritesIntoItsInput, "check_strides"),
+    (WidensHalfPrecision, "check_dtypes"),
+    (WidensHalfPrecision, "check_autocast"),
+    (ChangesTheVariance, "check_statistics"),
+    (TakesTheVarianceForTheDeviation, "check_statistics"),
+    (WrongClosedForm, "check_exact_moments"),
+    (SharesTheWeightMaskOverTheBatch, "check_statistics"),
+    (MasksTheInputForAllOutputs, "check_statistics"),
+    (IgnoresTheGeneratorForWeights, "check_generator"),
+    (ScalesWeightsByP, "check_exact_moments"),
+    (ScalesWeightsByP, "check_statistics"),
+    (RedrawsWeightsInBackward, "check_same_mask"),
+    (DrawsWeightsInEvaluation, "check_evaluation"),
+    (KeepsTheScaleAtTestTime, "check_test_rule"),
+]
+
+
+def planted(layer: type[nn.Module]) -> Layer:
+    if not issubclass(layer, PlantedWeights):
+        return Layer(layer)
+    return LayerWithWeights(lambda p, n, **where: layer(n, p, **where), noise=lambda x: (*x.shape, x.shape[-1]))
+
+
+@pytest.mark.parametrize(("layer", "check"), PLANTED, ids=lambda value: getattr(value, "__name__", value))
+def test_a_planted_bug_is_caught(layer: type[nn.Module], check: str) -> None:
+    with pytest.raises((AssertionError, RuntimeError)):
+        CHECKS[check](planted(layer), torch.device("cpu"))
+
+
+# What only the library's own layers keep, not the shortest ones above.
+_BEYOND = {"check_bad_p", "check_memory_format", "check_p_one", "check_checkpoint_refuses_generator"}
+
+
+WITHOUT_THE_BUG = {(base, check) for base in (Planted, PlantedWeights) for layer, check in PLANTED
+                   if issubclass(layer, base) and check not in _BEYOND}
+
+
+@pytest.mark.parametrize(("base", "check"), sorted(WITHOUT_THE_BUG, key=str))
+def test_the_layer_without_the_bug_passes(base: type[nn.Module], check: str) -> None:
+    CHECKS[check](planted(base), torch.device("cpu"))

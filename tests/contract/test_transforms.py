@@ -1,0 +1,227 @@
+"""Compiled, mapped, differentiated, exported, checkpointed, copied, in parallel."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from subjects import (
+    LARGE,
+    SMALL,
+    Layer,
+    assert_homogeneous,
+    assert_mean,
+    assert_raises,
+    assert_same,
+    checks_in,
+    covered,
+    example,
+    subject,
+)
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.checkpoint import checkpoint
+
+
+def check_compile(layer: Layer, device: torch.device) -> None:
+    torch._dynamo.reset()
+    x = layer.example(LARGE, device).requires_grad_()
+    for module in (layer(0.3, x), layer(0.3, x).eval()):
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        y = compiled(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        if module.training:
+            assert_homogeneous(layer, x, gradient, y)
+        assert torch.equal(compiled(x), y) is (not module.training)
+        torch.testing.assert_close(compiled(x), module(x)) if not module.training else None
+    module = layer(0.3, x)
+    noise = layer.noise(x)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, noise=noise), module(x, noise=noise))
+    if layer.elementwise and isinstance(module, _DropoutNd):
+        module.p = 0.0
+        assert_same(compiled(x), x)
+
+
+def check_compile_dynamic(layer: Layer, device: torch.device) -> None:
+    torch._dynamo.reset()
+    module = layer(0.3, layer.example((2, 5), device))
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    for shape in ((3, 4), (70, 60), (2, 9)) if layer.elementwise else ((3, 5), (1300, 5), (2, 5)):
+        x = layer.example(shape, device)
+        noise = layer.noise(x)
+        assert compiled(x).shape == x.shape
+        torch.testing.assert_close(compiled(x, noise=noise), module(x, noise=noise))
+
+
+def check_vmap(layer: Layer, device: torch.device) -> None:
+    for columns in (40, 4096) if layer.elementwise else (40,):
+        x = torch.ones_like(layer.example((6, columns), device, torch.float32))
+        module = layer(0.5, x)
+        single = layer.mapped(module)
+        assert_raises(RuntimeError, "randomness", lambda single=single, x=x: torch.vmap(single)(x))
+        same = torch.vmap(single, randomness="same")(x)
+        assert (same == same[0]).all() and len(same[0].unique()) > 1
+        different = torch.vmap(single, randomness="different")(x)
+        closed_over = torch.vmap(lambda _, x=x, single=single: single(x[0]), randomness="different")(x)
+        for y in (different, closed_over):
+            assert y.shape == x.shape and len(y.unique(dim=0)) == 6
+        noise = layer.noise(x).float()
+        mapped = torch.vmap(layer.mapped(lambda x, noise, module=module: module(x, noise=noise)))(x, noise)
+        torch.testing.assert_close(mapped, module(x, noise=noise))
+        torch.testing.assert_close(torch.vmap(layer.mapped(layer(0.5, x).eval()))(x), layer(0.5, x).eval()(x))
+
+
+def check_functional_transforms(layer: Layer, device: torch.device) -> None:
+    for shape in (SMALL, LARGE):
+        x = layer.example(shape, device)
+        noise = layer.noise(x)
+        module = layer(0.3, x)
+
+        def function(x: Tensor, noise: Tensor = noise, module: nn.Module = module) -> Tensor:
+            return module(x, noise=noise)
+
+        gradient = torch.func.grad(lambda x, f=function: f(x).sum())(x)
+        assert_homogeneous(layer, x, gradient, function(x))
+        y, tangent = torch.func.jvp(function, (x,), (x,))
+        torch.testing.assert_close(tangent, y)
+        single = layer.mapped(function)
+        per_example = torch.vmap(torch.func.grad(lambda x, n, f=single: f(x, n).sum()))(x, noise)
+        torch.testing.assert_close(per_example, gradient)
+        drawn, vjp = torch.func.vjp(module, x)
+        assert_homogeneous(layer, x, vjp(torch.ones_like(x))[0], drawn)
+
+
+def check_export(layer: Layer, device: torch.device) -> None:
+    x = layer.example(LARGE, device, torch.float32)
+    model = nn.Sequential(layer(0.3, x), layer(0.6, x)).eval()
+    program = torch.export.export(model, (x,))
+    for node in program.graph.nodes:
+        tags = getattr(node.target, "tags", [])
+        assert torch.Tag.nondeterministic_seeded not in tags, f"{node.target} is random"
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def check_onnx(layer: Layer, device: torch.device) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnx")
+    x = layer.example(SMALL, torch.device("cpu"), torch.float32)
+    model = nn.Sequential(*(() if not layer.elementwise else (nn.Linear(5, 5),)), layer(0.3, x)).eval()
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    operations = {node.op_type for node in program.model.graph}
+    assert operations <= {"Gemm", "Mul", "MatMul", "Add", "Transpose", "Identity", "Constant", "Relu", "Sigmoid",
+                          "Conv", "Reshape", "Unsqueeze", "Squeeze"}, operations
+
+
+def check_checkpoint(layer: Layer, device: torch.device) -> None:
+    for shape in (SMALL, LARGE):
+        for reentrant in (False, True):
+            x = layer.example(shape, device).requires_grad_()
+            module = layer(0.5, x)
+            y = checkpoint(lambda x, module=module: module(x) ** 2, x, use_reentrant=reentrant)
+            (gradient,) = torch.autograd.grad(y.sum(), x) if not reentrant else (y.sum().backward(), x.grad)[1:]
+            assert_homogeneous(layer, x, gradient, y, degree=2)  # not so if the second forward draws anew
+
+
+def check_checkpoint_refuses_generator(layer: Layer, device: torch.device) -> None:
+    """torch would not restore the generator, and the gradient would be that of another draw."""
+    generator = torch.Generator(device).manual_seed(0)
+    x = layer.example(LARGE, device).requires_grad_()
+    module = layer(0.5, x)
+    for reentrant in (False, True):
+        assert_raises(RuntimeError, "generator", lambda reentrant=reentrant: checkpoint(
+            lambda x: module(x, generator=generator), x, use_reentrant=reentrant))
+
+
+def check_compile_refuses_generator(layer: Layer, device: torch.device) -> None:
+    torch._dynamo.reset()
+    x = layer.example(LARGE, device)
+    module, generator = layer(0.5, x), torch.Generator(device).manual_seed(0)
+    compiled = torch.compile(lambda x: module(x, generator=generator), backend="aot_eager", fullgraph=True)
+    assert_raises(Exception, "(?i)generator", lambda: compiled(x))
+
+
+def check_copies(layer: Layer, device: torch.device) -> None:
+    x = layer.example(SMALL, device)
+    noise = layer.noise(x)
+    module = nn.Sequential(layer(0.3, x), layer(0.7, x).eval())
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    copies = [copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(buffer, weights_only=False)]
+    for other in copies:
+        assert [(repr(m), m.training) for m in other] == [(repr(m), m.training) for m in module]
+        assert_same(other.state_dict(), module.state_dict())
+        assert_same(other[0](x, noise=noise), module[0](x, noise=noise))
+        assert_same(other[1](x), module[1](x))
+
+
+CHECKS = checks_in(globals())
+
+
+@pytest.mark.parametrize(("name", "check"), covered(CHECKS))
+def test_transforms(name: str, check: str, device: str) -> None:
+    CHECKS[check](subject(name), torch.device(device))
+
+
+ON_VECTORS = sorted(name for name in {name for name, _ in covered(CHECKS)} if not getattr(subject(name), "axes", ()))
+
+
+def test_full_compiler(device: str) -> None:
+    """The layers in one network, through the whole compiler."""
+    torch._dynamo.reset()
+    x = example((256, 64), torch.device(device), torch.float32)
+    subjects = [subject(name) for name in ON_VECTORS]
+    layers = nn.ModuleList(layer(0.3, x) for layer in subjects)
+
+    def function(x: Tensor) -> Tensor:
+        return torch.stack([layer(x) for layer in layers])
+
+    compiled = torch.compile(function, fullgraph=True)
+    leaf = x.clone().requires_grad_()
+    y = compiled(leaf)
+    (gradient,) = torch.autograd.grad(y.sum(), leaf)
+    torch.testing.assert_close((gradient * x).sum(), y.sum(), rtol=1e-4, atol=0)
+    for layer, output, kind in zip(layers, y, subjects, strict=True):
+        if not hasattr(layer, "mean"):
+            continue
+        noise = ((output - layer.mean(x)) / layer.variance(x).sqrt()).detach()
+        if getattr(layer, "kind", "A") == "A":  # else the elements of an example share their noise
+            assert_mean(noise, 0.0, "mean")
+            assert_mean(noise**2, 1.0, "variance")
+        assert_mean(noise[1:, 0] * noise[:-1, 0], 0.0, "covariance of examples")
+        assert_homogeneous(kind, x, torch.func.grad(lambda x, f=layer: f.eval()(x).sum())(x), layer.eval()(x)) \
+            if kind.elementwise else None
+    layers.eval()
+    torch.testing.assert_close(compiled(x), function(x))
+
+
+def _train_in_parallel(rank: int, directory: str, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank,
+                                         world_size=2)
+    torch.manual_seed(rank)
+    x = torch.ones(16, 8)
+    layers = [subject(name)(0.5, x) for name in names]
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(8, 8), *layers, nn.Linear(8, 1)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    torch.save([parameter.detach() for parameter in model.parameters()], f"{directory}/parameters{rank}")
+    torch.save([layer(x).detach() for layer in layers], f"{directory}/noise{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_distributed_data_parallel(tmp_path) -> None:
+    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path), ON_VECTORS), nprocs=2)
+    parameters = [torch.load(tmp_path / f"parameters{rank}") for rank in range(2)]
+    assert_same(parameters[0], parameters[1])
+    assert all(parameter.isfinite().all() for parameter in parameters[0])
+    noise = [torch.load(tmp_path / f"noise{rank}") for rank in range(2)]
+    assert not any(torch.equal(first, second) for first, second in zip(*noise, strict=True))
