@@ -14,7 +14,7 @@ from typing import Any
 import mpmath
 import sympy
 from mpmath import mp
-from sympy import Derivative, Expr, IndexedBase, Integral, Limit, Max, Min, Symbol, expand, sympify
+from sympy import Derivative, Expr, IndexedBase, Integral, Limit, Symbol, expand, sympify
 from sympy.core.numbers import NumberSymbol
 
 from .families import Noise
@@ -221,10 +221,11 @@ class _Bounds(Intervals, _Given):
         return super().power(self.hull(base), exponent, e)
 
     def function(self, e: Any, arguments: list[Any]) -> Any:
-        if all(map(is_exact, arguments)) and (type(e).__name__ in EXACT or isinstance(e, Max | Min)):
-            if not is_exact(found := Numbers.function(self, e, arguments)):
-                raise _NoBounds         # a factorial of no whole number
-            return found
+        if all(map(is_exact, arguments)):
+            if is_exact(found := Numbers.function(self, e, arguments)):
+                return found
+            if type(e).__name__ in EXACT:       # a factorial of no whole number
+                raise _NoBounds
         return super().function(e, [self.hull(x) for x in arguments])
 
     def other(self, e: Any, env: Env) -> Any:

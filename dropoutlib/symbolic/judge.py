@@ -319,7 +319,7 @@ def _holds_at(claim: Claim, where: Sequence[Mapping[str, int]], place: Any, valu
     source = random.Random(f"{place} = {value}")
     for case in sorted(others)[:12]:
         try:
-            point = _Random(claim, dict(case), source, exact=True, tries=0)
+            point = _Random(claim, dict(case), source, exact=points(claim.lines, dict(case)) is not None, tries=0)
             failing = [relation for relation in claim.testable() if not point.holds(relation, {})]
             if any(place in relation.free_symbols and relation not in claim.where for relation in failing):
                 return False            # a denominator is 0 there, say
@@ -327,10 +327,10 @@ def _holds_at(claim: Claim, where: Sequence[Mapping[str, int]], place: Any, valu
                 continue
             if any(gap(point, claim.lines[0], line) != 0 for line in claim.lines[1:]):
                 return False
+        except (TooLarge, Undecided, ValueError):
+            continue
         except Undefined:
             return False
-        except (Undecided, ValueError):
-            continue
     return True
 
 
