@@ -16,6 +16,7 @@ from typing import Any
 import accessible
 import check_pages
 import checks
+import index_of_names
 import nbformat
 import notebooks
 import offline
@@ -41,6 +42,12 @@ def test_the_book_has_notebooks() -> None:
 @pytest.mark.parametrize("check", checks.TREE_CHECKS, ids=lambda check: check.__name__)
 def test_tree(check: Callable[[Path], Iterator[str]]) -> None:
     assert list(check(ROOT)) == []
+
+
+def test_the_index_of_names_is_that_of_the_table() -> None:
+    assert (ROOT / "book/reference/api/names.md").read_text(encoding="utf-8") == index_of_names.page()
+    for _, _, _, source, tests in index_of_names.rows():
+        assert (ROOT / source.strip("`")).is_file() and (ROOT / tests.strip("`")).is_file(), (source, tests)
 
 
 def test_every_method_has_its_chapter_module_tests_and_entries() -> None:

@@ -1,5 +1,9 @@
 """What can be said about the book without executing it; ``tests/test_book.py`` holds the tree to it.
 
+::
+
+    python book/_tools/checks.py
+
 A check is a function that yields one message a problem.  The first group looks at one notebook, the second at the tree.
 """
 
@@ -8,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -328,3 +333,13 @@ def problems(root: Path) -> list[str]:
     for check in TREE_CHECKS:
         found += check(root)
     return [*found, *has_whole_rows(root, table), *has_docstrings_that_name_the_chapter(table, library)]
+
+
+def main() -> int:
+    found = problems(Path(__file__).resolve().parents[2])
+    print("\n".join([*found, f"{len(found)} problems"]))
+    return min(1, len(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,7 +3,6 @@
 ::
 
     python book/_tools/notebooks.py run [NOTEBOOK ...]            # all notebooks of the book if none is named
-    python book/_tools/notebooks.py check                         # what tests/test_book.py checks, without executing
     python book/_tools/notebooks.py to-markdown NOTEBOOK MARKDOWN
     python book/_tools/notebooks.py from-markdown MARKDOWN NOTEBOOK
 
@@ -222,7 +221,6 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("run", help="execute and store notebooks")
     command.add_argument("notebooks", nargs="*", type=Path, help="all notebooks of the book if none is named")
     command.add_argument("--timeout", type=int, default=CELL_TIMEOUT, help="seconds for one cell")
-    commands.add_parser("check", help="check what can be checked without executing")
     for name, first, second in [("to-markdown", "notebook", "markdown"), ("from-markdown", "markdown", "notebook")]:
         command = commands.add_parser(name, help=f"{first} -> {second}")
         command.add_argument(first, type=Path)
@@ -236,12 +234,6 @@ def main(arguments: list[str] | None = None) -> int:
             if missing:
                 raise NotebookError(f"no such notebook: {', '.join(missing)}")
             return min(1, run(options.notebooks or sorted((ROOT / "book").rglob("*.ipynb")), options.timeout))
-        if options.command == "check":
-            import checks  # imports the library, which the other commands do without
-
-            problems = checks.problems(ROOT)
-            print("\n".join([*problems, f"{len(problems)} problems"]))
-            return min(1, len(problems))
         if options.command == "to-markdown":
             to_markdown(options.notebook, options.markdown)
         else:
