@@ -69,7 +69,7 @@ def test_refuses_p_one_and_says_why() -> None:
     layer.p = 1.0
     for call in (lambda: dropoutlib.GaussianDropout(1), lambda: layer(torch.ones(2)),
                  lambda: layer.eval()(torch.ones(2)), lambda: functional.gaussian_dropout(torch.ones(2), 1.0)):
-        with pytest.raises(ValueError, match=r"less than 1.*variance of the noise, p/\(1 - p\), would be infinite"):
+        with pytest.raises(ValueError, match=r"less than 1.*variance, which contains p/\(1 - p\), would be infinite"):
             call()
 
 
