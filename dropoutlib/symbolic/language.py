@@ -358,10 +358,11 @@ class _Reader:
         One on bound indices or draws is printed, but no point alone can tell it.
         """
         relation = Relational(left, right, sign, evaluate=False)
-        if left.is_number and relation.rhs.is_number:
-            if Relational(left, right, sign) == sympy.false:
-                raise self.refuse(relation, "is false, so that a part has no real value")
-        else:
+        real = {s: Dummy(real=True) for s in relation.free_symbols
+                if s.is_extended_real is None and not relation.has(Noise)}
+        if Relational(left.xreplace(real), relation.rhs.xreplace(real), sign) == sympy.false:
+            raise self.refuse(relation, "is false, so that a part has no real value")
+        if not (left.is_number and relation.rhs.is_number):
             self.claim.places.append(relation)
             if relation.free_symbols & set(bound) or _drawn(relation):
                 self.claim.untestable.add(relation)
@@ -483,6 +484,8 @@ class _Reader:
             self.note(e.args[1], ">", 0, bound, random)
 
     def cases(self, e: Any, bound: dict[Any, Any], random: bool) -> None:
+        if e.args[-1].cond != sympy.true:
+            raise self.refuse(e, "the last of its cases has to be for all the rest, (..., True)")
         for value, condition in e.args:
             self.visit(value, bound, "value", random)
             for relation in sympy.And.make_args(condition):
@@ -810,7 +813,10 @@ def _interval(symbol: Any, own: Any, relations: list[Any], signed: bool, show: A
     inside, left_out, rest = own, [], []
     for relation in dict.fromkeys(relations):
         moved = relation.func(*[side.xreplace({symbol: x}) for side in relation.args])
-        if moved in (sympy.true, sympy.false):
+        if moved == sympy.true:
+            continue
+        if moved == sympy.false:
+            rest.append(relation)
             continue
         try:
             if isinstance(relation, sympy.Ne):
