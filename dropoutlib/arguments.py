@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-__all__ = ["is_autocast", "positive", "positive_integer", "real", "refuse_noise", "require_callable",
+__all__ = ["is_autocast", "one_of", "positive", "positive_integer", "real", "refuse_noise", "require_callable",
            "require_features", "require_floating_point", "require_images"]
 
 
@@ -69,6 +70,22 @@ def positive_integer(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{name} has to be at least 1, but got {value}")
     return int(value)
+
+
+def one_of(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuses what is none of a few words.
+
+    Args:
+        name: what the argument is called in the message.
+        value: what the caller gave.
+        choices: the words, two or more.
+
+    Raises:
+        ValueError: if it is another.
+    """
+    *first, last = choices
+    if value not in (*first, last):
+        raise ValueError(f"{name} has to be {', '.join(map(repr, first))} or {last!r}, but got {value!r}")
 
 
 def refuse_noise(noise: object) -> None:

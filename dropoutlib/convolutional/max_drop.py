@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import positive_integer, refuse_noise, require_images
+from ..arguments import one_of, positive_integer, refuse_noise, require_images
 from ..layer import NoisyLayer
 from ..methods import describe
 from ..noise import Bernoulli, noise_variance, select
@@ -89,8 +89,7 @@ def peaks(input: Tensor, mode: str, window: int = 1) -> Tensor:
 
 
 def _check(mode: str, window: int) -> None:
-    if mode not in _SHARED:
-        raise ValueError(f'mode has to be "feature" or "channel", but got {mode!r}')
+    one_of("mode", mode, _SHARED)
     if positive_integer("window", window) > 1 and mode == "channel":
         raise ValueError(f'window is for mode="feature": a position has no neighbours among the channels, '
                          f"but got window={window}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import refuse_noise
+from ..arguments import one_of, refuse_noise
 from ..layer import NoisyLayer
 from ..methods import RANKS, describe, describe_methods
 from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance
@@ -112,8 +112,7 @@ def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 
 
 def _check_inference(inference: str) -> None:
-    if inference not in ("expected", "scaled"):
-        raise ValueError(f"inference has to be 'expected' or 'scaled', but got {inference!r}")
+    one_of("inference", inference, ("expected", "scaled"))
 
 
 def _maximum(input: Tensor, windows: Windows) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import moments
-from ..arguments import is_autocast, refuse_noise, require_callable, require_features
+from ..arguments import is_autocast, one_of, refuse_noise, require_callable, require_features
 from ..kernels import is_eager
 from ..kernels.cpu import Selector
 from ..layer import NoisyLayer
@@ -99,10 +99,8 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
 
 
 def _check_choices(inference: str, num_samples: int, sharing: str) -> None:
-    if inference not in ("gaussian", "mean", "sampled"):
-        raise ValueError(f"inference has to be 'gaussian', 'mean' or 'sampled', but got {inference!r}")
-    if sharing not in ("sample", "batch"):
-        raise ValueError(f"sharing has to be 'sample' or 'batch', but got {sharing!r}")
+    one_of("inference", inference, ("gaussian", "mean", "sampled"))
+    one_of("sharing", sharing, ("sample", "batch"))
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"num_samples has to be a whole number, at least 1, but got {num_samples!r}")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import real, refuse_noise, require_callable, require_features
+from ..arguments import one_of, real, refuse_noise, require_callable, require_features
 from ..layer import NoisyLayer
 from ..methods import describe
 from ..noise import Uniform, given_mask, select
@@ -148,8 +148,7 @@ class StandoutLinear(NoisyLayer, nn.Linear):
                  activation: Callable[[Tensor], Tensor] = torch.relu, alpha: float = 1.0, beta: float = 0.0,
                  belief: str = "shared", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
-        if belief not in ("shared", "learned"):
-            raise ValueError(f"belief has to be 'shared' or 'learned', but got {belief!r}")
+        one_of("belief", belief, ("shared", "learned"))
         require_callable("activation", activation)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = activation

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import refuse_noise, require_features
+from ..arguments import one_of, refuse_noise, require_features
 from ..divergence import log_uniform_kl
 from ..layer import NoisyLayer
 from ..methods import describe
@@ -73,8 +73,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def _check_kind(kind: str) -> None:
-    if kind not in ("A", "B"):
-        raise ValueError(f"kind has to be 'A' or 'B', but got {kind!r}")
+    one_of("kind", kind, ("A", "B"))
 
 
 @describe("variational_dropout")
@@ -140,8 +139,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
                              "the logarithm of alpha would be infinite")
         _check_kind(kind)
         shapes = {"layer": (), "unit": (in_features,), "weight": (out_features, in_features)}
-        if alpha_per not in shapes:
-            raise ValueError(f"alpha_per has to be one of {sorted(shapes)}, but got {alpha_per!r}")
+        one_of("alpha_per", alpha_per, shapes)
         if kind == "B" and alpha_per == "weight":
             raise ValueError("alpha_per='weight' needs kind='A': in kind B the noise belongs to the inputs, "
                              "not to the weights")

@@ -88,7 +88,7 @@ def test_a_dropped_maximum_leaves_nothing_behind(value: float) -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="mode has to be \"feature\" or \"channel\", but got 'map'"):
+    with pytest.raises(ValueError, match="mode has to be 'feature' or 'channel', but got 'map'"):
         MaxDrop(mode="map")
     with pytest.raises(ValueError, match="window=3"):
         MaxDrop(mode="channel", window=3)
