@@ -53,7 +53,6 @@ LARGEST_ARGUMENT = 100      # of an exponential at a random point: beyond, sixty
 QUADRATURE_DIGITS = (12, 24)
 QUADRATURE_ERROR = 1e-16    # of an integral found with 24 digits, relative to its size
 TRIES = 400                 # random points until one lies in the domain
-PATIENCE = 20               # tries with the same signs
 MOST_CASES = 3000
 FAR = (1, 8, 25)            # sizes of formulas without noise
 FARTHEST = 40               # numbers in ranges up to this one give sizes just beyond them
@@ -89,10 +88,8 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
                 continue
             raise
         wanted, failure, failing, shrunk = enough or (3 if case else 6), None, None, 0
-        found, since = 0, 0             # points, and tries since the last one: signs that never fit are given up
-        for _ in range(TRIES):
-            signs, since = found + since // PATIENCE, since + 1
-            point = _Random(claim, case, source, exact=enough is not None, tries=signs, shrunk=shrunk)
+        for tries in range(TRIES):
+            point = _Random(claim, case, source, exact=enough is not None, tries=tries, shrunk=shrunk)
             inside = False
             try:
                 failing = next((part for part in claim.testable() if not point.holds(part, {})), None)
@@ -109,7 +106,6 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
                 continue
             if difference != 0:
                 return _described(left, right, case, difference)
-            found, since = found + 1, 0
             wanted = min(wanted, 4) - 1 if point.used_quadrature else wanted - 1
             if wanted == 0:
                 judged += 1
