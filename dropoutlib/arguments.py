@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["is_autocast", "one_of", "positive", "positive_integer", "real", "refuse_noise", "require_callable",
-           "require_features", "require_floating_point", "require_images"]
+__all__ = ["is_autocast", "noise_pair", "one_of", "positive", "positive_integer", "real", "refuse_noise",
+           "require_callable", "require_features", "require_floating_point", "require_images"]
 
 
 def real(name: str, value: object) -> float:
@@ -100,6 +101,24 @@ def refuse_noise(noise: object) -> None:
     if noise is not None:
         raise ValueError("noise was given, but outside of training no noise is applied: "
                          "call train() (or training=True), or leave noise out")
+
+
+def noise_pair(noise: object, parts: str) -> tuple[Any, Any]:
+    """The noise of a layer that has two draws.
+
+    Args:
+        noise: what the caller gave.
+        parts: what the two are, in the message.
+
+    Returns:
+        Both parts.
+
+    Raises:
+        TypeError: if it is no pair.
+    """
+    if not isinstance(noise, tuple) or len(noise) != 2:
+        raise TypeError(f"noise has to be a pair, {parts}, as draw() returns them, but got {type(noise).__name__}")
+    return noise
 
 
 def require_callable(name: str, value: object) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import positive, real, refuse_noise, require_floating_point
+from ..arguments import noise_pair, positive, real, refuse_noise, require_floating_point
 from ..kernels import is_eager
 from ..layer import NoisyLayer
 from ..methods import describe
@@ -103,10 +103,7 @@ def _drawn(input: Tensor, low: float, high: float, normal: Gaussian | None,
 
 
 def _given(input: Tensor, low: float, high: float, noise: tuple[Tensor | float, Tensor]) -> tuple[Tensor, Tensor]:
-    if not isinstance(noise, tuple) or len(noise) != 2:
-        raise TypeError("noise has to be a pair, the rate and the keep mask, as draw() returns them, but got "
-                        f"{type(noise).__name__}")
-    rate, mask = noise
+    rate, mask = noise_pair(noise, "the rate and the keep mask")
     return _given_rate(_number_like(input), rate, low, high), given_mask(mask, input)
 
 

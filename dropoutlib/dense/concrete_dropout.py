@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import positive, refuse_noise, require_floating_point, require_images
+from ..arguments import noise_pair, positive, refuse_noise, require_floating_point, require_images
 from ..kernels import is_eager
 from ..layer import NoisyLayer
 from ..methods import describe
@@ -223,7 +223,8 @@ class ConcreteDropout(NoisyLayer):
         """
         output: Tensor
         if isinstance(self.module, NoisyLayer):
-            own, inner = (None, None) if noise is None else self._pair(noise)
+            parts = f"that of the layer and that of the {type(self.module).__name__} in it"
+            own, inner = (None, None) if noise is None else noise_pair(noise, parts)
             output = self.module(self._masked(input, own, generator), noise=inner, generator=generator)
         else:
             output = self.module(self._masked(input, noise, generator))
@@ -231,12 +232,6 @@ class ConcreteDropout(NoisyLayer):
 
     def _masked(self, input: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return concrete_dropout(input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator)
-
-    def _pair(self, noise: Any) -> tuple[Tensor, Any]:
-        if not isinstance(noise, tuple) or len(noise) != 2:
-            raise TypeError(f"noise has to be a pair, that of the layer and that of the {type(self.module).__name__} "
-                            f"in it, as draw() returns them, but got {type(noise).__name__}")
-        return noise
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Any:
         own = Uniform().sample(input, shared=self._shared, generator=generator)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import moments
-from ..arguments import is_autocast, one_of, refuse_noise, require_callable, require_features
+from ..arguments import is_autocast, noise_pair, one_of, refuse_noise, require_callable, require_features
 from ..kernels import is_eager
 from ..kernels.cpu import Selector
 from ..layer import NoisyLayer
@@ -197,13 +197,9 @@ def _bias_mask(bias: Tensor | None, batch: torch.Size, law: Bernoulli,
 
 
 def _given(noise: Any, weight: Tensor, bias: Tensor | None, batch: torch.Size) -> tuple[Tensor, Tensor | None]:
-    of_weight: Any = noise
-    of_bias: Any = None
-    if bias is not None:
-        if not isinstance(noise, tuple) or len(noise) != 2:
-            raise TypeError("noise has to be a pair, the masks of the weight and of the bias, as draw() returns them, "
-                            f"but got {type(noise).__name__}")
-        of_weight, of_bias = noise
+    pair: tuple[Any, Any] = (noise, None) if bias is None else noise_pair(
+        noise, "the masks of the weight and of the bias")
+    of_weight, of_bias = pair
     if _is_shared(of_weight, weight) and (bias is None or _is_shared(of_bias, bias)):
         batch = torch.Size()
     keep = given_mask(of_weight, weight.detach().expand(*batch, -1, -1))

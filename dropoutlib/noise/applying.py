@@ -90,12 +90,10 @@ def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, sha
                 [0., 0., 0.]])
     """
     law = Bernoulli(p)
-    if noise is None and (p == 0 or not training):
-        require_floating_point(input)
-        return input
-    if not training:
+    if not training or (p == 0 and noise is None):
         require_floating_point(input)
         refuse_noise(noise)
+        return input
     scale = 1 / (1 - p) if p < 1 else 1.0  # where everything is dropped, nothing is scaled
     output = apply(input, law, scale, shared=shared, noise=noise, generator=generator)
     return input.copy_(output) if inplace else output

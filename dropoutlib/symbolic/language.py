@@ -746,12 +746,13 @@ def _conditions(relations: tuple[Any, ...], domains: tuple[tuple[Any, Any], ...]
         elif symbols:
             others.append(relation)
     shown: dict[Any, list[str]] = {}
-    known: dict[Any, Any] = dict(domains)
+    own = dict(domains)
+    known: dict[Any, Any] = dict(own)
     for symbol in sorted(by_symbol, key=str):
-        own = known.get(symbol, sympy.Interval(-oo, oo))
-        shown[symbol], known[symbol] = _interval(symbol, own, by_symbol[symbol], symbol in signed, show)
+        domain = own.get(symbol, sympy.Interval(-oo, oo))
+        shown[symbol], known[symbol] = _interval(symbol, domain, by_symbol[symbol], symbol in signed, show)
     for symbol in whole:                    # 1 <= n <= 9 says of a size or index that it is positive
-        narrowed = symbol in known and known[symbol] != dict(domains).get(symbol)
+        narrowed = symbol in known and known[symbol] != own.get(symbol)
         if not symbol.is_positive or not narrowed:
             shown.setdefault(symbol, []).append(_whole_number(symbol, show))
     rest = [relation for relation in dict.fromkeys(others) if not _implied(relation, known, relation in inside)]

@@ -496,7 +496,7 @@ class Numbers(Meaning):
         if isinstance(before, Polynomial):
             raise NotPolynomial
         if is_exact(before):
-            return (before > 0) - (before < 0)
+            return int(FUNCTIONS["sign"](before))
         again = copying.copy(self)
         for factor in (2,) if self.used_quadrature else (4, 16):
             again._means = {}
@@ -683,7 +683,7 @@ class Intervals(Numbers):
         """Of all numbers in an interval, if they have one."""
         value = compute(self)
         if is_exact(value):
-            return (value > 0) - (value < 0)
+            return int(FUNCTIONS["sign"](value))
         enclosed = self.hull(value)
         if enclosed.a > 0 or enclosed.b < 0:
             return 1 if enclosed.a > 0 else -1

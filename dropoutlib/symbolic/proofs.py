@@ -511,8 +511,7 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
     if is_exact(wrong) and is_exact(right):
         differ = abs(wrong - right) > Fraction(1, 10**9) * max(abs(wrong), abs(right))
     else:
-        one, two = as_float(Fraction(wrong) if is_exact(wrong) else wrong), as_float(
-            Fraction(right) if is_exact(right) else right)
+        one, two = as_float(wrong), as_float(right)
         differ = abs(one - two) > 1e-9 * max(1e-12, abs(one), abs(two))
     if not differ:
         raise Unproved(f"no counterexample: {plain(claim)} and {plain(truth)} are both {float(right):.6g} there")
