@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["is_autocast", "noise_pair", "one_of", "positive", "positive_integer", "real", "refuse_noise",
+__all__ = ["is_autocast", "is_eager", "noise_pair", "one_of", "positive", "positive_integer", "real", "refuse_noise",
            "require_callable", "require_features", "require_floating_point", "require_images"]
+
+# torch has no public question for these two (autograd.Function.apply asks the first). Were a name to vanish,
+# every call would take the plain path: slower, never wrong.
+_transforms: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 
 def real(name: str, value: object) -> float:
@@ -168,6 +173,28 @@ def is_autocast(x: Tensor) -> bool:
     """
     kind = x.device.type
     return bool(torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))
+
+
+def is_eager(x: Tensor) -> bool:
+    """Whether a tensor is an ordinary one, seen by no transform and no dispatch mode: its values can be read.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Whether it is.
+    """
+    # The order matters: a size or an address must not be asked for while a graph is being recorded.
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    if _transforms() or _dispatch_modes() or x.layout is not torch.strided:
+        return False
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    try:
+        return x.data_ptr() != 0  # raises for the gradients of torch.autograd.grad(is_grads_batched=True)
+    except RuntimeError:
+        return False
 
 
 def require_floating_point(input: Tensor, name: str = "input") -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropoutlib.arguments import require_floating_point
-from dropoutlib.kernels import is_eager
+from dropoutlib.arguments import is_eager, require_floating_point
 
 __all__ = ["kingma_kl", "kl_divergence", "log_uniform_kl", "molchanov_kl"]
 

@@ -4,7 +4,8 @@
 where the law is Bernoulli, the factor itself where it is continuous. Where the law has learned parameters, or a
 Gaussian is drawn for a sum, it is the number without parameters that the draw is made from (standard normal,
 uniform), so that gradients reach the parameters. It is refused where ``training`` is False, because nothing would
-use it. ``generator`` makes the draw reproducible without touching the global state of torch.
+use it. ``generator`` makes the draw reproducible without touching the global state of torch. :func:`draw` gives what
+a function would draw.
 """
 
 from .convolutional.cutout import cutout
@@ -28,9 +29,10 @@ from .dense.standout import standout_linear
 from .dense.variational_dropout import variational_dropout_linear
 from .foundations.max_norm import max_norm_
 from .foundations.standard_dropout import dropout, weight_scaling_dropout
+from .layer import draw
 
 __all__ = ["avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d", "concrete_dropout", "concrete_dropout2d",
-           "cutout", "drop_connect_linear", "dropout", "fast_dropout_linear", "gaussian_dropout", "max_drop",
+           "cutout", "draw", "drop_connect_linear", "dropout", "fast_dropout_linear", "gaussian_dropout", "max_drop",
            "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "spatial_dropout1d",
            "spatial_dropout2d", "spatial_dropout3d", "standout_linear", "stochastic_pool2d", "stochastic_rate_dropout",
            "variational_dropout_linear", "weight_scaling_dropout"]

@@ -1,13 +1,78 @@
-"""What every layer with noise has in common."""
+"""What every layer and every function with noise has in common: it can draw without applying."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NoisyLayer"]
+__all__ = ["NoisyLayer", "draw", "draws"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Tensor])
+_DRAWS: dict[Callable[..., Tensor], Callable[..., Any]] = {}
+
+
+def draws(drawing: Callable[..., Any]) -> Callable[[_Function], _Function]:
+    """Says how the noise of a function is drawn.
+
+    Args:
+        drawing: takes the arguments of the function that the draw depends on, by name, and ``generator``.
+
+    Returns:
+        A decorator for the function.
+    """
+    def decorate(function: _Function) -> _Function:
+        _DRAWS[function] = drawing
+        return function
+
+    return decorate
+
+
+def draw(function: Callable[..., Tensor], input: Tensor, *arguments: Any, generator: torch.Generator | None = None,
+         **options: Any) -> Any:
+    """Draws what ``noise=`` of a function takes, without applying it.
+
+    ``f(x, ..., noise=draw(f, x, ..., generator=g))`` is ``f(x, ..., generator=h)`` bit for bit, for generators in the
+    same state, and leaves them in the same state. It is what ``layer.draw(x)`` is for a layer.
+
+    Args:
+        function: one of :mod:`dropoutlib.functional` that draws noise.
+        input: what the function will be called with.
+        *arguments: further arguments of the function.
+        generator: source of randomness; None is torch's global one.
+        **options: arguments of the function by name.
+
+    Returns:
+        The noise, as the function's docstring describes it.
+
+    Raises:
+        TypeError: ``function`` is none of these, or does not take the arguments.
+        ValueError: nothing is drawn, because ``training`` is False; or an argument has a wrong value.
+        RuntimeError: as from the function.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> keep = functional.draw(functional.dropout, torch.ones(4), p=0.5)
+        >>> once, again = (functional.dropout(torch.ones(4), p=0.5, noise=keep) for _ in range(2))
+        >>> torch.equal(once, again)
+        True
+    """
+    drawing = _DRAWS.get(function)
+    if drawing is None:
+        raise TypeError(f"function has to be one of dropoutlib.functional that draws noise, but got {function!r}")
+    if "noise" in options:
+        raise TypeError("noise was given, but draw() draws it")
+    bound = inspect.signature(function).bind(input, *arguments, **options)
+    bound.apply_defaults()
+    takes = inspect.signature(drawing).parameters
+    if "training" not in takes and not bound.arguments["training"]:
+        raise ValueError(f"{function.__name__} draws nothing with training=False")
+    return drawing(**{name: bound.arguments[name] for name in takes if name in bound.arguments and name != "generator"},
+                   generator=generator)
 
 
 class NoisyLayer(nn.Module):

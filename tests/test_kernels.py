@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dropoutlib import benchmark
-from dropoutlib.kernels import cpu, is_eager
+from dropoutlib.arguments import is_eager
+from dropoutlib.kernels import cpu
 from dropoutlib.noise import Bernoulli, select
 
 LARGE = 2**16

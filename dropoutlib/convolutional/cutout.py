@@ -6,14 +6,20 @@ import torch
 from torch import Tensor
 
 from ..arguments import positive_integer, refuse_noise, require_images
-from ..layer import NoisyLayer
+from ..layer import NoisyLayer, draws
+from ..maps import squares
 from ..methods import describe
-from ..noise import Position, select
-from ..windows import squares
+from ..noise import Position, apply
 
 __all__ = ["Cutout", "cutout"]
 
 
+def _centres(input: Tensor, num_holes: int, *, generator: torch.Generator | None) -> Tensor:
+    require_images(input)
+    return Position(positive_integer("num_holes", num_holes)).sample(input, generator=generator)
+
+
+@draws(_centres)
 @describe("cutout")
 def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, *, noise: Tensor | None = None,
            generator: torch.Generator | None = None) -> Tensor:
@@ -53,20 +59,10 @@ def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, 
     if not training:
         refuse_noise(noise)
         return input
-    height, width = input.shape[-2:]
     if input.numel() == 0:
         return input.clone()
-    centres = _centres(input, num_holes, noise=noise, generator=generator)
-    hidden = squares(centres, size, height, width).any(-3)
-    return select(input, ~hidden.unsqueeze(-3))
-
-
-def _centres(input: Tensor, num_holes: int, *, noise: Tensor | None = None,
-             generator: torch.Generator | None = None) -> Tensor:
-    like = input.new_empty((*input.shape[:-3], num_holes, 2))
-    if input.numel() == 0:
-        return torch.zeros_like(like, dtype=torch.int64)
-    return Position(tuple(input.shape[-2:])).sample(like, noise=noise, generator=generator)
+    return apply(input, Position(num_holes), noise=noise, generator=generator,
+                 as_mask=lambda centres: ~squares(centres, size, *input.shape[-2:]).any(-3).unsqueeze(-3))
 
 
 @describe("cutout")
@@ -139,7 +135,6 @@ class Cutout(NoisyLayer):
         return cutout(input, self.size, self.num_holes, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        require_images(input)
         return _centres(input, self.num_holes, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:

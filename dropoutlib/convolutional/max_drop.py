@@ -7,16 +7,23 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import one_of, positive_integer, refuse_noise, require_images
-from ..layer import NoisyLayer
+from ..layer import NoisyLayer, draws
+from ..maps import squares
 from ..methods import describe
-from ..noise import Bernoulli, noise_variance, select
-from ..windows import squares
+from ..noise import Bernoulli, apply, noise_variance
 
 __all__ = ["MaxDrop", "max_drop"]
 
 _SHARED = {"feature": (-2, -1), "channel": (-3,)}
 
 
+def _mask(input: Tensor, p: float, mode: str, *, generator: torch.Generator | None) -> Tensor:
+    one_of("mode", mode, _SHARED)
+    _require_real_images(input)
+    return Bernoulli(p).sample(input, shared=_SHARED[mode], generator=generator)
+
+
+@draws(_mask)
 @describe("max_drop")
 def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int = 1, training: bool = True, *,
              noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -60,9 +67,9 @@ def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int =
         return input
     if (p == 0 and noise is None) or input.numel() == 0:
         return input
-    keep = law.sample(input, shared=_SHARED[mode], noise=noise, generator=generator)
-    dropped = peaks(input, mode, window) & ~keep
-    return select(input, ~dropped, _scale(input, p, mode, window))
+    others = ~peaks(input, mode, window)
+    return apply(input, law, _scale(input, p, mode, window), shared=_SHARED[mode], noise=noise, generator=generator,
+                 as_mask=lambda keep: others | keep)
 
 
 def peaks(input: Tensor, mode: str, window: int = 1) -> Tensor:
@@ -183,8 +190,7 @@ class MaxDrop(NoisyLayer, _DropoutNd):
         return max_drop(input, self.p, self.mode, self.window, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        _require_real_images(input)
-        return Bernoulli(self.p).sample(input, shared=_SHARED[self.mode], generator=generator)
+        return _mask(input, self.p, self.mode, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input, which is not the test output.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,10 +12,10 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import one_of, refuse_noise
-from ..layer import NoisyLayer
+from ..layer import NoisyLayer, draws
+from ..maps import Windows
 from ..methods import RANKS, describe, describe_methods
 from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance
-from ..windows import Windows
 
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "MaxPoolDropout1d", "MaxPoolDropout2d",
            "MaxPoolDropout3d", "StochasticPool2d", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
@@ -24,6 +25,17 @@ _RANKS = {axes: words | {"window": "2" if axes == 1 else str((*(1 for _ in range
           for axes, words in RANKS.items()}
 _MAX_POOLS: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def _mask(input: Tensor, axes: int, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None,
+          padding: int | tuple[int, ...], ceil_mode: bool, p: float, dilation: int | tuple[int, ...] = 1, *,
+          generator: torch.Generator | None) -> Tensor:
+    return _mask_of(input, Windows(axes, kernel_size, stride, padding, dilation, ceil_mode), p, generator)
+
+
+def _mask_of(input: Tensor, windows: Windows, p: float, generator: torch.Generator | None) -> Tensor:
+    windows.check(input)
+    return Bernoulli(p).sample(input, generator=generator)
 
 
 # Maximum
@@ -84,6 +96,7 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
     return _in_format_of(input, _expected(input, windows, law.p)[0])
 
 
+@draws(partial(_mask, axes=1))
 @describe("pooling_dropout", like=_max_pool, **_RANKS[1])
 def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
@@ -93,6 +106,7 @@ def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
+@draws(partial(_mask, axes=2))
 @describe("pooling_dropout", like=_max_pool, **_RANKS[2])
 def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
@@ -102,6 +116,7 @@ def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
+@draws(partial(_mask, axes=3))
 @describe("pooling_dropout", like=_max_pool, **_RANKS[3])
 def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
@@ -243,8 +258,7 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
         return _max_pool(input, self._windows, self.p, self.training, self.inference, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        self._windows.check(input)
-        return Bernoulli(self.p).sample(input, generator=generator)
+        return _mask_of(input, self._windows, self.p, generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: exact for every window.
@@ -329,6 +343,7 @@ def _avg_pool(input: Tensor, windows: Windows, count_include_pad: bool, p: float
     return _average(inverted(input, p, training, noise=noise, generator=generator), windows, count_include_pad)
 
 
+@draws(partial(_mask, axes=1))
 @describe("pooling_dropout", like=_avg_pool, **_RANKS[1])
 def avg_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
@@ -338,6 +353,7 @@ def avg_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     return _avg_pool(input, windows, count_include_pad, p, training, noise=noise, generator=generator)
 
 
+@draws(partial(_mask, axes=2))
 @describe("pooling_dropout", like=_avg_pool, **_RANKS[2])
 def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
@@ -347,6 +363,7 @@ def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     return _avg_pool(input, windows, count_include_pad, p, training, noise=noise, generator=generator)
 
 
+@draws(partial(_mask, axes=3))
 @describe("pooling_dropout", like=_avg_pool, **_RANKS[3])
 def avg_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
@@ -443,8 +460,7 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
                          generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        self._windows.check(input)
-        return Bernoulli(self.p).sample(input, generator=generator)
+        return _mask_of(input, self._windows, self.p, generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the mean of the window (zero if p = 1).
@@ -496,6 +512,18 @@ class AvgPoolDropout3d(_AvgPoolDropout):
 # In proportion to the activations
 
 
+def _uniform(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None,
+             padding: int | tuple[int, ...], ceil_mode: bool, *, generator: torch.Generator | None) -> Tensor:
+    return _uniform_of(input, Windows(2, kernel_size, stride, padding, 1, ceil_mode), generator)
+
+
+def _uniform_of(input: Tensor, windows: Windows, generator: torch.Generator | None) -> Tensor:
+    windows.check(input)
+    elements, _ = _chances(input, windows)
+    return Uniform().sample(elements[..., 0].detach(), generator=generator)
+
+
+@draws(_uniform)
 @describe("pooling_dropout")
 def stochastic_pool2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                       padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, training: bool = True, *,
@@ -635,9 +663,7 @@ class StochasticPool2d(NoisyLayer):
         return _stochastic_pool(input, self._windows, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        self._windows.check(input)
-        elements, _ = _chances(input, self._windows)
-        return Uniform().sample(elements[..., 0].detach(), generator=generator)
+        return _uniform_of(input, self._windows, generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: sum of squares over sum, of every window.

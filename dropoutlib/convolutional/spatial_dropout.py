@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import require_floating_point
-from ..layer import NoisyLayer
+from ..layer import NoisyLayer, draws
 from ..methods import RANKS, describe, describe_methods
 from ..noise import Bernoulli, inverted, inverted_mean, inverted_variance
 
@@ -25,6 +27,23 @@ _RANKS = {
                              "``(C, H, W)``."},
     3: RANKS[3] | {"single": "A 4-D input is one volume ``(C, D, H, W)``, as for torch's own."},
 }
+
+
+def _shared(axes: int) -> tuple[int, ...]:
+    return tuple(range(-axes, 0))
+
+
+def _require_maps(input: Tensor, axes: int) -> None:
+    require_floating_point(input)
+    dims, shapes = _SHAPES[axes]
+    if input.dim() not in dims:
+        raise RuntimeError(f"input has to be of shape {shapes}, but got the shape {tuple(input.shape)}"
+                           f"{_HINTS.get((axes, input.dim()), '')}")
+
+
+def _mask(input: Tensor, p: float, axes: int, *, generator: torch.Generator | None) -> Tensor:
+    _require_maps(input, axes)
+    return Bernoulli(p).sample(input, shared=_shared(axes), generator=generator)
 
 
 def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, *, noise: Tensor | None,
@@ -61,34 +80,25 @@ def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, 
     return inverted(input, p, training, inplace, _shared(axes), noise=noise, generator=generator)
 
 
+@draws(partial(_mask, axes=1))
 @describe("spatial_dropout", like=_spatial, **_RANKS[1])
 def spatial_dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     return _spatial(input, p, training, inplace, 1, noise=noise, generator=generator)
 
 
+@draws(partial(_mask, axes=2))
 @describe("spatial_dropout", like=_spatial, **_RANKS[2])
 def spatial_dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     return _spatial(input, p, training, inplace, 2, noise=noise, generator=generator)
 
 
+@draws(partial(_mask, axes=3))
 @describe("spatial_dropout", like=_spatial, **_RANKS[3])
 def spatial_dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     return _spatial(input, p, training, inplace, 3, noise=noise, generator=generator)
-
-
-def _shared(axes: int) -> tuple[int, ...]:
-    return tuple(range(-axes, 0))
-
-
-def _require_maps(input: Tensor, axes: int) -> None:
-    require_floating_point(input)
-    dims, shapes = _SHAPES[axes]
-    if input.dim() not in dims:
-        raise RuntimeError(f"input has to be of shape {shapes}, but got the shape {tuple(input.shape)}"
-                           f"{_HINTS.get((axes, input.dim()), '')}")
 
 
 @describe_methods
@@ -151,8 +161,7 @@ class _SpatialDropout(NoisyLayer, _DropoutNd):
         return _spatial(input, self.p, self.training, self.inplace, self._axes, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        _require_maps(input, self._axes)
-        return Bernoulli(self.p).sample(input, shared=_shared(self._axes), generator=generator)
+        return _mask(input, self.p, self._axes, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the input itself (zero if p = 1).

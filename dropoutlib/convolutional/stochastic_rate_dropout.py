@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import noise_pair, positive, real, refuse_noise, require_floating_point
-from ..kernels import is_eager
-from ..layer import NoisyLayer
+from ..arguments import is_eager, noise_pair, positive, real, refuse_noise, require_floating_point
+from ..layer import NoisyLayer, draws
 from ..methods import describe
-from ..noise import Gaussian, Uniform, given_mask, noise_variance, select
+from ..noise import Coins, Gaussian, Uniform, apply, noise_variance
 
 __all__ = ["RateNoise", "StochasticRateDropout", "stochastic_rate_dropout"]
 
@@ -29,6 +28,16 @@ class RateNoise(NamedTuple):
     mask: Tensor
 
 
+def _rate_and_mask(input: Tensor, low: float, high: float, mean: float | None, std: float | None, *,
+                   generator: torch.Generator | None) -> RateNoise:
+    require_floating_point(input)
+    rate = _rate(input, *_limits(low, high), _normal(mean, std), generator=generator)
+    if high == 0:  # nothing to draw
+        return RateNoise(rate, torch.ones_like(input, dtype=torch.bool))
+    return RateNoise(rate, Coins(rate).sample(input, generator=generator))
+
+
+@draws(_rate_and_mask)
 @describe("stochastic_rate_dropout")
 def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, mean: float | None = None,
                             std: float | None = None, training: bool = True, *,
@@ -74,8 +83,9 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
         return input
     if high == 0 and noise is None:
         return input
-    rate, mask = _drawn(input, low, high, normal, generator) if noise is None else _given(input, low, high, noise)
-    return select(input, mask) * (1 / (1 - rate)).to(input.dtype)
+    rate, mask = (None, None) if noise is None else noise_pair(noise, "the rate and the keep mask")
+    rate = _rate(input, low, high, normal, noise=rate, generator=generator)
+    return apply(input, Coins(rate), (1 / (1 - rate)).to(input.dtype), noise=mask, generator=generator)
 
 
 def _limits(low: float, high: float) -> tuple[float, float]:
@@ -94,26 +104,12 @@ def _normal(mean: float | None, std: float | None) -> Gaussian | None:
     return Gaussian(real("mean", mean), positive("std", std) ** 2)
 
 
-def _drawn(input: Tensor, low: float, high: float, normal: Gaussian | None,
-           generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    rate = _draw_rate(_number_like(input), low, high, normal, generator)
-    if high == 0:  # nothing to draw
-        return rate, torch.ones_like(input, dtype=torch.bool)
-    return rate, Uniform().sample(input, generator=generator) >= rate
-
-
-def _given(input: Tensor, low: float, high: float, noise: tuple[Tensor | float, Tensor]) -> tuple[Tensor, Tensor]:
-    rate, mask = noise_pair(noise, "the rate and the keep mask")
-    return _given_rate(_number_like(input), rate, low, high), given_mask(mask, input)
-
-
-def _number_like(input: Tensor) -> Tensor:
+def _rate(input: Tensor, low: float, high: float, normal: Gaussian | None, *, noise: Tensor | float | None = None,
+          generator: torch.Generator | None) -> Tensor:
     wide = torch.float64 if input.dtype in (torch.float64, torch.complex128) else torch.float32
-    return input.new_empty((), dtype=wide)
-
-
-def _draw_rate(like: Tensor, low: float, high: float, normal: Gaussian | None,
-               generator: torch.Generator | None) -> Tensor:
+    like = input.new_empty((), dtype=wide)
+    if noise is not None:
+        return _given_rate(like, noise, low, high)
     if low == high:  # nothing to draw
         return like.new_full((), low)
     if normal is None:
@@ -211,8 +207,7 @@ class StochasticRateDropout(NoisyLayer):
                                        noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> RateNoise:
-        require_floating_point(input)
-        return RateNoise(*_drawn(input, self.low, self.high, _normal(self.rate_mean, self.rate_std), generator))
+        return _rate_and_mask(input, self.low, self.high, self.rate_mean, self.rate_std, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the input itself.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import noise_pair, positive, refuse_noise, require_floating_point, require_images
-from ..kernels import is_eager
-from ..layer import NoisyLayer
+from ..arguments import is_eager, noise_pair, positive, refuse_noise, require_floating_point, require_images
+from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Bernoulli, Uniform
 
 __all__ = ["ConcreteDropout", "ConcreteDropout2d", "WrapperNoise", "concrete_dropout", "concrete_dropout2d"]
+
+_MAPS = (-2, -1)  # axes along which the maps share one draw
 
 
 class WrapperNoise(NamedTuple):
@@ -30,6 +32,13 @@ class WrapperNoise(NamedTuple):
     module: Any
 
 
+def _uniform(input: Tensor, shared: tuple[int, ...] = (), *, generator: torch.Generator | None) -> Tensor:
+    if shared:
+        require_images(input)
+    return Uniform().sample(input, shared=shared, generator=generator)
+
+
+@draws(_uniform)
 @describe("concrete_dropout")
 def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float = 0.1, training: bool = True, *,
                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -65,6 +74,7 @@ def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float 
     return _relax(input, p_logit, temperature, training, (), noise=noise, generator=generator)
 
 
+@draws(partial(_uniform, shared=_MAPS))
 @describe("concrete_dropout")
 def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: float = 0.1, training: bool = True, *,
                        noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -97,7 +107,7 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: floa
         tensor([0., 2.])
     """
     require_images(input)
-    return _relax(input, p_logit, temperature, training, (-2, -1), noise=noise, generator=generator)
+    return _relax(input, p_logit, temperature, training, _MAPS, noise=noise, generator=generator)
 
 
 def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training: bool, shared: tuple[int, ...], *,
@@ -234,7 +244,7 @@ class ConcreteDropout(NoisyLayer):
         return concrete_dropout(input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Any:
-        own = Uniform().sample(input, shared=self._shared, generator=generator)
+        own = _uniform(input, self._shared, generator=generator)
         if not isinstance(self.module, NoisyLayer):
             return own
         masked = self._masked(input, own, None)
@@ -289,7 +299,7 @@ class ConcreteDropout2d(ConcreteDropout):
         torch.Size([2, 8, 8, 8])
     """
 
-    _shared = (-2, -1)
+    _shared = _MAPS
 
     def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
         """Applies the module to the masked maps in training, to the maps in evaluation.
@@ -311,7 +321,3 @@ class ConcreteDropout2d(ConcreteDropout):
     def _masked(self, input: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return concrete_dropout2d(input, self.p_logit, self.temperature, self.training, noise=noise,
                                   generator=generator)
-
-    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Any:
-        require_images(input)
-        return super()._draw(input, generator)

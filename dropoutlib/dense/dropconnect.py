@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import moments
-from ..arguments import is_autocast, noise_pair, one_of, refuse_noise, require_callable, require_features
-from ..kernels import is_eager
-from ..kernels.cpu import Selector
-from ..layer import NoisyLayer
+import dropoutlib.moments as moments
+
+from ..arguments import noise_pair, one_of, refuse_noise, require_callable, require_features
+from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import Moments
-from ..noise import Bernoulli, Gaussian, Replay, given_mask, select
+from ..noise import Bernoulli, Gaussian, apply, masked_product, masks_of_weight, select
 
 __all__ = ["DropConnectLinear", "WeightNoise", "drop_connect_linear"]
 
@@ -39,6 +38,25 @@ class WeightNoise(NamedTuple):
     bias: Tensor
 
 
+def _draw(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool,
+          activation: Callable[[Tensor], Tensor] | None, inference: str, num_samples: int, sharing: str, *,
+          generator: torch.Generator | None) -> Tensor | WeightNoise:
+    """What is drawn, in the order in which it is drawn."""
+    law = Bernoulli(p)
+    _check_choices(inference, num_samples, sharing)
+    require_features(input, weight)
+    if not training:
+        if inference != "sampled" or activation is None:
+            raise ValueError(f"drop_connect_linear draws nothing with training=False and inference={inference!r}")
+        return _normal(_pre_activation(input, weight, bias, law).mean, num_samples, generator=generator)
+    batch = _batch(input, law, sharing)
+    keep_bias = None if bias is None else law.sample(bias.expand(*batch, -1), generator=generator)
+    keep = masks_of_weight(input, weight, law, generator=generator) if batch else law.sample(
+        weight, generator=generator)
+    return keep if keep_bias is None else WeightNoise(keep, keep_bias)
+
+
+@draws(_draw)
 @describe("dropconnect")
 def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
                         training: bool = True, *, activation: Callable[[Tensor], Tensor] | None = None,
@@ -153,158 +171,38 @@ def _normal(mean: Tensor, num_samples: int, *, noise: Any = None, generator: tor
 
 def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sharing: str, *, noise: Any,
           generator: torch.Generator | None) -> Tensor:
+    of_weight, of_bias = (noise, None) if noise is None or bias is None else noise_pair(
+        noise, "the masks of the weight and of the bias")
+    batch = _batch(input, law, sharing)
+    if noise is not None:
+        is_shared = _fits_all(of_weight, weight) and (bias is None or _fits_all(of_bias, bias))
+        batch = torch.Size() if is_shared else _examples(input, sharing)
     scale = 1 / (1 - law.p) if law.p < 1 else 1.0
-    if noise is None and law.p in (0, 1):
-        return F.linear(input, *_mean_weights(weight, bias, law))
-    batch = _batch(input, sharing)
-    keep_weight, keep_bias = (None, _bias_mask(bias, batch, law, generator)) if noise is None \
-        else _given(noise, weight, bias, batch)
-    if batch and keep_weight is not None and keep_weight.dim() == 2:
-        batch = torch.Size()                # one mask for all examples
-    masked_bias = None if bias is None or keep_bias is None else select(bias.expand(*batch, -1), keep_bias, scale)
+    masked_bias = None if bias is None else apply(bias.expand(*batch, -1), law, scale, noise=of_bias,
+                                                  generator=generator)
     if not batch:
-        if keep_weight is None:
-            keep_weight = law.sample(weight.detach(), generator=generator)
-        return F.linear(input, select(weight, keep_weight, scale), masked_bias)
+        return F.linear(input, apply(weight, law, scale, noise=of_weight, generator=generator), masked_bias)
     rows = input.unsqueeze(1) if input.dim() == 2 else input.flatten(1, -2)  # (batch, rows that share a mask, in)
-    output = scale * _masked_product(rows, weight, law, keep_weight, generator)
+    output = scale * masked_product(rows, weight, law, noise=of_weight, generator=generator)
     if masked_bias is not None:
         output = output + masked_bias.unsqueeze(1).to(output.dtype)
     return output.view(*input.shape[:-1], -1) if input.numel() else output.reshape(*input.shape[:-1], weight.shape[0])
 
 
-def _draw(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sharing: str,
-          generator: torch.Generator | None) -> Tensor | WeightNoise:
-    """The masks that :func:`_drop` draws, in the order in which it draws them."""
-    batch = _batch(input, sharing) if 0 < law.p < 1 else torch.Size()  # where there is nothing to draw, one for all
-    keep_bias = _bias_mask(bias, batch, law, generator)
-    if batch and is_eager(input) and is_eager(weight):
-        masks = [keep for _, keep in Replay(law, weight, batch[0], generator=generator)]
-        keep = torch.cat(masks) if masks else weight.new_empty((0, *weight.shape), dtype=torch.bool)
-    else:
-        keep = law.sample(weight.detach().expand(*batch, -1, -1), generator=generator)
-    return keep if keep_bias is None else WeightNoise(keep, keep_bias)
-
-
-def _batch(input: Tensor, sharing: str) -> torch.Size:
+def _examples(input: Tensor, sharing: str) -> torch.Size:
     """The axis of examples that have masks of their own."""
     return torch.Size() if sharing == "batch" or input.dim() == 1 else input.shape[:1]
 
 
-def _bias_mask(bias: Tensor | None, batch: torch.Size, law: Bernoulli,
-               generator: torch.Generator | None) -> Tensor | None:
-    return None if bias is None else law.sample(bias.detach().expand(*batch, -1), generator=generator)
+def _batch(input: Tensor, law: Bernoulli, sharing: str) -> torch.Size:
+    """The same, for masks that are drawn: where there is nothing to draw, one is enough."""
+    return _examples(input, sharing) if 0 < law.p < 1 else torch.Size()
 
 
-def _given(noise: Any, weight: Tensor, bias: Tensor | None, batch: torch.Size) -> tuple[Tensor, Tensor | None]:
-    pair: tuple[Any, Any] = (noise, None) if bias is None else noise_pair(
-        noise, "the masks of the weight and of the bias")
-    of_weight, of_bias = pair
-    if _is_shared(of_weight, weight) and (bias is None or _is_shared(of_bias, bias)):
-        batch = torch.Size()
-    keep = given_mask(of_weight, weight.detach().expand(*batch, -1, -1))
-    return keep, None if bias is None else given_mask(of_bias, bias.detach().expand(*batch, -1))
-
-
-def _is_shared(mask: Any, parameter: Tensor) -> bool:
+def _fits_all(mask: Any, parameter: Tensor) -> bool:
     """Whether a mask has no axis of examples, and fits without one."""
     return isinstance(mask, Tensor) and mask.dim() <= parameter.dim() and all(
         n == 1 or n == size for n, size in zip(reversed(mask.shape), reversed(parameter.shape), strict=False))
-
-
-def _masked_product(input: Tensor, weight: Tensor, law: Bernoulli, keep: Tensor | None,
-                    generator: torch.Generator | None) -> Tensor:
-    """``input[b] @ (mask[b] * weight).T`` for every example b; input of shape ``(batch, rows, in)``."""
-    if is_autocast(input):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight = input.to(dtype), weight.to(dtype)
-    if is_eager(input) and is_eager(weight) and (keep is None or is_eager(keep)):
-        masks = Replay(law, weight, len(input), noise=keep, generator=generator)
-        output: Tensor = _Product.apply(masks, None, input, weight)
-        return output
-    if keep is None:
-        keep = law.sample(weight.detach().expand(input.shape[0], -1, -1), generator=generator)
-    return input @ select(weight, keep).mT
-
-
-class _Product(torch.autograd.Function):
-    """The form sum over b of output[b] . (mask[b] * weight) input[b], differentiated by the argument that is None.
-
-    By ``output`` it is the layer; by ``input`` and by ``weight`` its gradients. The form is linear in each of the
-    three, so every derivative is the same form again, with one argument replaced. The masks are drawn again for
-    each.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, masks: Replay, output: Tensor | None, input: Tensor | None, weight: Tensor | None) -> Tensor:
-        arguments = [output, input, weight]
-        ctx.masks, ctx.by = masks, next(i for i, argument in enumerate(arguments) if argument is None)
-        given = [argument for argument in arguments if argument is not None]
-        ctx.save_for_backward(*given)
-        ctx.save_for_forward(*given)
-        (result,) = _differentiate(masks, arguments, [ctx.by])
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        arguments: list[Any] = list(ctx.saved_tensors)
-        arguments.insert(ctx.by, gradient)
-        wanted = [i for i in range(3) if i != ctx.by and ctx.needs_input_grad[1 + i]]
-        if not is_eager(gradient):
-            results = _materialised(ctx.masks, arguments, wanted)
-        elif torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
-            results = [_Product.apply(ctx.masks, *(None if j == i else argument
-                                                   for j, argument in enumerate(arguments))) for i in wanted]
-        else:
-            results = _differentiate(ctx.masks, arguments, wanted)
-        gradients = dict(zip(wanted, results, strict=True))
-        return None, *(gradients.get(i) for i in range(3))
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
-        arguments: list[Any] = list(ctx.saved_tensors)
-        arguments.insert(ctx.by, None)
-        total: Any = 0
-        for i, tangent in enumerate(tangents):
-            if tangent is not None:
-                replaced = [tangent if j == i else argument for j, argument in enumerate(arguments)]
-                total = total + _Product.apply(ctx.masks, *replaced)
-        return total
-
-
-def _differentiate(masks: Replay, arguments: list[Any], wanted: list[int]) -> list[Tensor]:
-    """The derivatives of the form by the wanted arguments (0 output, 1 input, 2 weight), in one pass over the masks."""
-    output, input, weight = arguments
-    given = output if output is not None else input
-    rows = given.shape[1]
-    size = {0: None if weight is None else (masks.batch, rows, weight.shape[0]),
-            1: None if weight is None else (masks.batch, rows, weight.shape[1])}
-    results = {i: given.new_empty(size[i]) for i in wanted if i != 2}
-    if 2 in wanted:
-        single = torch.promote_types(given.dtype, torch.float32)  # a sum over the batch
-        results[2] = given.new_zeros(output.shape[2], input.shape[2], dtype=single)
-    selector: Selector | None = None
-    for chunk, keep in masks:
-        selector = selector or Selector(given.new_empty(()).expand(keep.shape))
-        if wanted != [2]:
-            masked = selector.select(weight, keep)
-            if 0 in wanted:
-                torch.bmm(input[chunk], masked.mT, out=results[0][chunk])
-            if 1 in wanted:
-                torch.bmm(output[chunk], masked, out=results[1][chunk])
-        if 2 in wanted:
-            outer = selector.select_product(output[chunk].mT, input[chunk], keep)
-            results[2].add_(outer[0] if len(outer) == 1 else outer.sum(0))
-    return [results[i].to(given.dtype) for i in wanted]
-
-
-def _materialised(masks: Replay, arguments: list[Any], wanted: list[int]) -> list[Tensor]:
-    """As :func:`_differentiate`, with all masks at once: under transforms."""
-    output, input, weight = arguments
-    keep = torch.cat([part for _, part in masks])
-    results = {0: lambda: input @ select(weight, keep).mT, 1: lambda: output @ select(weight, keep),
-               2: lambda: select(output.mT @ input, keep).sum(0)}
-    return [results[i]() for i in wanted]
 
 
 @describe("dropconnect")
@@ -409,11 +307,8 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
         return self.training or (self.inference == "sampled" and self.activation is not None)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor | WeightNoise:
-        require_features(input, self.weight)
-        if self.training:
-            return _draw(input, self.weight, self.bias, Bernoulli(self.p), self.sharing, generator)
-        mean = _pre_activation(input, self.weight, self.bias, Bernoulli(self.p)).mean
-        return _normal(mean, self.num_samples, generator=generator)
+        return _draw(input, self.weight, self.bias, self.p, self.training, self.activation, self.inference,
+                     self.num_samples, self.sharing, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: exact without activation, else for the matched Gaussian.

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import moments
+import dropoutlib.moments as moments
+
 from ..arguments import refuse_noise, require_features
-from ..layer import NoisyLayer
+from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import Moments
 from ..noise import Bernoulli, Gaussian, odds
@@ -16,6 +17,18 @@ from ..noise import Bernoulli, Gaussian, odds
 __all__ = ["FastDropoutLinear", "fast_dropout_linear"]
 
 
+def _law(p: float) -> Gaussian:
+    """Standard normal numbers; with p = 0 there is nothing to draw."""
+    return Gaussian(0.0, 1.0 if odds(p, "fast dropout") > 0 else 0.0)
+
+
+def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, *,
+            generator: torch.Generator | None) -> Tensor:
+    require_features(input, weight)
+    return _law(p).sample(F.linear(input, weight, bias), generator=generator)
+
+
+@draws(_normal)
 @describe("fast_dropout")
 def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
                         training: bool = True, *, noise: Tensor | None = None,
@@ -60,11 +73,6 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         return mean
     std = moments.deviation(moments.sum_variance(input, weight, ratio)).to(mean.dtype)
     return mean + std * _law(p).sample(mean, noise=noise, generator=generator)
-
-
-def _law(p: float) -> Gaussian:
-    """Standard normal numbers; with p = 0 there is nothing to draw."""
-    return Gaussian(0.0, 1.0 if p > 0 else 0.0)
 
 
 @describe("fast_dropout")
@@ -147,8 +155,7 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
                                    generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        require_features(input, self.weight)
-        return _law(self.p).sample(self.mean(input), generator=generator)
+        return _normal(input, self.weight, self.bias, self.p, generator=generator)
 
     def moments(self, mean: Tensor, variance: Tensor | None = None) -> Moments:
         """Mean and variance of the outputs, for inputs that are themselves random. In training and evaluation alike.

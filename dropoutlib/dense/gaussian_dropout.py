@@ -7,13 +7,23 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import refuse_noise, require_floating_point
-from ..layer import NoisyLayer
+from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Gaussian, apply, noise_variance, odds
 
 __all__ = ["GaussianDropout", "gaussian_dropout"]
 
 
+def _law(p: float) -> Gaussian:
+    """Factors with the first two moments of an inverted mask."""
+    return Gaussian(1.0, odds(p, "Gaussian dropout"))
+
+
+def _factors(input: Tensor, p: float, *, generator: torch.Generator | None) -> Tensor:
+    return _law(p).sample(input, generator=generator)
+
+
+@draws(_factors)
 @describe("gaussian_dropout")
 def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
                      noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -50,11 +60,6 @@ def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
         refuse_noise(noise)
         return input
     return apply(input, law, noise=noise, generator=generator)
-
-
-def _law(p: float) -> Gaussian:
-    """Factors with the first two moments of an inverted mask."""
-    return Gaussian(1.0, odds(p, "Gaussian dropout"))
 
 
 @describe("gaussian_dropout")
@@ -124,7 +129,7 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
         return gaussian_dropout(input, self.p, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        return _law(self.p).sample(input, generator=generator)
+        return _factors(input, self.p, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the input itself.

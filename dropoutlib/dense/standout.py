@@ -10,13 +10,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import one_of, real, refuse_noise, require_callable, require_features
-from ..layer import NoisyLayer
+from ..layer import NoisyLayer, draws
 from ..methods import describe
-from ..noise import Uniform, given_mask, select
+from ..noise import Coins, apply
 
 __all__ = ["StandoutLinear", "standout_linear"]
 
 
+def _logit(input: Tensor, pre_activation: Tensor, alpha: float, beta: float, belief_weight: Tensor | None,
+           belief_bias: Tensor | None) -> Tensor:
+    """That of the keep probability."""
+    return alpha * pre_activation + beta if belief_weight is None else F.linear(input, belief_weight, belief_bias)
+
+
+def _coins(logit: Tensor) -> Coins:
+    wide = logit if logit.dtype == torch.float64 else logit.float()
+    return Coins(torch.sigmoid(-wide))
+
+
+def _mask(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: float, beta: float, belief_weight: Tensor | None,
+          belief_bias: Tensor | None, *, generator: torch.Generator | None) -> Tensor:
+    require_features(input, weight)
+    logit = _logit(input, F.linear(input, weight, bias), alpha, beta, belief_weight, belief_bias)
+    return _coins(logit).sample(logit, generator=generator)
+
+
+@draws(_mask)
 @describe("standout")
 def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, training: bool = True, *,
                     activation: Callable[[Tensor], Tensor] = torch.relu, alpha: float = 1.0, beta: float = 0.0,
@@ -66,22 +85,16 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
         raise RuntimeError(f"belief_weight has to be of the shape {tuple(weight.shape)} of the weight, "
                            f"but got {tuple(belief_weight.shape)}")
     pre_activation = F.linear(input, weight, bias)
-    logit = alpha * pre_activation + beta if belief_weight is None else F.linear(input, belief_weight, belief_bias)
+    logit = _logit(input, pre_activation, alpha, beta, belief_weight, belief_bias)
     hidden = activation(pre_activation)
     if not training:
         refuse_noise(noise)
         return hidden * torch.sigmoid(logit)
-    output = select(hidden, _coins(logit, generator) if noise is None else given_mask(noise, hidden))
+    output = apply(hidden, _coins(logit), noise=noise, generator=generator)
     if belief_weight is None:
         return output
     probability = torch.sigmoid(logit)
     return output + hidden.detach() * (probability - probability.detach())  # adds zero, with a gradient
-
-
-def _coins(logit: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A keep mask for the logits of its probabilities."""
-    uniform = Uniform().sample(logit.detach(), generator=generator)
-    return ~(uniform >= torch.sigmoid(logit.detach().to(uniform.dtype)))  # what is nan is kept, and seen
 
 
 @describe("standout")
@@ -211,13 +224,8 @@ class StandoutLinear(NoisyLayer, nn.Linear):
             belief_weight=self.belief_weight, belief_bias=self.belief_bias, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        require_features(input, self.weight)
-        return _coins(self._logit(input), generator)
-
-    def _logit(self, input: Tensor) -> Tensor:
-        if self.belief_weight is not None:
-            return F.linear(input, self.belief_weight, self.belief_bias)
-        return self.alpha * F.linear(input, self.weight, self.bias) + self.beta
+        return _mask(input, self.weight, self.bias, self.alpha, self.beta, self.belief_weight, self.belief_bias,
+                     generator=generator)
 
     def keep_probability(self, input: Tensor) -> Tensor:
         """The probability with which each unit is kept, given the layer's input.
@@ -228,7 +236,8 @@ class StandoutLinear(NoisyLayer, nn.Linear):
         Returns:
             Tensor of shape ``(..., out_features)``.
         """
-        return torch.sigmoid(self._logit(input))
+        pre_activation = F.linear(input, self.weight, self.bias)
+        return torch.sigmoid(_logit(input, pre_activation, self.alpha, self.beta, self.belief_weight, self.belief_bias))
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: activation times keep probability.

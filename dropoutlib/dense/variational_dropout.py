@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..arguments import one_of, refuse_noise, require_features
 from ..divergence import log_uniform_kl
-from ..layer import NoisyLayer
+from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import deviation, sum_variance
 from ..noise import Bernoulli, Gaussian
@@ -21,6 +21,14 @@ __all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
 _LAW = Gaussian(0.0, 1.0)
 
 
+def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, kind: str, *,
+            generator: torch.Generator | None) -> Tensor:
+    _check_kind(kind)
+    require_features(input, weight)
+    return _LAW.sample(F.linear(input, weight, bias) if kind == "A" else input, generator=generator)
+
+
+@draws(_normal)
 @describe("variational_dropout")
 def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float,
                                kind: str = "A", training: bool = True, *, noise: Tensor | None = None,
@@ -199,8 +207,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
                                           noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        require_features(input, self.weight)
-        return _LAW.sample(self.mean(input) if self.kind == "A" else input, generator=generator)
+        return _normal(input, self.weight, self.bias, self.kind, generator=generator)
 
     def kl(self) -> Tensor:
         """Divergence of the noise from the log-uniform prior, up to the constant of that prior: a sum.

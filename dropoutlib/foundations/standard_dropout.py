@@ -7,13 +7,18 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import refuse_noise, require_floating_point
-from ..layer import NoisyLayer
+from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Bernoulli, apply, inverted, inverted_mean, inverted_variance, noise_variance, raw_mean
 
 __all__ = ["Dropout", "WeightScalingDropout", "dropout", "weight_scaling_dropout"]
 
 
+def _mask(input: Tensor, p: float, *, generator: torch.Generator | None) -> Tensor:
+    return Bernoulli(p).sample(input, generator=generator)
+
+
+@draws(_mask)
 @describe("standard_dropout")
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
             noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -50,6 +55,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     return inverted(input, p, training, inplace, noise=noise, generator=generator)
 
 
+@draws(_mask)
 @describe("standard_dropout")
 def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
                            noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -165,7 +171,7 @@ class Dropout(NoisyLayer, _DropoutNd):
         return dropout(input, self.p, self.training, self.inplace, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        return Bernoulli(self.p).sample(input, generator=generator)
+        return _mask(input, self.p, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: the input itself (zero if p = 1).
@@ -260,7 +266,7 @@ class WeightScalingDropout(NoisyLayer, _DropoutNd):
         return weight_scaling_dropout(input, self.p, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        return Bernoulli(self.p).sample(input, generator=generator)
+        return _mask(input, self.p, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
         """Mean of the training output given the layer's input: 1 - p times the input.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dropoutlib.kernels import is_eager
+from dropoutlib.arguments import is_eager
 
 __all__ = ["Selector", "apply_mask", "can_apply_mask", "can_draw_mask", "draw_mask"]
 

@@ -6,9 +6,8 @@ it drew, so forward and backward see the same noise by construction.
 """
 
 from .applying import apply, inverted, inverted_mean, inverted_variance, noise_variance, odds, raw_mean, select
-from .given import given_mask
-from .laws import Bernoulli, Gaussian, Position, Uniform
-from .replay import Replay
+from .laws import Bernoulli, Coins, Gaussian, Position, Uniform
+from .weights import Replay, masked_product, masks_of_weight
 
-__all__ = ["Bernoulli", "Gaussian", "Position", "Replay", "Uniform", "apply", "given_mask", "inverted", "inverted_mean",
-           "inverted_variance", "noise_variance", "odds", "raw_mean", "select"]
+__all__ = ["Bernoulli", "Coins", "Gaussian", "Position", "Replay", "Uniform", "apply", "inverted", "inverted_mean",
+           "inverted_variance", "masked_product", "masks_of_weight", "noise_variance", "odds", "raw_mean", "select"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,12 +12,13 @@ from torch import Tensor
 from dropoutlib.arguments import refuse_noise, require_floating_point
 from dropoutlib.kernels import cpu
 
-from .laws import Bernoulli, Gaussian
+from .laws import Bernoulli, Coins, Gaussian, Position
 
 __all__ = ["apply", "inverted", "inverted_mean", "inverted_variance", "noise_variance", "odds", "raw_mean", "select"]
 
 
-def apply(input: Tensor, law: Bernoulli | Gaussian, scale: float = 1.0, *, shared: tuple[int, ...] = (),
+def apply(input: Tensor, law: Bernoulli | Coins | Gaussian | Position, scale: float | Tensor = 1.0, *,
+          shared: tuple[int, ...] = (), as_mask: Callable[[Tensor], Tensor] | None = None,
           noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Draws noise for a tensor and applies it: what is dropped is 0, factors multiply.
 
@@ -26,6 +29,7 @@ def apply(input: Tensor, law: Bernoulli | Gaussian, scale: float = 1.0, *, share
         law: of the noise.
         scale: what the result is multiplied with.
         shared: axes along which one draw is shared.
+        as_mask: makes the keep mask of what was drawn, where they differ.
         noise: as for the ``sample`` of the law.
         generator: as for the ``sample`` of the law.
 
@@ -38,13 +42,15 @@ def apply(input: Tensor, law: Bernoulli | Gaussian, scale: float = 1.0, *, share
         >>> apply(torch.ones(3), Bernoulli(0.5), 2.0, noise=torch.tensor([1, 0, 1]))
         tensor([2., 0., 2.])
     """
-    drawn = law.sample(input, shared=shared, noise=noise, generator=generator)
-    if isinstance(law, Bernoulli):
-        return select(input, drawn, scale)
-    return input * drawn if scale == 1 else input * drawn * scale
+    draw: Callable[..., Tensor] = functools.partial(law.sample, input, noise=noise, generator=generator)
+    drawn = draw(shared=shared) if shared else draw()
+    keep = drawn if as_mask is None else as_mask(drawn)
+    if keep.dtype is torch.bool:
+        return select(input, keep, scale)
+    return input * keep if isinstance(scale, float) and scale == 1 else input * keep * scale
 
 
-def select(x: Tensor, keep: Tensor, scale: float = 1.0) -> Tensor:
+def select(x: Tensor, keep: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Scales what a mask keeps and replaces the rest by zero.
 
     Dropping selects, it does not multiply: a dropped ``inf`` or ``nan`` becomes 0 and its gradient is 0.
@@ -61,6 +67,8 @@ def select(x: Tensor, keep: Tensor, scale: float = 1.0) -> Tensor:
         >>> select(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]), scale=2.0)
         tensor([2., 0.])
     """
+    if isinstance(scale, Tensor):
+        return select(x, keep) * scale
     if cpu.can_apply_mask(x, keep):
         return cpu.apply_mask(x, keep, scale)
     return torch.where(keep, x if scale == 1 else x * scale, 0)

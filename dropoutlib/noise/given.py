@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
-from dropoutlib.kernels import is_eager
+from dropoutlib.arguments import is_eager
 
 __all__ = ["check_generator", "check_noise", "given_mask"]
 

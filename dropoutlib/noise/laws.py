@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import real, require_floating_point
-from dropoutlib.kernels import cpu, is_eager
+from dropoutlib.arguments import is_eager, real, require_floating_point
+from dropoutlib.kernels import cpu
 
 from .given import check_generator, check_noise, given_mask
 
-__all__ = ["Bernoulli", "Gaussian", "Position", "Uniform", "draw_mask"]
+__all__ = ["Bernoulli", "Coins", "Gaussian", "Position", "Uniform", "draw_mask"]
 
 
 class Bernoulli:
@@ -91,6 +91,46 @@ class Bernoulli:
         if generator is not None:
             check_generator(generator, x)
         return draw_mask(like, self.p, generator)
+
+
+class Coins:
+    """Keep masks whose probabilities are tensors: computed from an input, learned or drawn themselves.
+
+    Args:
+        p: probabilities of dropping, between 0 and 1, broadcastable to what is masked. Where one is ``nan`` the element
+            is kept, so that the ``nan`` is seen.
+
+    Example:
+        >>> law = Coins(torch.tensor([0.0, 1.0]))
+        >>> law.sample(torch.ones(3, 2)).all(0)
+        tensor([ True, False])
+    """
+
+    __slots__ = ("p",)
+
+    def __init__(self, p: Tensor) -> None:
+        self.p = p
+
+    def __repr__(self) -> str:
+        return f"Coins(p={self.p})"
+
+    @property
+    def mean(self) -> Tensor:
+        """The means of the masks, ``1 - p``."""
+        return 1 - self.p
+
+    @property
+    def variance(self) -> Tensor:
+        """The variances of the masks, ``p * (1 - p)``."""
+        return self.p * (1 - self.p)
+
+    def sample(self, x: Tensor, *, shared: tuple[int, ...] = (), noise: Tensor | None = None,
+               generator: torch.Generator | None = None) -> Tensor:
+        """Draws a keep mask for ``x``: as :meth:`Bernoulli.sample`, without a gradient to ``p``."""
+        if noise is not None:
+            return given_mask(noise, _draw_shape(x, shared))
+        uniform = Uniform().sample(x, shared=shared, generator=generator)
+        return ~(uniform < self.p.detach().to(uniform.dtype))
 
 
 class Gaussian:
@@ -223,59 +263,63 @@ class Uniform:
 
 
 class Position:
-    """Positions on a grid, each as probable as the other.
+    """Positions on maps, each as probable as the other.
 
     Args:
-        sizes: number of positions along each axis of the grid, at least 1.
+        count: number of positions for every image.
 
     Example:
-        >>> positions = Position((32, 48)).sample(torch.empty(5, 2))
-        >>> bool((positions >= 0).all() and (positions < torch.tensor([32, 48])).all())
-        True
+        >>> positions = Position(5).sample(torch.empty(8, 3, 32, 48))
+        >>> positions.shape, bool((positions < torch.tensor([32, 48])).all())
+        (torch.Size([8, 5, 2]), True)
     """
 
-    __slots__ = ("sizes",)
+    __slots__ = ("count",)
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.sizes = tuple(sizes)
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
 
     def __repr__(self) -> str:
-        return f"Position(sizes={self.sizes})"
+        return f"Position(count={self.count})"
 
     def sample(self, x: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draws a position for every entry of ``x`` but for its last axis, which holds the coordinates.
+        """Draws rows and columns on the maps of ``x``.
 
         Args:
-            x: of shape ``(..., axes of the grid)``; its values are not read.
-            noise: positions to use instead of a draw, whole numbers, broadcastable to the shape of ``x``; positions
-                off the grid are refused wherever values can be read.
+            x: images of shape ``(..., C, H, W)``; their values are not read.
+            noise: positions to use instead of a draw, whole numbers, broadcastable to the shape of the draw; positions
+                off the map are refused wherever values can be read.
             generator: draws from here instead of torch's global generator, whose state is left alone.
 
         Returns:
-            Whole numbers of type int64, of the shape and on the device of ``x``.
+            Whole numbers of type int64, of shape ``(..., count, 2)``, on the device of ``x``.
 
         Raises:
             TypeError: an argument is no tensor or no generator.
             ValueError: ``noise`` has a wrong shape, type, device or value.
             RuntimeError: as for :meth:`Bernoulli.sample`.
         """
+        sizes, shape = x.shape[-2:], (*x.shape[:-3], self.count)
         if noise is not None:
-            return self._given(noise, x)
+            return _given_positions(noise, x.new_empty(()).expand(*shape, 2), sizes)
         source: dict[str, Any] = {}  # with dynamic sizes the compiler refuses even generator=None
         if generator is not None:
             check_generator(generator, x)
             source["generator"] = generator
-        return torch.stack([torch.randint(size, x.shape[:-1], device=x.device, **source) for size in self.sizes], -1)
+        if x.numel() == 0:  # nowhere
+            return torch.zeros((*shape, 2), dtype=torch.int64, device=x.device)
+        return torch.stack([torch.randint(size, shape, device=x.device, **source) for size in sizes], -1)
 
-    def _given(self, noise: Tensor, x: Tensor) -> Tensor:
-        check_noise(noise, x)
-        if noise.is_complex() or noise.dtype is torch.bool:
-            raise ValueError(f"noise has to be whole numbers, but got {noise.dtype}")
-        last = torch.tensor([size - 1 for size in self.sizes], device=noise.device)
-        if is_eager(noise) and not bool(((noise >= 0) & (noise <= last) & (noise == noise.long())).all()):
-            raise ValueError(f"noise has to be positions on a grid of the sizes {self.sizes}, counted from 0, "
-                             "but it has other values")
-        return noise.long().expand(x.shape)
+
+def _given_positions(noise: Tensor, like: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    check_noise(noise, like)
+    if noise.is_complex() or noise.dtype is torch.bool:
+        raise ValueError(f"noise has to be whole numbers, but got {noise.dtype}")
+    last = torch.tensor([size - 1 for size in sizes], device=noise.device)
+    if is_eager(noise) and not bool(((noise >= 0) & (noise <= last) & (noise == noise.long())).all()):
+        raise ValueError(f"noise has to be positions on maps of the sizes {tuple(sizes)}, counted from 0, "
+                         "but it has other values")
+    return noise.long().expand(like.shape)
 
 
 def _draw_shape(x: Tensor, shared: tuple[int, ...]) -> Tensor:

@@ -125,7 +125,7 @@ def test_bad_input() -> None:
     with pytest.raises(RuntimeError, match=r"floating point.*uint8"):
         Cutout(4)(image.byte())
     for place in ([8, 0], [-1, 0], [0.5, 0]):
-        with pytest.raises(ValueError, match=r"positions on a grid of the sizes \(8, 8\)"):
+        with pytest.raises(ValueError, match=r"positions on maps of the sizes \(8, 8\)"):
             Cutout(4)(image, noise=torch.tensor([place]))
     with pytest.raises(ValueError, match=r"whole numbers, but got torch\.bool"):
         Cutout(4)(image, noise=torch.ones(1, 2, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Windows on maps: those of torch's pooling layers, and squares around given positions."""
+"""Places on maps: the windows of torch's pooling layers, and squares around given positions."""
 
 from __future__ import annotations
 

@@ -1,0 +1,87 @@
+"""Functions draw as layers do: to draw and then to apply is to call, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from subjects import assert_raises, assert_same, example
+
+from dropoutlib import functional
+
+WEIGHT, BIAS = ("weight", (4, 6)), ("bias", (4,))
+
+# For each function and its variants: the shape of the input, and arguments; a name and a shape stand for a tensor.
+CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
+    "dropout": ((5, 6), (0.4,), {}),
+    "weight_scaling_dropout": ((5, 6), (0.4,), {}),
+    "gaussian_dropout": ((5, 6), (0.4,), {}),
+    "drop_connect_linear": ((5, 6), (WEIGHT, BIAS, 0.4), {"activation": torch.tanh}),
+    "drop_connect_linear without bias": ((5, 3, 6), (WEIGHT,), {}),
+    "drop_connect_linear shared": ((5, 6), (WEIGHT, BIAS), {"sharing": "batch"}),
+    "drop_connect_linear sampled": ((5, 6), (WEIGHT, BIAS), {"training": False, "activation": torch.tanh,
+                                                            "inference": "sampled", "num_samples": 7}),
+    "drop_connect_linear at p = 1": ((5, 6), (WEIGHT, BIAS, 1.0), {}),
+    "standout_linear": ((5, 6), (WEIGHT, BIAS), {"alpha": 0.7, "beta": -0.2}),
+    "standout_linear with a belief": ((5, 6), (WEIGHT, BIAS), {"belief_weight": WEIGHT, "belief_bias": BIAS}),
+    "fast_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.4), {}),
+    "variational_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.3), {}),
+    "variational_dropout_linear of kind B": ((5, 6), (WEIGHT, BIAS, 0.3), {"kind": "B"}),
+    "concrete_dropout": ((5, 6), (-0.5,), {"temperature": 0.3}),
+    "concrete_dropout2d": ((2, 3, 4, 4), (-0.5,), {}),
+    **{f"spatial_dropout{axes}d": ((2, 3, *(4,) * axes), (0.4,), {}) for axes in (1, 2, 3)},
+    **{f"{kind}_pool_dropout{axes}d": ((2, 3, *(6,) * axes), (3, 2, 1), {"p": 0.4})
+       for kind in ("max", "avg") for axes in (1, 2, 3)},
+    "stochastic_pool2d": ((2, 3, 6, 6), (3, 2), {}),
+    "cutout": ((4, 3, 8, 8), (3, 2), {}),
+    "max_drop": ((4, 3, 8, 8), (0.4,), {}),
+    "max_drop of channels": ((4, 3, 8, 8), (0.4, "channel"), {}),
+    "stochastic_rate_dropout": ((5, 6), (0.1, 0.6), {}),
+    "stochastic_rate_dropout with a normal rate": ((5, 6), (0.1, 0.6, 0.3, 0.1), {}),
+    "stochastic_rate_dropout at rate 0": ((5, 6), (0.0, 0.0), {}),
+}
+
+
+def arguments(call: str, device: str) -> tuple[Any, torch.Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The function, its input and further arguments."""
+    def made(value: Any) -> Any:
+        return example(value[1], torch.device(device)) / 6 if value in (WEIGHT, BIAS) else value
+
+    shape, further, options = CALLS[call]
+    return (getattr(functional, call.split()[0]), example(shape, torch.device(device)).requires_grad_(),
+            tuple(made(value) for value in further), {name: made(value) for name, value in options.items()})
+
+
+def test_every_function_is_here() -> None:
+    assert {call.split()[0] for call in CALLS} == set(functional.__all__) - {"draw", "max_norm_"}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_to_draw_and_then_to_apply_is_to_call(call: str, device: str) -> None:
+    function, x, further, options = arguments(call, device)
+    once, twice = (torch.Generator(device).manual_seed(7) for _ in range(2))
+    y = function(x, *further, **options, generator=once)
+    noise = functional.draw(function, x, *further, **options, generator=twice)
+    assert_same(once.get_state(), twice.get_state())
+    again = function(x, *further, **options, noise=noise)
+    assert_same(again, y)
+    assert_same(torch.autograd.grad(again.sin().sum(), x), torch.autograd.grad(y.sin().sum(), x))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_is_drawn_outside_of_training(call: str, device: str) -> None:
+    function, x, further, options = arguments(call, device)
+    rule = {"inference": "mean"} if "sampled" in call else {}
+    assert_raises(ValueError, "draws nothing", lambda: functional.draw(
+        function, x, *further, **options | rule | {"training": False}))
+
+
+def test_what_draws_nothing_is_named() -> None:
+    x = torch.ones(3)
+    assert_raises(TypeError, "max_norm_", lambda: functional.draw(functional.max_norm_, x))
+    assert_raises(TypeError, "noise", lambda: functional.draw(functional.dropout, x, noise=x))
+    assert_raises(TypeError, "rate", lambda: functional.draw(functional.dropout, x, rate=0.5))
+    assert_raises(ValueError, "1.5", lambda: functional.draw(functional.dropout, x, 1.5))
+    assert_raises(RuntimeError, "shape", lambda: functional.draw(functional.max_pool_dropout2d, x, 2))
+    assert_raises(RuntimeError, "shape", lambda: functional.draw(functional.cutout, x, 2))
