@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
-from dropoutlib.methods import facts
+from dropoutlib.methods import Layer, catalogue, facts
 
 __all__ = ["Finding", "Report", "audit", "replace"]
 
@@ -312,7 +312,7 @@ class _Trace(TorchFunctionMode):
         if layer is not None and layer.has_weights:
             known = self.facts(output)
             if elements:  # those that go into the layer it wraps
-                self._check_maps(place, name, source, "ConcreteDropout2d")
+                self._check_maps(place, name, source, layer)
             self._remember(output, _Facts(known.axes, known.since_weights, _union((known.ever, (place,)))))
             return None
         return self._note(place, name, elements, source, output, inplace=getattr(module, "inplace", False))
@@ -361,10 +361,10 @@ class _Trace(TorchFunctionMode):
                                       _union((facts.ever, (place,)))))
         return output
 
-    def _check_maps(self, place: str, name: str, source: Tensor, instead: str | None = None) -> None:
+    def _check_maps(self, place: str, name: str, source: Tensor, layer: Layer | None = None) -> None:
         axes = self.facts(source).axes
         if axes and source.shape[-axes:].numel() > 1:
-            instead = instead or f"SpatialDropout{axes}d"
+            instead = _layer_of_maps(axes, layer)
             self.findings.append(_finding(
                 "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(source.shape)}: "
                 f"neighbours can stand in for what is dropped. {instead} drops whole maps."))
@@ -381,6 +381,14 @@ class _Trace(TorchFunctionMode):
     def _remember(self, tensor: Tensor, facts: _Facts) -> None:
         self._alive.append(tensor)
         self._facts[id(tensor)] = facts
+
+
+def _layer_of_maps(axes: int, layer: Layer | None) -> str:
+    """The layer that drops whole maps where another drops elements: of the same method if it has one, else torch's."""
+    rows = catalogue().values()
+    of_method = [other for row in rows if layer in row.facts for other in row.facts]
+    of_torch = [other for row in rows for other in row.facts if other.replaces == f"Dropout{axes}d"]
+    return next(other.name for other in (*of_method, *of_torch) if other.site == "map")
 
 
 def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

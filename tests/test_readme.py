@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import index_of_names
 import pytest
+
+import dropoutlib
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +28,11 @@ def test_there_is_an_example_that_trains_on_real_data():
 def test_the_two_commands_can_be_found():
     for marker in ("book command", "test command"):
         assert re.search(rf"^<!-- {marker} -->\n```bash\n.+\n```$", TEXT, flags=re.MULTILINE), marker
+
+
+def test_its_table_is_that_of_the_methods():
+    assert index_of_names.with_methods(TEXT) == TEXT
+    assert all(f"`{layer}`" in TEXT for row in dropoutlib.catalogue().values() for layer in row.layers)
 
 
 def test_every_file_it_names_is_there():
