@@ -17,7 +17,8 @@ from dropoutlib.methods import Layer, catalogue, facts
 
 __all__ = ["Finding", "Report", "audit", "replace"]
 
-_PAGES = {"What is dropped?": "convolutional/what_is_dropped", "Where dropout goes": "convolutional/placement"}
+_PAGES = {"What is dropped?": "book/convolutional/what_is_dropped",
+          "Where dropout goes": "book/convolutional/placement"}
 _CHAPTERS = {
     "element dropout on feature maps": "What is dropped?",
     "dropout before batch norm": "Where dropout goes",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from email.message import Message
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dropoutlib
-from dropoutlib import audit, replace
+from dropoutlib import audit, replace, surgery
 from dropoutlib.surgery import Finding, Report
 
 IMAGES, VECTORS, SEQUENCES = torch.ones(2, 3, 8, 8), torch.ones(4, 6), torch.ones(2, 5, 6)
@@ -236,6 +239,17 @@ def test_a_report_prints_its_findings_by_kind() -> None:
     assert second.startswith("  1: dropout acts on maps of shape (2, 4, 6, 6)") and "SpatialDropout2d" in second
     assert third.startswith("  3: ") and fourth.startswith("dropout on the output (see ") and fifth.startswith("  3: ")
     assert repr(audit(nn.Linear(6, 2), VECTORS)) == "nothing found"
+
+
+def test_chapters_are_linked_where_the_address_of_the_book_is_known(monkeypatch):
+    metadata = Message()
+    metadata["Project-URL"] = "Documentation, https://example.org/book-site/"
+    monkeypatch.setattr(surgery.metadata, "metadata", lambda name: metadata)
+    root = Path(dropoutlib.__file__).parents[1]
+    for kind, chapter in surgery._CHAPTERS.items():
+        shown = repr(Report([Finding(kind, "0", "message", chapter)]))
+        path = re.search(r"https://example\.org/book-site/(\S+)\.html", shown)[1]
+        assert (root / f"{path}.ipynb").is_file(), path
 
 
 class OwnDropConnect(dropoutlib.DropConnectLinear):
