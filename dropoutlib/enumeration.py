@@ -39,8 +39,8 @@ def masks(*shape: int) -> Tensor:
     if elements > _MOST_ELEMENTS:
         raise ValueError(f"a mask of shape {tuple(shape)} has {elements} elements, and 2**{elements} masks are too "
                          f"many to enumerate: at most {_MOST_ELEMENTS} elements are allowed")
-    bits = torch.arange(elements - 1, -1, -1)
-    return (torch.arange(2**elements)[:, None] >> bits & 1).to(torch.float64).reshape(-1, *shape)
+    bits = torch.arange(elements - 1, -1, -1, device="cpu")
+    return (torch.arange(2**elements, device="cpu")[:, None] >> bits & 1).to(torch.float64).reshape(-1, *shape)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
         ([[0.0], [2.0]], 1.0, 1.0)
     """
     keep = masks(*shape)
-    p = torch.as_tensor(p, dtype=torch.float64)
+    p = torch.as_tensor(p, dtype=torch.float64, device="cpu")
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p.tolist()}")
     factors = torch.where(keep == 1, 1 - p, p)

@@ -281,7 +281,7 @@ def logistic_loss(value: Moments, target: Tensor) -> Tensor:
 
 def _quadrature(off_diagonal: list[float]) -> list[tuple[float, float]]:
     """Nodes and weights (of sum 1) of a Gauss rule: eigenvalues of its Jacobi matrix (Golub and Welsch, 1969)."""
-    off = torch.tensor(off_diagonal, dtype=torch.float64)
+    off = torch.tensor(off_diagonal, dtype=torch.float64, device="cpu")
     nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     return list(zip(nodes.tolist(), (vectors[0] ** 2).tolist(), strict=True))
 

@@ -176,7 +176,7 @@ class Cutout(NoisyLayer):
             A number between 0 and 1.
         """
         image = torch.empty(1, positive_integer("height", height), positive_integer("width", width),
-                            dtype=torch.float64)
+                            dtype=torch.float64, device="cpu")
         return 1 - self._seen(image).mean().item()
 
     def _seen(self, input: Tensor) -> Tensor:

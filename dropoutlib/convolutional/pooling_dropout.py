@@ -15,7 +15,7 @@ from ..arguments import one_of, refuse_noise
 from ..layer import NoisyLayer, draws
 from ..maps import Windows
 from ..methods import RANKS, describe, describe_methods
-from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance
+from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance, nothing
 
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "MaxPoolDropout1d", "MaxPoolDropout2d",
            "MaxPoolDropout3d", "StochasticPool2d", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
@@ -152,7 +152,7 @@ def _expected(input: Tensor, windows: Windows, p: float) -> tuple[Tensor, Tensor
     """
     elements = _wide(windows.of(input, -math.inf)).sort(dim=-1, descending=True).values
     if p == 1:
-        return input.new_zeros(elements.shape[:-1]), input.new_zeros(elements.shape[:-1])
+        return nothing(elements[..., 0]).to(input.dtype), nothing(elements[..., 0]).to(input.dtype)
     ranks = torch.arange(elements.shape[-1], device=input.device, dtype=elements.dtype)
     chances = (1 - p) * p**ranks
     values = torch.where(elements < 0, 0, elements)  # nan stays nan
@@ -473,7 +473,7 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
         """
         self._windows.check(input)
         output = _average(input, self._windows, self.count_include_pad)
-        return output if self.p < 1 else torch.zeros_like(output)
+        return output if self.p < 1 else nothing(output)
 
     def variance(self, input: Tensor) -> Tensor:
         """Variance of the training output given the layer's input: p/(1 - p) times the sum of squares over n^2.

@@ -255,6 +255,6 @@ def _clipped_normal_odds(mean: float, std: float, low: float, high: float) -> fl
     if start >= stop:
         return total
     count = 20001
-    p = torch.linspace(start, stop, count, dtype=torch.float64)
+    p = torch.linspace(start, stop, count, dtype=torch.float64, device="cpu")
     density = torch.exp(-((p - mean) / std).square() / 2) / (std * math.sqrt(2 * math.pi))
     return total + torch.trapezoid(density * p / (1 - p), p).item()

@@ -15,7 +15,7 @@ from ..arguments import noise_pair, one_of, refuse_noise, require_callable, requ
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import Moments
-from ..noise import Bernoulli, Gaussian, apply, masked_product, masks_of_weight, select
+from ..noise import Bernoulli, Gaussian, apply, masked_product, masks_of_weight, nothing
 
 __all__ = ["DropConnectLinear", "WeightNoise", "drop_connect_linear"]
 
@@ -127,14 +127,13 @@ def _mean_weights(weight: Tensor, bias: Tensor | None, law: Bernoulli) -> tuple[
     """The weights without noise; where all of them are dropped, zero."""
     if law.p < 1:
         return weight, bias
-    nothing = torch.zeros_like(weight, dtype=torch.bool)
-    return select(weight, nothing), None if bias is None else select(bias, nothing[:, 0])
+    return nothing(weight), None if bias is None else nothing(bias)
 
 
 def _pre_activation(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli) -> Moments:
     mean = F.linear(input, *_mean_weights(weight, bias, law))
     if law.p in (0, 1):
-        return Moments(mean, torch.zeros_like(mean))
+        return Moments(mean, nothing(mean))
     ratio = law.p / (1 - law.p)
     variance = moments.sum_variance(input, weight, ratio)
     return Moments(mean, variance if bias is None else variance + ratio * bias.to(variance.dtype).square())

@@ -12,7 +12,7 @@ from ..arguments import refuse_noise, require_features
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import Moments
-from ..noise import Bernoulli, Gaussian, odds
+from ..noise import Bernoulli, Gaussian, nothing, odds
 
 __all__ = ["FastDropoutLinear", "fast_dropout_linear"]
 
@@ -176,7 +176,7 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
             if variance is not None:
                 raise ValueError("variance was given, but mean is a Moments, which has one")
             mean, variance = mean
-        value = Moments(mean, torch.zeros_like(mean) if variance is None else variance)
+        value = Moments(mean, nothing(mean) if variance is None else variance)
         odds(self.p, "fast dropout")
         require_features(mean, self.weight)
         return moments.linear(moments.multiply(value, Bernoulli(self.p), 1 / (1 - self.p)), self.weight, self.bias)

@@ -23,7 +23,7 @@ __all__ = ["Selector", "apply_mask", "can_apply_mask", "can_draw_mask", "draw_ma
 _CHUNK = 1 << 16  # elements; the random words of a chunk stay in the cache
 _SMALLEST = 3 << 11  # elements; below, the plain expressions cost less than the calls made here
 _ROW = 256  # elements; from here on the rows that share a draw are scaled as rows
-_PLACES = torch.tensor([[1], [2], [4], [8], [16], [32], [64], [-128]], dtype=torch.int8)  # of the bits of a byte
+_PLACES = torch.tensor([[1], [2], [4], [8], [16], [32], [64], [-128]], dtype=torch.int8, device="cpu")  # bits of a byte
 _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -77,7 +77,8 @@ def draw_mask(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
 def _toss_coins(keep: Tensor, generator: torch.Generator | None) -> None:
     """One random bit an element: the bits of each place in a byte follow one another."""
     size = -(-keep.numel() // 64) * 8  # bytes, whole words
-    coins = torch.empty(size // 8, dtype=torch.int64).random_(-2**63, None, generator=generator).view(torch.int8)
+    words = torch.empty(size // 8, dtype=torch.int64, device=keep.device)
+    coins = words.random_(-2**63, None, generator=generator).view(torch.int8)
     if keep.numel() == 8 * size:
         planes = keep.view(8, size)
         torch.ne(torch.bitwise_and(coins, _PLACES, out=planes), 0, out=planes)
@@ -151,8 +152,8 @@ class Selector:
         self._fast = (like.is_cpu and like.numel() >= _SMALLEST and like.is_floating_point()
                       and like.element_size() in _SAME_SIZE)
         if self._fast:
-            self._bits = torch.empty(like.shape, dtype=_SAME_SIZE[like.element_size()])
-            self._buffer = torch.empty(like.shape, dtype=like.dtype)
+            self._bits = torch.empty(like.shape, dtype=_SAME_SIZE[like.element_size()], device=like.device)
+            self._buffer = torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
     def select(self, values: Tensor, keep: Tensor) -> Tensor:
         """``values`` where kept, else 0; at most as many examples as the shape has."""

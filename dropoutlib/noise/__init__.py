@@ -5,9 +5,20 @@ and applies it in one step, and :func:`select` applies a keep mask that is at ha
 it drew, so forward and backward see the same noise by construction.
 """
 
-from .applying import apply, inverted, inverted_mean, inverted_variance, noise_variance, odds, raw_mean, select
+from .applying import (
+    apply,
+    inverted,
+    inverted_mean,
+    inverted_variance,
+    noise_variance,
+    nothing,
+    odds,
+    raw_mean,
+    select,
+)
 from .laws import Bernoulli, Coins, Gaussian, Position, Uniform
 from .weights import Replay, masked_product, masks_of_weight
 
 __all__ = ["Bernoulli", "Coins", "Gaussian", "Position", "Replay", "Uniform", "apply", "inverted", "inverted_mean",
-           "inverted_variance", "masked_product", "masks_of_weight", "noise_variance", "odds", "raw_mean", "select"]
+           "inverted_variance", "masked_product", "masks_of_weight", "noise_variance", "nothing", "odds", "raw_mean",
+           "select"]

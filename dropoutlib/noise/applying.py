@@ -14,7 +14,8 @@ from dropoutlib.kernels import cpu
 
 from .laws import Bernoulli, Coins, Gaussian, Position
 
-__all__ = ["apply", "inverted", "inverted_mean", "inverted_variance", "noise_variance", "odds", "raw_mean", "select"]
+__all__ = ["apply", "inverted", "inverted_mean", "inverted_variance", "noise_variance", "nothing", "odds",
+           "raw_mean", "select"]
 
 
 def apply(input: Tensor, law: Bernoulli | Coins | Gaussian | Position, scale: float | Tensor = 1.0, *,
@@ -72,6 +73,22 @@ def select(x: Tensor, keep: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     if cpu.can_apply_mask(x, keep):
         return cpu.apply_mask(x, keep, scale)
     return torch.where(keep, x if scale == 1 else x * scale, 0)
+
+
+def nothing(x: Tensor) -> Tensor:
+    """What is left where everything is dropped: zero, for ``inf`` and ``nan`` too, with a zero gradient.
+
+    Args:
+        x: of any shape.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``x``, in its graph.
+
+    Example:
+        >>> nothing(torch.tensor([1.0, float("inf")], requires_grad=True))
+        tensor([0., 0.], grad_fn=<WhereBackward0>)
+    """
+    return select(x, torch.zeros_like(x, dtype=torch.bool))
 
 
 def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, shared: tuple[int, ...] = (), *,
@@ -164,7 +181,7 @@ def raw_mean(input: Tensor, p: float) -> Tensor:
     if p == 0:
         return input
     if p == 1:  # inf * 0 would be nan
-        return select(input, torch.zeros_like(input, dtype=torch.bool))
+        return nothing(input)
     return input * (1 - p)
 
 
@@ -213,4 +230,4 @@ def noise_variance(input: Tensor, variance: float) -> Tensor:
         tensor(10000., dtype=torch.float16)
     """
     size = input.abs()
-    return (math.sqrt(variance) * size).square() if variance > 0 else torch.zeros_like(size)
+    return (math.sqrt(variance) * size).square() if variance > 0 else nothing(size)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ class _Product(torch.autograd.Function):
         given = [argument for argument in arguments if argument is not None]
         ctx.save_for_backward(*given)
         ctx.save_for_forward(*given)
-        (result,) = _differentiate(masks, arguments, [ctx.by])
+        (result,) = _derivatives(masks, arguments, [ctx.by])
         return result
 
     @staticmethod
@@ -160,13 +161,11 @@ class _Product(torch.autograd.Function):
         arguments: list[Any] = list(ctx.saved_tensors)
         arguments.insert(ctx.by, gradient)
         wanted = [i for i in range(3) if i != ctx.by and ctx.needs_input_grad[1 + i]]
-        if not is_eager(gradient):
-            results = _materialised(ctx.masks, arguments, wanted)
-        elif torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+        if torch.is_grad_enabled() and is_eager(gradient):  # the gradient is to be differentiated in its turn
             results = [_Product.apply(ctx.masks, *(None if j == i else argument
                                                    for j, argument in enumerate(arguments))) for i in wanted]
         else:
-            results = _differentiate(ctx.masks, arguments, wanted)
+            results = _derivatives(ctx.masks, arguments, wanted)
         gradients = dict(zip(wanted, results, strict=True))
         return None, *(gradients.get(i) for i in range(3))
 
@@ -180,6 +179,11 @@ class _Product(torch.autograd.Function):
                 replaced = [tangent if j == i else argument for j, argument in enumerate(arguments)]
                 total = total + _Product.apply(ctx.masks, *replaced)
         return total
+
+
+def _derivatives(masks: Replay, arguments: list[Any], wanted: list[int]) -> list[Tensor]:
+    plain = all(argument is None or is_eager(argument) for argument in arguments)
+    return (_differentiate if plain else _materialised)(masks, arguments, wanted)
 
 
 def _differentiate(masks: Replay, arguments: list[Any], wanted: list[int]) -> list[Tensor]:
@@ -211,7 +215,16 @@ def _differentiate(masks: Replay, arguments: list[Any], wanted: list[int]) -> li
 def _materialised(masks: Replay, arguments: list[Any], wanted: list[int]) -> list[Tensor]:
     """As :func:`_differentiate`, with all masks at once: under transforms."""
     output, input, weight = arguments
-    keep = torch.cat([part for _, part in masks])
+    keep = _outside_of_transforms(lambda: torch.cat([part for _, part in masks]))
     results = {0: lambda: input @ select(weight, keep).mT, 1: lambda: output @ select(weight, keep),
                2: lambda: select(output.mT @ input, keep).sum(0)}
     return [results[i]() for i in wanted]
+
+
+def _outside_of_transforms(function: Callable[[], Tensor]) -> Tensor:
+    """Calls a function where no transform sees it: vmap would refuse to draw, or draw other masks.
+
+    Transforms belong to a thread.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(function).result()
