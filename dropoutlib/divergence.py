@@ -59,6 +59,27 @@ def kl_divergence(model: nn.Module) -> Tensor:
     return total
 
 
+def gathered(x: Tensor) -> Tensor:
+    """The whole of a tensor whose parts lie on several processes (a ``DTensor``, as FSDP2 makes it), else itself.
+
+    All processes have to call it.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Tensor: an ordinary one; gradients flow back to the parts.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib.divergence import gathered
+        >>> gathered(torch.ones(2))
+        tensor([1., 1.])
+    """
+    full_tensor = getattr(x, "full_tensor", None)
+    return x if full_tensor is None else full_tensor()
+
+
 def log_uniform_kl(alpha: Tensor) -> Tensor:
     """Exact divergence of N(w, alpha w^2) from the log-uniform prior, for one weight w.
 

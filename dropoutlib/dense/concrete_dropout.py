@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import is_eager, noise_pair, positive, refuse_noise, require_floating_point, require_images
-from ..layer import NoisyLayer, draws
+from ..divergence import gathered
+from ..layer import NoisyLayer, draws, one_number_in_a_row
 from ..methods import describe
 from ..noise import Bernoulli, Uniform
 
@@ -198,13 +199,17 @@ class ConcreteDropout(NoisyLayer):
         self.temperature = positive("temperature", temperature)
         self.length_scale = positive("length_scale", length_scale)
         self._start = math.log(p / (1 - p))
-        self.p_logit = nn.Parameter(torch.full((), self._start, device=weight.device, dtype=weight.dtype))
+        self.p_logit = nn.Parameter(torch.full((1,), self._start, device=weight.device, dtype=weight.dtype))
 
     _shared: tuple[int, ...] = ()
 
     def reset_parameters(self) -> None:
         """Sets p to where it starts; the module has a method of this name for its own parameters."""
         nn.init.constant_(self.p_logit, self._start)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        with one_number_in_a_row(state_dict, f"{prefix}p_logit"):
+            super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows of the layer."""
@@ -214,7 +219,7 @@ class ConcreteDropout(NoisyLayer):
     @property
     def p(self) -> Tensor:
         """The probability of dropping."""
-        return torch.sigmoid(self.p_logit)
+        return torch.sigmoid(gathered(self.p_logit).squeeze(0))
 
     def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
         """Applies the module to the masked input in training, to the input in evaluation.
@@ -263,9 +268,10 @@ class ConcreteDropout(NoisyLayer):
             the sum would overflow.
         """
         given: Any = self.module.weight
-        weight, logit = (part if part.dtype == torch.float64 else part.float() for part in (given, self.p_logit))
+        weight, logit = (part if part.dtype == torch.float64 else part.float()
+                         for part in (given, gathered(self.p_logit).squeeze(0)))
         entropy = F.softplus(logit) - logit * torch.sigmoid(logit)
-        squares = weight.square().sum() * (1 + logit.exp())  # 1/(1 - p)
+        squares = gathered(weight.square().sum()) * (1 + logit.exp())  # 1/(1 - p)
         return self.length_scale**2 / 2 * squares - (_inputs(self.module) or 0) * entropy
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import one_of, refuse_noise, require_features
-from ..divergence import log_uniform_kl
-from ..layer import NoisyLayer, draws
+from ..divergence import gathered, log_uniform_kl
+from ..layer import NoisyLayer, draws, one_number_in_a_row
 from ..methods import describe
 from ..moments import deviation, sum_variance
 from ..noise import Bernoulli, Gaussian
@@ -146,7 +146,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
             raise ValueError(f"dropout probability has to be between 0 and 1, both excluded, but got {p}: "
                              "the logarithm of alpha would be infinite")
         _check_kind(kind)
-        shapes = {"layer": (), "unit": (in_features,), "weight": (out_features, in_features)}
+        shapes = {"layer": (1,), "unit": (in_features,), "weight": (out_features, in_features)}
         one_of("alpha_per", alpha_per, shapes)
         if kind == "B" and alpha_per == "weight":
             raise ValueError("alpha_per='weight' needs kind='A': in kind B the noise belongs to the inputs, "
@@ -169,7 +169,8 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
             device = state_dict[f"{prefix}weight"].device
             state_dict[key] = (torch.full_like(self.log_alpha, self._start, device=device) if self.log_alpha.is_meta
                                else self.log_alpha)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        with one_number_in_a_row(state_dict, key):
+            super()._load_from_state_dict(state_dict, prefix, *arguments)
         if of_linear:
             del state_dict[key]
 
@@ -180,12 +181,17 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
     @property
     def alpha(self) -> Tensor:
         """Variance of the multiplicative noise, in float32 for layers of half precision."""
-        return (self.log_alpha if self.log_alpha.dtype == torch.float64 else self.log_alpha.float()).exp()
+        log_alpha = self._log_alpha()
+        return (log_alpha if log_alpha.dtype == torch.float64 else log_alpha.float()).exp()
 
     @property
     def p(self) -> Tensor:
         """The probability of dropping for which an inverted mask has the variance alpha, alpha/(1 + alpha)."""
-        return torch.sigmoid(self.log_alpha)
+        return torch.sigmoid(self._log_alpha())
+
+    def _log_alpha(self) -> Tensor:
+        log_alpha = gathered(self.log_alpha)
+        return log_alpha.squeeze(0) if self.alpha_per == "layer" else log_alpha
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
