@@ -22,21 +22,18 @@ def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
     See :class:`~dropoutlib.GaussianDropout`.
 
     Args:
-        input: floating point or complex tensor of any shape.
+        {elements}
         p: the probability of dropping whose inverted mask has the same variance, less than 1.
-        training: whether noise is applied; if not, the input is returned as it is.
+        {training}
         noise: factors that replace the draw, of a shape that broadcasts to ``input``.
-        generator: {generator}
+        {generator}
 
     Returns:
         {same}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1 or is 1, if ``noise`` does not broadcast to ``input``, or
-            if it is given while ``training`` is False.
-        RuntimeError: if the input holds integers or booleans, or if ``generator`` cannot be used here (see
-            :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor or ``p`` not a real number.
+        ValueError: {bad_p} or is 1, {bad_noise}.
+        {bad_input} {no_tensor_or_number}
 
     Example:
         >>> import torch
@@ -57,12 +54,12 @@ def _law(p: float) -> Gaussian:
     return Gaussian(1.0, odds(p, "Gaussian dropout"))
 
 
-@describe("gaussian_dropout")
+@describe("gaussian_dropout", gaussian_dropout)
 class GaussianDropout(NoisyLayer, _DropoutNd):
     r"""Multiplies every element by an independent Gaussian factor, :math:`\mathcal N(1, \frac{p}{1-p})`.
 
     The mean of the output is the input x, its variance :math:`\frac{p}{1-p} x^2`: the first two moments of
-    :class:`~dropoutlib.Dropout`. In evaluation the input is returned as it is.
+    :class:`~dropoutlib.Dropout`. {identity}
 
     {four_answers}
 
@@ -70,20 +67,18 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
     and nothing is drawn. For half precision input torch draws the factors in float32 and rounds them.
 
     Args:
-        p: the probability of dropping whose inverted mask has the same variance, less than 1. The attribute
-            ``p`` may be changed later.
+        {p} {assigned}
 
     Shape:
-        Input of any shape; the output has the same one. ``noise``: the factors themselves, of a shape that
-        broadcasts to the input's.
+        {any_shape} ``noise``: {the_noise}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1, or is 1: the variance of the noise would be infinite.
-        TypeError: if ``p`` is not a real number.
+        ValueError: {bad_p}, or is 1: the variance of the noise would be infinite.
+        {no_number}
 
     Source:
         Srivastava et al., *Dropout: A Simple Way to Prevent Neural Networks from Overfitting* (2014), section
-        10, whose p is the probability of keeping. Chapter: Gaussian dropout.
+        10, whose p is the probability of keeping.
 
     Example:
         >>> import torch
@@ -102,24 +97,14 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
         super().__init__(float(p))
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return f"p={self.p}"
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
         """Multiplies by the noise in training and returns the input in evaluation.
 
-        Args:
-            input: floating point or complex tensor of any shape.
-            noise: factors that replace the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            {same}
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
-            RuntimeError: if the input holds integers or booleans.
+        {call}
         """
         return gaussian_dropout(input, self.p, self.training, noise=noise, generator=generator)
 
@@ -127,23 +112,15 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
         return _law(self.p).sample(input, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: the input itself.
+        """{output_mean}: the input itself.
 
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
+        {moment}
         """
         return input
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input: p/(1 - p) times its square.
+        """{output_variance}: p/(1 - p) times its square.
 
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
+        {moment}
         """
         return noise_variance(input, _law(self.p).variance)
