@@ -34,13 +34,13 @@ WORDS = {
     "features": "input: floating point tensor of shape ``(..., in_features)``.",
     "images": "input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.",
     "drop_p": "p: probability of dropping an element.",
-    "moment_p": "p: the probability of dropping, less than 1.",
     "assigned": "The attribute ``p`` may be changed later.",
     "weight": "weight: of shape ``(out_features, in_features)``.",
     "bias": "bias: of shape ``(out_features,)``; ``None`` for none.",
     "training": "training: whether noise is applied; if not, the input is returned as it is.",
     "inplace": "inplace: whether the result is written into ``input``.",
     "mask": "noise: keep mask that replaces the draw, 0 or 1 before any scaling, of a shape that broadcasts to {fits}.",
+    "raw_mask": "noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to {fits}.",
     "fits": "``input``",
     "generator": "generator: source of randomness; None is torch's global one.",
     "in_features": "in_features: size of each input.",
@@ -55,6 +55,7 @@ WORDS = {
     "bad_padding": "RuntimeError: if the padding is larger than half of a window.",
     "bad_numbers": "TypeError: if ``p`` is not a real number or a size no whole number.",
     # What comes back.
+    "drawn": "A draw is in the memory format of ``x``, of its shape but for the axes ``shared``.",
     "same": "Tensor of the shape, dtype and memory format of ``input``.",
     "outputs": "Tensor of shape ``(..., out_features)``.",
     "any_shape": "Input of any shape; the output has the same one.",
@@ -140,11 +141,12 @@ def _filled(template: str | None, words: Mapping[str, str]) -> str | None:
         broken = ""
         if len(line) > 116 and not line.lstrip().startswith((">>>", "...")):
             further = "    " if _is_entry(line) else "  " if line.startswith("* ") else ""
-            *whole, line = textwrap.wrap(line, 116, subsequent_indent=_indent(line) + further, break_long_words=False,
+            whole = re.sub("``.*?``", lambda literal: literal[0].replace(" ", "\0"), line)
+            *parts, line = textwrap.wrap(whole, 116, subsequent_indent=_indent(line) + further, break_long_words=False,
                                          break_on_hyphens=False)
-            lines, broken = lines + whole, line
+            lines, broken = lines + parts, line
         lines.append(line)
-    return "\n".join(lines)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def _expanded(text: str, words: Mapping[str, str]) -> list[str]:

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .documentation import document
+
 __all__ = ["NoisyLayer"]
 
 
+@document()
 class NoisyLayer(nn.Module):
     """A layer that multiplies something by noise: it draws when called, or takes what was drawn before."""
 
@@ -21,15 +24,14 @@ class NoisyLayer(nn.Module):
 
         Args:
             input: what the layer will be called with.
-            generator: source of randomness; None is torch's global one.
+            {generator}
 
         Returns:
             The noise, as the layer's docstring describes it under Shape: one tensor, or a named tuple of several.
 
         Raises:
             ValueError: in evaluation, where nothing is drawn.
-            RuntimeError: if the input does not fit, or ``generator`` cannot be used here (see
-                :class:`~dropoutlib.noise.Bernoulli`).
+            RuntimeError: if the input does not fit, or {bad_generator}.
         """
         if not self._is_noisy():
             raise ValueError(f"{type(self).__name__} draws nothing outside of training: call train() first")

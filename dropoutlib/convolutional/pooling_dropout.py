@@ -38,16 +38,10 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
 
     Args:
         input: floating point tensor {shapes}.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides, at most half of a window; it never wins.
-        dilation: step from element to element of a window.
-        ceil_mode: whether windows that reach over the end count.
-        {drop_p}
+        {kernel_size} {stride} {padding} {dilation} {ceil_mode} {drop_p}
         training: whether elements are dropped; if not, the rule ``inference`` is used.
         inference: the test rule, ``"expected"`` or ``"scaled"``.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        {generator}
+        {raw_mask} {generator}
 
     Returns:
         Tensor of the shape that torch's pooling gives.
@@ -82,7 +76,7 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
     return _in_format_of(input, _expected(input, windows, law.p)[0])
 
 
-@describe("pooling_dropout", like=_max_pool, **_RANKS[1])
+@describe("pooling_dropout", Windows, like=_max_pool, **_RANKS[1])
 def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
@@ -91,7 +85,7 @@ def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
-@describe("pooling_dropout", like=_max_pool, **_RANKS[2])
+@describe("pooling_dropout", Windows, like=_max_pool, **_RANKS[2])
 def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
@@ -100,7 +94,7 @@ def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
-@describe("pooling_dropout", like=_max_pool, **_RANKS[3])
+@describe("pooling_dropout", Windows, like=_max_pool, **_RANKS[3])
 def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
@@ -154,7 +148,8 @@ def _wide(elements: Tensor) -> Tensor:
     return elements.float() if elements.dtype in (torch.float16, torch.bfloat16) else elements
 
 
-@describe("pooling_dropout", _max_pool, shapes="of a shape that the layer takes", RuntimeError="{bad_maps}")
+@describe("pooling_dropout", _max_pool, shapes="of a shape that the layer takes", RuntimeError="{bad_maps}",
+          noise="{raw_mask}")
 class _MaxPoolDropout(NoisyLayer, _DropoutNd):
     """Maximum of every window of {maps} whose elements are dropped.
 
@@ -171,8 +166,7 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
     that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
     every window: for large windows that overlap it costs many times a maximum.
 
-    With p = 0 it equals torch's layer, but has no ``return_indices``. Padding never wins. A dropped ``inf`` or ``nan``
-    becomes 0.
+    With p = 0 it equals torch's layer, but has no ``return_indices``. A dropped ``inf`` or ``nan`` becomes 0.
 
     Args:
         {kernel_size} {stride} {padding} {dilation} {ceil_mode} {p} {assigned} {inference}

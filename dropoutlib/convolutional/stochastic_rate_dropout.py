@@ -149,9 +149,8 @@ class StochasticRateDropout(NoisyLayer):
 
     Args:
         {low} {high} The authors' normal law is clipped to 0 and 0.7.
-        mean: of a normal law of the probability; None for a uniform law. Kept as the attribute ``rate_mean``, because
-            :meth:`mean` is that of the output.
-        std: standard deviation of the normal law (not the variance), kept as ``rate_std``.
+        {mean} Kept as the attribute ``rate_mean``, because :meth:`mean` is that of the output.
+        {std} Kept as ``rate_std``.
 
     Shape:
         {any_shape} ``noise``: {the_noise}

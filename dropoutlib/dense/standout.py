@@ -35,8 +35,7 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
         belief_weight: separate weights of the keep probability, of the shape of ``weight``, instead of ``alpha`` and
             ``beta``; ``None`` for shared ones.
         belief_bias: their bias, of the shape of ``bias``.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to the output.
-        {generator}
+        {raw_mask} {generator}
 
     Returns:
         {outputs}

@@ -52,8 +52,7 @@ def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True,
     Args:
         {elements} {drop_p}
         training: whether noise is applied; if not, the input is scaled.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        {generator}
+        {raw_mask} {generator}
 
     Returns:
         {same}
