@@ -11,6 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TypeVar
 
 __all__ = ["RANKS", "WORDS", "Documented", "document"]
@@ -19,11 +20,11 @@ Documented = TypeVar("Documented", bound=Callable[..., object])
 
 WORDS = {
     # Sections that the methods of all layers have, in the words of the function behind the layer.
-    "call": "Args:\n    {input}\n    {noise} {refused}\n    {generator}\n\n"
+    "call": "\n\nArgs:\n    {input}\n    {noise} {refused}\n    {generator}\n\n"
             "Returns:\n    {Returns}\n\n"
             "Raises:\n    ValueError: if ``noise`` is not as described above, or is given {unwanted}.\n"
             "    {RuntimeError}\n    TypeError: if the input is not a tensor.",
-    "moment": "Args:\n    {input}\n\nReturns:\n    Tensor of the shape of the layer's output.",
+    "moment": "\n\nArgs:\n    {input}\n\nReturns:\n    Tensor of the shape of the layer's output.",
     "shown": "What ``print(layer)`` shows of the layer.",
     "output_mean": "Mean of the training output given the layer's input",
     "output_variance": "Variance of the training output given the layer's input",
@@ -48,8 +49,8 @@ WORDS = {
     "device": "device: where the parameters lie.",
     "dtype": "dtype: type of the parameters.",
     # Pools.
-    "pooled": "``input``: {the_input} The output has the shape that torch's pooling gives it.",
-    "overlap": "Overlapping windows share masks, so their outputs are correlated.",
+    "pooled": "``input``: {the_input} The output has the shape that torch's pooling gives it. {given}",
+    "overlap": "\n\nOverlapping windows share masks, so their outputs are correlated.",
     "bad_maps": "RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds no real "
                 "floating point numbers, or {bad_generator}.",
     "bad_padding": "RuntimeError: if the padding is larger than half of a window.",
@@ -58,9 +59,10 @@ WORDS = {
     "drawn": "A draw is in the memory format of ``x``, of its shape but for the axes ``shared``.",
     "same": "Tensor of the shape, dtype and memory format of ``input``.",
     "outputs": "Tensor of shape ``(..., out_features)``.",
-    "any_shape": "Input of any shape; the output has the same one.",
-    "image_shape": "Input ``(N, C, H, W)`` or ``(C, H, W)``; the output has the same one.",
-    "linear_shape": "Input ``(..., in_features)``, output ``(..., out_features)``.",
+    "given": "``noise``: {the_noise}",
+    "any_shape": "Input of any shape; the output has the same one. {given}",
+    "image_shape": "Input ``(N, C, H, W)`` or ``(C, H, W)``; the output has the same one. {given}",
+    "linear_shape": "Input ``(..., in_features)``, output ``(..., out_features)``. {given}",
     # Errors.
     "bad_p": "if ``p`` is not between 0 and 1",
     "bad_rate": "ValueError: {bad_p}.\n{no_number}",
@@ -105,24 +107,23 @@ def document(*of: Callable[..., object], like: Callable[..., object] | None = No
         A decorator for a function, or a class, whose methods it fills too. Of a private class it fills the methods
         alone: the docstring stays as it is, for ``like``.
     """
-    known = {**WORDS, **{name: text for source in of for name, text in _said_by(source).items()}, **words}
+    known = {**WORDS, **{name: text for source in of for name, text in _said_by(source.__doc__ or "").items()}, **words}
 
     def decorate(documented: Documented) -> Documented:
-        methods = [] if not isinstance(documented, type) else [
-            method for method in vars(documented).values() if inspect.isfunction(method)]
+        for method in filter(inspect.isfunction, vars(documented).values()):
+            method.__doc__ = _filled(method.__doc__, known)
         if not (isinstance(documented, type) and documented.__name__.startswith("_")):
             documented.__doc__ = _filled((like or documented).__doc__, known)
-        for method in methods:
-            method.__doc__ = _filled(method.__doc__, known)
         return documented
 
     return decorate
 
 
-def _said_by(documented: object) -> dict[str, str]:
+@cache
+def _said_by(docstring: str) -> dict[str, str]:
     """The sections of a docstring, and the entries in them, each in one line."""
-    text = inspect.cleandoc(documented.__doc__ or "")
-    said = {section: inspect.cleandoc(body) for section, body in re.findall(r"^(\w+):((?:\n(?: .*)?)+)", text, re.M)}
+    text = _cleaned(docstring)
+    said = {section: _cleaned(body) for section, body in re.findall(r"^(\w+):((?:\n(?: .*)?)+)", text, re.M)}
     for name, entry in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.M):
         said[f"the_{name}"] = " ".join(entry.split())
         said[name] = f"{name}: {said[f'the_{name}']}"
@@ -131,11 +132,11 @@ def _said_by(documented: object) -> dict[str, str]:
 
 def _filled(template: str | None, words: Mapping[str, str]) -> str | None:
     """A docstring with its words; what does not fit into a line goes on in the next one of the paragraph."""
-    if template is None:  # python -OO removes docstrings
-        return None
+    if template is None or "{" not in template:  # python -OO removes docstrings
+        return template
     lines: list[str] = []
     broken = ""
-    for line in _expanded(inspect.cleandoc(template).replace("{>>>}", ">>>"), words):
+    for line in _expanded(_cleaned(template).replace("{>>>}", ">>>"), words):
         if broken and line.strip() and _indent(line) == _indent(broken) and not _is_entry(line):
             line = f"{lines.pop()} {line.lstrip()}"
         broken = ""
@@ -161,9 +162,18 @@ def _expanded(text: str, words: Mapping[str, str]) -> list[str]:
 
     lines = []
     for line in text.splitlines():
-        filled = re.sub(r"( ?)\{(\w+)\}", word, line.lstrip()).removeprefix("\n")
-        lines += [_indent(line) + part if part else "" for part in filled.split("\n")]
+        if "{" not in line:
+            lines.append(line)
+            continue
+        filled = re.sub(r"( ?)\{(\w+)\}", word, line.lstrip()).lstrip("\n")
+        lines += [(_indent(line) + part).rstrip() for part in filled.split("\n")]
     return lines
+
+
+def _cleaned(docstring: str) -> str:
+    """As :func:`inspect.cleandoc`, which takes longer than all the rest."""
+    margin = min(re.findall(r"\n( *)\S", docstring), default="")
+    return docstring.replace(f"\n{margin}", "\n").strip()
 
 
 def _is_entry(text: str) -> bool:

@@ -90,7 +90,7 @@ class Cutout(NoisyLayer):
         {size} {num_holes}
 
     Shape:
-        {image_shape} ``noise``: {the_noise}
+        {image_shape}
 
     Raises:
         ValueError: if ``size`` or ``num_holes`` is below 1.
@@ -121,10 +121,7 @@ class Cutout(NoisyLayer):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Hides squares in training and returns the input in evaluation.
-
-        {call}
-        """
+        """Hides squares in training and returns the input in evaluation. {call}"""
         return cutout(input, self.size, self.num_holes, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -132,18 +129,12 @@ class Cutout(NoisyLayer):
         return _centres(input, self.num_holes, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: the input times the probability that a pixel is seen.
-
-        {moment}
-        """
+        """{output_mean}: the input times the probability that a pixel is seen. {moment}"""
         seen = self._seen(input)
         return torch.where(seen > 0, input * seen, 0)
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}, pixel by pixel.
-
-        {moment}
-        """
+        """{output_variance}, pixel by pixel. {moment}"""
         seen = self._seen(input)
         size = input.abs()
         return torch.where(seen > 0, (seen * size) * ((1 - seen) * size), 0)  # a square could overflow

@@ -133,7 +133,7 @@ class MaxDrop(NoisyLayer, _DropoutNd):
         {p} {assigned} {mode} {window}
 
     Shape:
-        {image_shape} ``noise``: {the_noise}
+        {image_shape}
 
     Raises:
         ValueError: {bad_p}, if ``mode`` is another word, if ``window`` is below 1, or above 1 with ``mode="channel"``.
@@ -161,10 +161,7 @@ class MaxDrop(NoisyLayer, _DropoutNd):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops maxima in training and returns the input in evaluation.
-
-        {call}
-        """
+        """Drops maxima in training and returns the input in evaluation. {call}"""
         return max_drop(input, self.p, self.mode, self.window, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -172,19 +169,13 @@ class MaxDrop(NoisyLayer, _DropoutNd):
         return Bernoulli(self.p).sample(input, shared=_SHARED[self.mode], generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}, which is not the test output.
-
-        {moment}
-        """
+        """{output_mean}, which is not the test output. {moment}"""
         peaks = self._peaks(input)
         scale = _scale(input, self.p, self.mode, self.window)
         return torch.where(peaks, (1 - self.p) * scale * input if self.p < 1 else 0, scale * input)
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}, element by element: that of the maxima.
-
-        {moment}
-        """
+        """{output_variance}, element by element: that of the maxima. {moment}"""
         peaks = self._peaks(input)
         scale = _scale(input, self.p, self.mode, self.window)
         return torch.where(peaks, noise_variance(input, self.p * (1 - self.p) * scale**2), 0)

@@ -172,7 +172,7 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
         {kernel_size} {stride} {padding} {dilation} {ceil_mode} {p} {assigned} {inference}
 
     Shape:
-        {pooled} ``noise``: {the_noise}
+        {pooled}
 
     Raises:
         ValueError: {bad_p}, if ``inference`` is neither, or a size is too small.
@@ -210,10 +210,7 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops elements and takes the maximum in training, applies the test rule in evaluation.
-
-        {call}
-        """
+        """Drops elements and takes the maximum in training, applies the test rule in evaluation. {call}"""
         return _max_pool(input, self._windows, self.p, self.training, self.inference, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -221,19 +218,11 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
         return Bernoulli(self.p).sample(input, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: exact for every window.
-
-        {moment}
-        """
+        """{output_mean}: exact for every window. {moment}"""
         return _max_pool(input, self._windows, self.p, False, "expected")
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}: exact for every window.
-
-        {overlap}
-
-        {moment}
-        """
+        """{output_variance}: exact for every window. {overlap} {moment}"""
         self._windows.check(input)
         return _expected(input, self._windows, Bernoulli(self.p).p)[1]
 
@@ -343,14 +332,15 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
         {kernel_size} {stride} {padding} {ceil_mode} {count_include_pad} {p} {assigned}
 
     Shape:
-        {pooled} ``noise``: {the_noise}
+        {pooled}
 
     Raises:
         ValueError: {bad_p}, or a size is too small.
         {bad_padding} {bad_numbers}
 
     Source:
-        Dropout before a layer that takes means; the maximum is due to Wu and Gu (2015).
+        Dropout before a layer that takes means; the maximum is due to Wu and Gu, *Towards dropout training for
+        convolutional neural networks* (2015).
 
     Example:
         {>>>} import torch
@@ -380,10 +370,7 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops elements in training, and takes the mean.
-
-        {call}
-        """
+        """Drops elements in training, and takes the mean. {call}"""
         return _avg_pool(input, self._windows, self.count_include_pad, self.p, self.training, noise=noise,
                          generator=generator)
 
@@ -392,21 +379,13 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
         return Bernoulli(self.p).sample(input, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: the mean of the window (zero if p = 1).
-
-        {moment}
-        """
+        """{output_mean}: the mean of the window (zero if p = 1). {moment}"""
         self._windows.check(input)
         output = _average(input, self._windows, self.count_include_pad)
         return output if self.p < 1 else torch.zeros_like(output)
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}: p/(1 - p) times the sum of squares over n^2.
-
-        {overlap}
-
-        {moment}
-        """
+        """{output_variance}: p/(1 - p) times the sum of squares over n^2. {overlap} {moment}"""
         self._windows.check(input)
         noise = inverted_variance(_wide(input), self.p)
         # The mean of ones is the number of elements over the number that torch divides by.
@@ -515,7 +494,7 @@ class StochasticPool2d(NoisyLayer):
         {kernel_size} {stride} {padding} {ceil_mode}
 
     Shape:
-        {pooled} ``noise``: {the_noise}
+        {pooled}
 
     Raises:
         ValueError: if a size is too small.
@@ -547,10 +526,7 @@ class StochasticPool2d(NoisyLayer):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Draws in training and takes the mean over the draw in evaluation.
-
-        {call}
-        """
+        """Draws in training and takes the mean over the draw in evaluation. {call}"""
         return _stochastic_pool(input, self._windows, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -559,17 +535,11 @@ class StochasticPool2d(NoisyLayer):
         return Uniform().sample(elements[..., 0].detach(), generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: sum of squares over sum, of every window.
-
-        {moment}
-        """
+        """{output_mean}: sum of squares over sum, of every window. {moment}"""
         return _stochastic_pool(input, self._windows, False)
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}, of every window.
-
-        {moment}
-        """
+        """{output_variance}, of every window. {moment}"""
         self._windows.check(input)
         elements, chances = _chances(input, self._windows)
         mean = (chances * elements).sum(-1, keepdim=True)

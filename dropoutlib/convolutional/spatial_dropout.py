@@ -108,7 +108,7 @@ class _SpatialDropout(NoisyLayer, _DropoutNd):
         {p} {assigned} {inplace}
 
     Shape:
-        Input {shapes}; the output has the same one. ``noise``: {the_noise}
+        Input {shapes}; the output has the same one. {given}
 
     Raises:
         {bad_rate}
@@ -132,10 +132,7 @@ class _SpatialDropout(NoisyLayer, _DropoutNd):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops maps in training and returns the input in evaluation.
-
-        {call}
-        """
+        """Drops maps in training and returns the input in evaluation. {call}"""
         return _spatial(input, self.p, self.training, self.inplace, self._axes, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -143,10 +140,7 @@ class _SpatialDropout(NoisyLayer, _DropoutNd):
         return Bernoulli(self.p).sample(input, shared=_shared(self._axes), generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: the input itself (zero if p = 1).
-
-        {moment}
-        """
+        """{output_mean}: the input itself (zero if p = 1). {moment}"""
         _require_maps(input, self._axes)
         return inverted_mean(input, self.p)
 

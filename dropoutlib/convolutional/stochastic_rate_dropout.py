@@ -46,8 +46,8 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
         std: standard deviation of the normal law (not the variance).
         {training}
         noise: the rate, between ``low`` and ``high``, and the keep mask, 0 or 1 before any scaling, of a shape that
-            broadcasts to ``input``, that replace the draw
-            (a :class:`~dropoutlib.convolutional.stochastic_rate_dropout.RateNoise` or any pair).
+            broadcasts to ``input``, that replace the draw (a
+            :class:`~dropoutlib.convolutional.stochastic_rate_dropout.RateNoise` or any pair).
         {generator}
 
     Returns:
@@ -153,7 +153,7 @@ class StochasticRateDropout(NoisyLayer):
         {std} Kept as ``rate_std``.
 
     Shape:
-        {any_shape} ``noise``: {the_noise}
+        {any_shape}
 
     Raises:
         ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing, or ``std`` is not
@@ -188,10 +188,7 @@ class StochasticRateDropout(NoisyLayer):
 
     def forward(self, input: Tensor, *, noise: tuple[Tensor | float, Tensor] | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Draws a rate, drops and scales in training, and returns the input in evaluation.
-
-        {call}
-        """
+        """Draws a rate, drops and scales in training, and returns the input in evaluation. {call}"""
         return stochastic_rate_dropout(input, self.low, self.high, self.rate_mean, self.rate_std, self.training,
                                        noise=noise, generator=generator)
 
@@ -200,10 +197,7 @@ class StochasticRateDropout(NoisyLayer):
         return RateNoise(*_drawn(input, self.low, self.high, _normal(self.rate_mean, self.rate_std), generator))
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: the input itself.
-
-        {moment}
-        """
+        """{output_mean}: the input itself. {moment}"""
         return input
 
     def variance(self, input: Tensor) -> Tensor:

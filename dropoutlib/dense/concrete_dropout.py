@@ -17,6 +17,9 @@ from ..noise import Bernoulli, Uniform
 
 __all__ = ["ConcreteDropout", "ConcreteDropout2d", "WrapperNoise", "concrete_dropout", "concrete_dropout2d"]
 
+_WRAPPER = {"Returns": "Tensor: what the module makes of it.", "refused": "{pair} Refused in evaluation.",
+            "pair": "Where ``module`` is noisy itself, a pair of these and of what the module takes."}
+
 
 class WrapperNoise(NamedTuple):
     """What a layer draws that wraps another layer with noise.
@@ -119,7 +122,7 @@ def _inputs(module: Any) -> int | None:
     return inputs if isinstance(inputs, int) else None
 
 
-@describe("concrete_dropout", concrete_dropout, Returns="Tensor: what the module makes of it.")
+@describe("concrete_dropout", concrete_dropout, like=None, **_WRAPPER)
 class ConcreteDropout(NoisyLayer):
     r"""Drops inputs of a module, and learns how often.
 
@@ -146,8 +149,7 @@ class ConcreteDropout(NoisyLayer):
         length_scale: l of the prior :math:`\mathcal N(0, l^{-2})` of every weight.
 
     Shape:
-        Input of any shape that ``module`` takes. ``noise``: {the_noise}
-        Where ``module`` is noisy itself, a pair of these and of what the module takes.
+        Input of any shape that ``module`` takes. {given} {pair}
 
     Raises:
         TypeError: if ``module`` is no linear or convolutional layer, or another argument no real number.
@@ -202,10 +204,7 @@ class ConcreteDropout(NoisyLayer):
         return torch.sigmoid(self.p_logit)
 
     def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
-        """Applies the module to the masked input in training, to the input in evaluation.
-
-        {call}
-        """
+        """Applies the module to the masked input in training, to the input in evaluation. {call}"""
         output: Tensor
         if isinstance(self.module, NoisyLayer):
             parts = f"that of the layer and that of the {type(self.module).__name__} in it"
@@ -244,7 +243,7 @@ class ConcreteDropout(NoisyLayer):
         return self.length_scale**2 / 2 * squares - (_inputs(self.module) or 0) * entropy
 
 
-@describe("concrete_dropout", ConcreteDropout, concrete_dropout2d, Returns="Tensor: what the module makes of it.")
+@describe("concrete_dropout", concrete_dropout2d, ConcreteDropout, like=None, **_WRAPPER)
 class ConcreteDropout2d(ConcreteDropout):
     """As :class:`ConcreteDropout`, with one draw for every feature map of an image.
 
@@ -256,8 +255,7 @@ class ConcreteDropout2d(ConcreteDropout):
         {temperature} {length_scale}
 
     Shape:
-        Input ``(N, C, H, W)`` or ``(C, H, W)``. ``noise``: {the_noise}
-        Where ``module`` is noisy itself, it is a pair, as for :class:`ConcreteDropout`.
+        Input ``(N, C, H, W)`` or ``(C, H, W)``. {given} {pair}
 
     Raises:
         {Raises}
@@ -276,10 +274,7 @@ class ConcreteDropout2d(ConcreteDropout):
     _shared = (-2, -1)
 
     def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
-        """Applies the module to the masked maps in training, to the maps in evaluation.
-
-        {call}
-        """
+        """Applies the module to the masked maps in training, to the maps in evaluation. {call}"""
         return super().forward(input, noise=noise, generator=generator)
 
     def _masked(self, input: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -333,7 +333,7 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
         {p} {assigned} {activation} {inference} {num_samples} {sharing} {device} {dtype}
 
     Shape:
-        {linear_shape} ``noise``: {the_noise}
+        {linear_shape}
 
     Raises:
         ValueError: {bad_p}; if ``inference`` or ``sharing`` is another word; if ``num_samples`` is not a whole
@@ -375,10 +375,7 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
 
     def forward(self, input: Tensor, *, noise: Tensor | tuple[Tensor, Tensor] | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops weights in training and applies the test rule in evaluation.
-
-        {call}
-        """
+        """Drops weights in training and applies the test rule in evaluation. {call}"""
         return drop_connect_linear(
             input, self.weight, self.bias, self.p, self.training, activation=self.activation, inference=self.inference,
             num_samples=self.num_samples, sharing=self.sharing, noise=noise, generator=generator)
@@ -394,17 +391,11 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
         return _normal(mean, self.num_samples, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: exact without activation, else for the matched Gaussian.
-
-        {moment}
-        """
+        """{output_mean}: exact without activation, else for the matched Gaussian. {moment}"""
         return self._moments(input).mean
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}: exact without activation, else for the Gaussian.
-
-        {moment}
-        """
+        """{output_variance}: exact without activation, else for the Gaussian. {moment}"""
         return self._moments(input).variance
 
     def _moments(self, input: Tensor) -> Moments:

@@ -87,7 +87,7 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
         {p} {assigned} {device} {dtype}
 
     Shape:
-        {linear_shape} ``noise``: {the_noise}
+        {linear_shape}
 
     Raises:
         ValueError: {bad_p}, or is 1: the variance would be infinite.
@@ -120,10 +120,7 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Draws the outputs in training and returns their means in evaluation.
-
-        {call}
-        """
+        """Draws the outputs in training and returns their means in evaluation. {call}"""
         return fast_dropout_linear(input, self.weight, self.bias, self.p, self.training, noise=noise,
                                    generator=generator)
 
@@ -156,15 +153,9 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
         return moments.linear(moments.multiply(value, Bernoulli(self.p), 1 / (1 - self.p)), self.weight, self.bias)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: the output without noise.
-
-        {moment}
-        """
+        """{output_mean}: the output without noise. {moment}"""
         return F.linear(input, self.weight, self.bias)
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}.
-
-        {moment}
-        """
+        """{output_variance}. {moment}"""
         return moments.sum_variance(input, self.weight, odds(self.p, "fast dropout")).to(input.dtype)

@@ -70,7 +70,7 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
         {p} {assigned}
 
     Shape:
-        {any_shape} ``noise``: {the_noise}
+        {any_shape}
 
     Raises:
         ValueError: {bad_p}, or is 1: the variance of the noise would be infinite.
@@ -102,25 +102,16 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Multiplies by the noise in training and returns the input in evaluation.
-
-        {call}
-        """
+        """Multiplies by the noise in training and returns the input in evaluation. {call}"""
         return gaussian_dropout(input, self.p, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _law(self.p).sample(input, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: the input itself.
-
-        {moment}
-        """
+        """{output_mean}: the input itself. {moment}"""
         return input
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}: p/(1 - p) times its square.
-
-        {moment}
-        """
+        """{output_variance}: p/(1 - p) times its square. {moment}"""
         return noise_variance(input, _law(self.p).variance)

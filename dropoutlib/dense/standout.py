@@ -113,7 +113,7 @@ class StandoutLinear(NoisyLayer, nn.Linear):
         {device} {dtype}
 
     Shape:
-        {linear_shape} ``noise``: {the_noise}
+        {linear_shape}
 
     Raises:
         ValueError: if ``belief`` is neither ``"shared"`` nor ``"learned"``.
@@ -181,10 +181,7 @@ class StandoutLinear(NoisyLayer, nn.Linear):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops units in training and scales them by their keep probability in evaluation.
-
-        {call}
-        """
+        """Drops units in training and scales them by their keep probability in evaluation. {call}"""
         return standout_linear(
             input, self.weight, self.bias, self.training, activation=self.activation, alpha=self.alpha, beta=self.beta,
             belief_weight=self.belief_weight, belief_bias=self.belief_bias, noise=noise, generator=generator)
@@ -199,24 +196,15 @@ class StandoutLinear(NoisyLayer, nn.Linear):
         return self.alpha * F.linear(input, self.weight, self.bias) + self.beta
 
     def keep_probability(self, input: Tensor) -> Tensor:
-        """The probability with which each unit is kept, given the layer's input.
-
-        {moment}
-        """
+        """The probability with which each unit is kept, given the layer's input. {moment}"""
         return torch.sigmoid(self._logit(input))
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: activation times keep probability.
-
-        {moment}
-        """
+        """{output_mean}: activation times keep probability. {moment}"""
         return self.activation(F.linear(input, self.weight, self.bias)) * self.keep_probability(input)
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}: that of a coin with the keep probability.
-
-        {moment}
-        """
+        """{output_variance}: that of a coin with the keep probability. {moment}"""
         probability = self.keep_probability(input)
         output = self.activation(F.linear(input, self.weight, self.bias))
         return (probability * output) * ((1 - probability) * output)  # a square could overflow

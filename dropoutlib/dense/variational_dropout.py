@@ -101,7 +101,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         {device} {dtype}
 
     Shape:
-        {linear_shape} ``noise``: {the_noise}
+        {linear_shape}
 
     Raises:
         ValueError: {bad_p}, or is one of them; if ``kind`` or ``alpha_per`` is none of the
@@ -173,10 +173,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Applies noise in training and the mean weights in evaluation.
-
-        {call}
-        """
+        """Applies noise in training and the mean weights in evaluation. {call}"""
         return variational_dropout_linear(input, self.weight, self.bias, self.alpha, self.kind, self.training,
                                           noise=noise, generator=generator)
 
@@ -198,15 +195,9 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         return log_uniform_kl(self.alpha).sum() * (noisy / self.log_alpha.numel())
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: the output without noise.
-
-        {moment}
-        """
+        """{output_mean}: the output without noise. {moment}"""
         return F.linear(input, self.weight, self.bias)
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}, the same for both kinds.
-
-        {moment}
-        """
+        """{output_variance}, the same for both kinds. {moment}"""
         return sum_variance(input, self.weight, self.alpha).to(input.dtype)

@@ -98,7 +98,7 @@ class Dropout(NoisyLayer, _DropoutNd):
         {p} {assigned} {inplace}
 
     Shape:
-        {any_shape} ``noise``: {the_noise}
+        {any_shape}
 
     Raises:
         {bad_rate}
@@ -129,20 +129,14 @@ class Dropout(NoisyLayer, _DropoutNd):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops elements in training and returns the input in evaluation.
-
-        {call}
-        """
+        """Drops elements in training and returns the input in evaluation. {call}"""
         return dropout(input, self.p, self.training, self.inplace, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return Bernoulli(self.p).sample(input, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: the input itself (zero if p = 1).
-
-        {moment}
-        """
+        """{output_mean}: the input itself (zero if p = 1). {moment}"""
         return inverted_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
@@ -174,7 +168,7 @@ class WeightScalingDropout(NoisyLayer, _DropoutNd):
         {p} {assigned}
 
     Shape:
-        {any_shape} ``noise``: {the_noise}
+        {any_shape}
 
     Raises:
         {bad_rate}
@@ -201,25 +195,16 @@ class WeightScalingDropout(NoisyLayer, _DropoutNd):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops elements in training and scales the input in evaluation.
-
-        {call}
-        """
+        """Drops elements in training and scales the input in evaluation. {call}"""
         return weight_scaling_dropout(input, self.p, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return Bernoulli(self.p).sample(input, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: 1 - p times the input.
-
-        {moment}
-        """
+        """{output_mean}: 1 - p times the input. {moment}"""
         return raw_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}: p(1 - p) times its square.
-
-        {moment}
-        """
+        """{output_variance}: p(1 - p) times its square. {moment}"""
         return noise_variance(input, self.p * (1 - self.p))

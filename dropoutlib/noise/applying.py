@@ -29,7 +29,7 @@ def apply(input: Tensor, law: Bernoulli | Gaussian, scale: float = 1.0, *, share
         scale: what the result is multiplied with.
         shared: axes along which one draw is shared.
         noise: as for the ``sample`` of the law.
-        generator: as for the ``sample`` of the law.
+        {generator}
 
     Returns:
         {same}

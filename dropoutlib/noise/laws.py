@@ -71,7 +71,7 @@ class Bernoulli:
 
         Args:
             x: the tensor to be masked, floating point or complex, of any shape.
-            shared: axes along which one draw is shared; the noise has size 1 there (an empty axis stays so).
+            shared: axes along which one draw is shared; what is drawn has size 1 there (an empty axis stays so).
             noise: the mask to use instead of a draw, broadcastable to the shape of the draw: bool, or any real
                 type with the values 0 (drop) and 1 (keep). Other values (a mask already scaled, factors of
                 another law) are refused wherever values can be read, that is outside of transforms; a bool mask
