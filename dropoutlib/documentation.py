@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TypeVar
 
-__all__ = ["RANKS", "WORDS", "Documented", "document"]
+__all__ = ["RANKS", "WORDS", "document"]
 
-Documented = TypeVar("Documented", bound=Callable[..., object])
+_Documented = TypeVar("_Documented", bound=Callable[..., object])
 
 WORDS = {
     # Sections that the methods of all layers have, in the words of the function behind the layer.
@@ -93,7 +93,7 @@ RANKS = {
 
 
 def document(*of: Callable[..., object], like: Callable[..., object] | None = None,
-             **words: str) -> Callable[[Documented], Documented]:
+             **words: str) -> Callable[[_Documented], _Documented]:
     """Fills in the words of a docstring.
 
     Args:
@@ -109,7 +109,7 @@ def document(*of: Callable[..., object], like: Callable[..., object] | None = No
     """
     known = {**WORDS, **{name: text for source in of for name, text in _said_by(source.__doc__ or "").items()}, **words}
 
-    def decorate(documented: Documented) -> Documented:
+    def decorate(documented: _Documented) -> _Documented:
         for method in filter(inspect.isfunction, vars(documented).values()):
             method.__doc__ = _filled(method.__doc__, known)
         if not (isinstance(documented, type) and documented.__name__.startswith("_")):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .documentation import Documented, document
+from .documentation import _Documented, document
 
 __all__ = ["Catalogue", "Layer", "Method", "catalogue", "describe", "facts"]
 
@@ -361,7 +361,7 @@ def facts(kind: type) -> Layer | None:
 
 
 def describe(name: str, *of: Callable[..., object], like: Callable[..., object] | None = None,
-             **words: str) -> Callable[[Documented], Documented]:
+             **words: str) -> Callable[[_Documented], _Documented]:
     """Fills in the words of a docstring: a method's ``{four_answers}``, and those that docstrings share.
 
     Args:
