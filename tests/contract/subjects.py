@@ -86,6 +86,7 @@ class Layer:
         return example((*shape, *self.axes), device, dtype)
 
     def few_numbers(self, device: torch.device) -> Tensor:
+        """An input of both signs whose masks can be enumerated."""
         x = example(self.few or (2, 2, *self.axes), device)
         return torch.where(example(x.shape[::-1], device).reshape(x.shape) < 0.9, -x, x)
 
@@ -343,8 +344,7 @@ _WINDOWS: dict[int, dict[str, Any]] = {
     2: {"axes": (5, 4), "few": (1, 1, 3, 3), "kernel_size": 3, "stride": 2, "padding": 1},
     3: {"axes": (2, 3, 3), "few": (1, 1, 2, 2, 2), "kernel_size": 2, "stride": 1, "padding": (1, 0, 0)},
 }
-POOLS = {name: Pool(name, **_WINDOWS[int(name[-2])]) for name in TABLE
-         if FACTS[name].site == "window"}
+POOLS = {name: Pool(name, **_WINDOWS[int(name[-2])]) for name in TABLE if FACTS[name].site == "window"}
 
 
 _OTHERS = {"StochasticRateDropout": LayerWithRate(lambda p: dropoutlib.StochasticRateDropout(low=p / 2, high=p))}
@@ -358,8 +358,8 @@ def subject(name: str) -> Layer:
 LAYERS = sorted({*TABLE, *WITH_WEIGHTS, *ON_MAPS})
 
 
-# Checks that a layer cannot keep, each with its reason. "*" is every layer, or the whole contract. What follows from
-# the facts in the table comes first.
+# Checks that a layer cannot keep, each with its reason: they follow from the facts in the table. "*" is the whole
+# contract.
 _RATE = ("check_p_one", "check_p_assigned", "check_bad_p")
 _MATMUL = "zero times an inf is nan in a matrix product; the method's own tests see what a dropped weight leaves"
 _LEARNED = "its rate is learned, or depends on the input: there is no attribute p to assign"
