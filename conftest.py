@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same digits, whatever the number of cores; the kernels inherit it
 
@@ -22,3 +23,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """An example of the provers runs when it is pasted alone: not even the names of its module are there."""
     if isinstance(item, pytest.DoctestItem) and item.path.parent.name == "symbolic" and item.dtest is not None:
         item.dtest.globs.clear()
+
+
+class Scheduler(LoadScopeScheduling):
+    """Gives each process one test after another; the cells of a notebook, which share a kernel, stay in one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith(".ipynb") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)
