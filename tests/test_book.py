@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import accessible
+import all_cores
 import check_pages
 import checks
 import index_of_names
@@ -303,6 +304,47 @@ def test_nbval_compares_what_is_stored(tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 1, result.stdout
     assert "1 failed" in result.stdout
+
+
+def started(*paths: Path) -> all_cores.Kernels:
+    """The kernels of a build of these notebooks."""
+    kernels = all_cores.Kernels()
+    config = SimpleNamespace(nb_execution_timeout=60, nb_execution_allow_errors=False)
+    kernels.start(SimpleNamespace(config=config), SimpleNamespace(doc2path=str), [*map(str, paths), "page.md"])
+    return kernels
+
+
+def test_build_executes_chapters_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = store(new_notebook(cells=[new_markdown_cell("# A"), new_code_cell("import os\nos.getcwd()")]),
+                 tmp_path / "folder" / "good.ipynb")
+    bad = store(new_notebook(cells=[new_code_cell("print(1)"), new_code_cell("1 / 0")]), tmp_path / "bad.ipynb")
+    options: dict[str, Any] = {"timeout": 60, "allow_errors": False, "meta_override": True}
+    kernels, asked = started(good, bad), nbformat.read(good, as_version=4)
+    monkeypatch.setattr(all_cores, "execute", None)  # what follows was started
+    result = kernels.result(asked, cwd=str(good.parent), **options)
+    assert result.err is None and result.time > 0
+    assert asked.cells[1].outputs[0].data == {"text/plain": repr(str(good.parent))}
+    assert asked.cells[1].execution_count == 1
+    assert asked.metadata.language_info.name == "python"
+    asked = nbformat.read(bad, as_version=4)
+    assert "ZeroDivisionError" in str(kernels.result(asked, cwd=str(tmp_path), **options).err)
+    assert asked.cells[0].outputs[0].text == "1\n"
+    kernels.stop(SimpleNamespace(), None)
+
+
+def test_build_executes_what_it_has_not_started(tmp_path: Path) -> None:
+    path = store(new_notebook(cells=[new_code_cell("print(1)")]), tmp_path / "a.ipynb")
+    kernels = started()
+    asked = nbformat.read(path, as_version=4)
+    kernels.result(asked, cwd=str(tmp_path), timeout=60, allow_errors=False)
+    assert asked.cells[0].outputs[0].text == "1\n"
+    kernels.stop(SimpleNamespace(), None)
+
+
+def test_every_build_reads_every_chapter_again() -> None:
+    pages = {"index": "index.md", "chapter": "book/chapter.ipynb"}
+    env = SimpleNamespace(found_docs=set(pages), doc2path=pages.get)
+    assert all_cores.every_chapter(None, env, set(), set(), set()) == ["chapter"]
 
 
 # The pages
