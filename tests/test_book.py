@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -289,21 +290,43 @@ def test_markdown_and_back_changes_nothing_but_what_was_edited(tmp_path: Path) -
     assert path.read_bytes() == before.replace(b"# Title", b"# Another title")
 
 
-def test_nbval_compares_what_is_stored(tmp_path: Path) -> None:
-    """The command that everybody runs sees a changed number in a chapter."""
-    notebook = new_notebook(cells=[new_code_cell("print(f'{0.3 / (1 - 0.3):.3f}')")])
-    path = store(notebook, tmp_path / "a.ipynb")
-    assert notebooks.run([path]) == 0
-    command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}",
-               "-p", "no:cacheprovider", str(path)]
+def nbval(folder: Path, *arguments: str) -> list[str]:
+    """What the command that everybody runs says of each cell of a folder of notebooks, in one process."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-rA", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}",
+               "-p", "no:cacheprovider", "-p", "conftest", *arguments, str(folder)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
-    changed = nbformat.read(path, as_version=4)
-    changed.cells[0].outputs[0].text = "0.210\n"
-    store(changed, path)
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 1, result.stdout
-    assert "1 failed" in result.stdout
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    return sorted(re.findall(r"^(?:PASSED|FAILED|ERROR) [\w.]+::Cell \d", result.stdout, flags=re.MULTILINE))
+
+
+def test_nbval_compares_what_is_stored(tmp_path: Path) -> None:
+    """It sees a changed number, both in what a kernel prints and in what a build of the book has printed."""
+    built, stored = tmp_path / "built", tmp_path / "stored"
+    same = store(new_notebook(cells=[new_code_cell("print(f'{0.3 / (1 - 0.3):.3f}')"), new_code_cell("1 / 4")]),
+                 built / "same.ipynb")
+    assert notebooks.run([same]) == 0
+    for name in ("changed", "edited", "raised", "same", "unbuilt"):
+        notebook = nbformat.read(same, as_version=4)
+        if name == "raised":
+            notebook.cells[0].outputs = [new_output("error", ename="ValueError", evalue="no such p", traceback=[])]
+        if name != "unbuilt":
+            store(notebook, built / f"{name}.ipynb")
+        notebook = nbformat.read(same, as_version=4)
+        if name == "changed":
+            notebook.cells[0].outputs[0].text = "0.210\n"
+        if name == "edited":  # the build executed something else
+            notebook.cells[1].source = "2 / 8"
+        store(notebook, stored / f"{name}.ipynb")
+    assert nbval(stored, f"--built={built}") == [
+        "ERROR unbuilt.ipynb::Cell 0", "ERROR unbuilt.ipynb::Cell 1", "FAILED changed.ipynb::Cell 0",
+        "FAILED edited.ipynb::Cell 1", "FAILED raised.ipynb::Cell 0", "PASSED changed.ipynb::Cell 1",
+        "PASSED edited.ipynb::Cell 0", "PASSED raised.ipynb::Cell 1", "PASSED same.ipynb::Cell 0",
+        "PASSED same.ipynb::Cell 1"]
+    for name in ("edited", "raised", "unbuilt"):
+        (stored / f"{name}.ipynb").unlink()
+    assert nbval(stored) == ["FAILED changed.ipynb::Cell 0", "PASSED changed.ipynb::Cell 1",
+                             "PASSED same.ipynb::Cell 0", "PASSED same.ipynb::Cell 1"]
 
 
 def started(*paths: Path) -> all_cores.Kernels:
