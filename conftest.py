@@ -6,9 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same digits, whatever the number of cores; the kernels inherit it
 
@@ -24,6 +22,8 @@ class Built:
     """The kernel of a chapter that a build of the book executed: to each cell it says again what it said there."""
 
     def __init__(self, path: Path) -> None:
+        import nbformat
+
         cells = nbformat.read(path, as_version=4).cells
         self.cells = [cell for cell in cells if cell.cell_type == "code"]
         self.messages: list[dict[str, Any]] = []
@@ -72,14 +72,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.dtest.globs.clear()
 
 
-class Scheduler(LoadScopeScheduling):
-    """Gives each process one test after another; the cells of a notebook, which share a kernel, stay in one process."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return file if file.endswith(".ipynb") else nodeid
-
-
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each process one test after another; the cells of a notebook, which share a kernel, stay in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(".ipynb") else nodeid
+
     return Scheduler(config, log)
