@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dropoutlib.documentation import document
+
 __all__ = ["is_autocast", "is_eager", "noise_pair", "one_of", "positive", "positive_integer", "real", "refuse_noise",
            "require_callable", "require_features", "require_floating_point", "require_images"]
 
@@ -37,15 +39,15 @@ def real(name: str, value: object) -> float:
     return float(value)
 
 
+@document(real)
 def positive(name: str, value: object) -> float:
     """A positive number that is not infinite, as a float.
 
     Args:
-        name: what the argument is called in the message.
-        value: what the caller gave.
+        {name} {value}
 
     Returns:
-        The number.
+        {Returns}
 
     Raises:
         TypeError: if it is no real number.
@@ -57,15 +59,15 @@ def positive(name: str, value: object) -> float:
     return number
 
 
+@document(real)
 def positive_integer(name: str, value: object) -> int:
     """A whole number, at least 1.
 
     Args:
-        name: what the argument is called in the message.
-        value: what the caller gave.
+        {name} {value}
 
     Returns:
-        The number.
+        {Returns}
 
     Raises:
         TypeError: if it is no whole number.
@@ -78,12 +80,12 @@ def positive_integer(name: str, value: object) -> int:
     return int(value)
 
 
+@document(real)
 def one_of(name: str, value: object, choices: Iterable[str]) -> None:
     """Refuses what is none of a few words.
 
     Args:
-        name: what the argument is called in the message.
-        value: what the caller gave.
+        {name} {value}
         choices: the words, two or more.
 
     Raises:
@@ -126,12 +128,12 @@ def noise_pair(noise: object, parts: str) -> tuple[Any, Any]:
     return noise
 
 
+@document(real)
 def require_callable(name: str, value: object) -> None:
     """Refuses what is neither a function nor a module.
 
     Args:
-        name: what the argument is called in the message.
-        value: what the caller gave.
+        {name} {value}
 
     Raises:
         TypeError: if it cannot be called.
@@ -197,12 +199,13 @@ def is_eager(x: Tensor) -> bool:
         return False
 
 
+@document(real)
 def require_floating_point(input: Tensor, name: str = "input") -> None:
     """Refuses what noise cannot be applied to.
 
     Args:
         input: what the caller gave.
-        name: what the argument is called in the message.
+        {name}
 
     Raises:
         TypeError: if it is no tensor.
@@ -214,14 +217,15 @@ def require_floating_point(input: Tensor, name: str = "input") -> None:
         raise RuntimeError(f"{name} has to be a floating point or complex tensor, but got {input.dtype}")
 
 
+@document(require_floating_point)
 def require_images(input: Tensor) -> None:
     """Refuses what is neither one image nor a batch of images.
 
     Args:
-        input: what the caller gave.
+        {input}
 
     Raises:
-        TypeError: if it is no tensor.
+        {TypeError}
         RuntimeError: if it holds integers or booleans, or has another number of axes than 3 or 4.
     """
     require_floating_point(input)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dropoutlib.arguments import is_eager, require_floating_point
+from dropoutlib.documentation import document
 
 __all__ = ["kingma_kl", "kl_divergence", "log_uniform_kl", "molchanov_kl"]
 
@@ -136,14 +137,15 @@ def kingma_kl(alpha: Tensor) -> Tensor:
     return (_EULER + math.log(2)) / 2 - alpha.log() / 2 - cubic
 
 
+@document(kingma_kl)
 def molchanov_kl(alpha: Tensor) -> Tensor:
     """The approximation of :func:`log_uniform_kl` by a logistic function of log(alpha), for all alpha.
 
     Args:
-        alpha: variance of the multiplicative noise, of any shape.
+        {alpha}
 
     Returns:
-        Tensor: of the same shape.
+        {Returns}
 
     Source:
         Molchanov, Ashukha and Vetrov, *Variational Dropout Sparsifies Deep Neural Networks* (2017), equation 14.

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .documentation import document
+
 __all__ = ["NoisyLayer", "draw", "draws"]
 
 @contextlib.contextmanager
@@ -46,6 +48,7 @@ def draws(drawing: Callable[..., Any]) -> Callable[[_Function], _Function]:
     return decorate
 
 
+@document()
 def draw(function: Callable[..., Tensor], input: Tensor, *arguments: Any, generator: torch.Generator | None = None,
          **options: Any) -> Any:
     """Draws what ``noise=`` of a function takes, without applying it.
@@ -57,7 +60,7 @@ def draw(function: Callable[..., Tensor], input: Tensor, *arguments: Any, genera
         function: one of :mod:`dropoutlib.functional` that draws noise.
         input: what the function will be called with.
         *arguments: further arguments of the function.
-        generator: source of randomness; None is torch's global one.
+        {generator}
         **options: arguments of the function by name.
 
     Returns:
@@ -90,6 +93,7 @@ def draw(function: Callable[..., Tensor], input: Tensor, *arguments: Any, genera
                    generator=generator)
 
 
+@document()
 class NoisyLayer(nn.Module):
     """A layer that multiplies something by noise: it draws when called, or takes what was drawn before."""
 
@@ -101,15 +105,14 @@ class NoisyLayer(nn.Module):
 
         Args:
             input: what the layer will be called with.
-            generator: source of randomness; None is torch's global one.
+            {generator}
 
         Returns:
             The noise, as the layer's docstring describes it under Shape: one tensor, or a named tuple of several.
 
         Raises:
             ValueError: in evaluation, where nothing is drawn.
-            RuntimeError: if the input does not fit, or ``generator`` cannot be used here (see
-                :class:`~dropoutlib.noise.Bernoulli`).
+            RuntimeError: if the input does not fit, or {bad_generator}.
         """
         if not self._is_noisy():
             raise ValueError(f"{type(self).__name__} draws nothing outside of training: call train() first")

@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dropoutlib.arguments import require_floating_point
+from dropoutlib.documentation import document
 
 __all__ = ["Windows", "squares"]
 
 _SHAPES = {1: "(N, C, L) or (C, L)", 2: "(N, C, H, W) or (C, H, W)", 3: "(N, C, D, H, W) or (C, D, H, W)"}
 
 
+@document()
 class Windows:
     """Where the windows of a pooling layer lie: its arguments, for every spatial axis.
 
@@ -23,14 +25,14 @@ class Windows:
         axes: number of spatial axes.
         kernel_size: size of a window; a number, or one for every axis.
         stride: step from window to window; ``None``: the size of a window.
-        padding: what is added on both sides, and never wins or counts as a dropped value.
+        padding: what is added on both sides, at most half of a window; it never wins.
         dilation: step from element to element of a window.
         ceil_mode: whether windows that reach over the end count.
 
     Raises:
-        TypeError: an argument is no whole number, or no sequence of one for every axis.
-        ValueError: a number is too small.
-        RuntimeError: the padding is larger than half of a window.
+        TypeError: if an argument is no whole number, or no sequence of one for every axis.
+        ValueError: if a number is too small.
+        {bad_padding}
     """
 
     def __init__(self, axes: int, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
@@ -45,14 +47,15 @@ class Windows:
             raise RuntimeError(f"padding has to be at most half of kernel_size, but got padding={padding} "
                                f"for kernel_size={kernel_size}")
 
+    @document(require_floating_point)
     def check(self, input: Tensor) -> None:
         """Refuses an input that has no windows.
 
         Args:
-            input: what the caller gave.
+            {input}
 
         Raises:
-            TypeError: if it is no tensor.
+            {TypeError}
             RuntimeError: if it holds integers, has a wrong number of axes, or is smaller than a window.
         """
         require_floating_point(input)

@@ -7,15 +7,13 @@ chapter and the docstrings of its layers are all rendered from the row here.
 
 from __future__ import annotations
 
-import inspect
-import re
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
-__all__ = ["RANKS", "Catalogue", "Layer", "Method", "catalogue", "describe", "describe_methods",
-           "facts"]
+from .documentation import _Documented, document
+
+__all__ = ["Catalogue", "Layer", "Method", "catalogue", "describe", "facts"]
 
 QUESTIONS = {
     "site": "what is multiplied?",
@@ -362,82 +360,21 @@ def facts(kind: type) -> Layer | None:
     return next((_FACTS[base.__name__] for base in own if base.__name__ in _FACTS), None)
 
 
-_Documented = TypeVar("_Documented", bound=Callable[..., object])
-
-
-# Words of the docstrings that many layers share.
-_WORDS = {
-    "generator": "source of randomness; None is torch's global one.",
-    "assigned": "The attribute ``p`` may be changed later.",
-    "bad_p": "if ``p`` is not between 0 and 1",
-    "selects": "Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient.",
-    "no_draw": "With p = 0 the input itself is returned, with p = 1 everything is zero; neither draws.",
-    "same": "Tensor of the shape, dtype and memory format of ``input``.",
-}
-
-# Words for the ranks of a layer on maps.
-RANKS = {
-    1: {"axes": "1", "maps": "a sequence", "shapes": "``(N, C, L)`` or ``(C, L)``", "ones": ", 1", "size": ", 4"},
-    2: {"axes": "2", "maps": "an image", "shapes": "``(N, C, H, W)`` or ``(C, H, W)``", "ones": ", 1, 1",
-        "size": ", 1, 4"},
-    3: {"axes": "3", "maps": "a volume", "shapes": "``(N, C, D, H, W)`` or ``(C, D, H, W)``", "ones": ", 1, 1, 1",
-        "size": ", 1, 1, 4"},
-}
-
-
-def describe(name: str, like: Callable[..., object] | None = None,
+def describe(name: str, *of: Callable[..., object], like: Callable[..., object] | None = None,
              **words: str) -> Callable[[_Documented], _Documented]:
-    """Writes a method's four answers and other shared words into docstrings, where they say ``{four_answers}`` ...
+    """Fills in the words of a docstring: a method's ``{four_answers}``, and those that docstrings share.
 
     Args:
         name: name of the method's row.
-        like: a class or a function whose docstring is taken instead of that of the decorated one: the ranks of a
-            layer say the same in other words. Its example begins with ``{>>>}``, so that it runs for the ranks alone.
+        *of: objects whose docstrings give words, such as the function behind a layer.
+        like: a class or a function whose docstring is taken instead of that of the decorated one.
         **words: more words to fill in, such as those of a rank.
 
     Returns:
-        A decorator for a class, whose methods it fills too, or a function.
+        The decorator that ``dropoutlib.documentation.document`` gives.
     """
     row = catalogue()[name]
     answers = [*(f"* {question.replace('_', ' ').capitalize()}: {answer.replace('`', '``')}."
                  for question, answer in row.answers.items()),
                f"* Chapter: :doc:`/{row.chapter.removesuffix('.ipynb')}`."]
-    shared = {**_WORDS, "four_answers": "\n".join(answers), **words}
-
-    def decorate(documented: _Documented) -> _Documented:
-        template = (documented if like is None else like).__doc__
-        if template is not None:  # python -OO removes docstrings
-            documented.__doc__ = _filled(template, shared)
-        return describe_methods(documented) if isinstance(documented, type) else documented
-
-    return decorate
-
-
-def describe_methods(documented: _Documented) -> _Documented:
-    """Writes the words that many layers share into the docstrings of a class's methods.
-
-    Args:
-        documented: a class; the docstring of a private one stays as it is, for ``describe(like=...)``.
-
-    Returns:
-        The class.
-    """
-    for method in vars(documented).values():
-        if inspect.isfunction(method) and method.__doc__ is not None:
-            method.__doc__ = _filled(method.__doc__, _WORDS)
-    return documented
-
-
-def _filled(template: str, words: Mapping[str, str]) -> str:
-    """A docstring with its words; lines that do not fit are broken, with the indentation of an argument."""
-    lines: list[str] = []
-    for line in inspect.cleandoc(template).replace("{>>>}", ">>>").splitlines():
-        indent = line[: len(line) - len(line.lstrip())]
-        filled = re.sub(r"\{(\w+)\}", lambda found: words.get(found[1], found[0]), line)
-        for part in filled.splitlines() or [""]:
-            part = part if part.startswith(indent) else indent + part
-            is_prose = part != line and not part.lstrip().startswith((">>>", "...", "* "))
-            further = indent + "    " if re.match(r"\s+\w+: ", part) else indent
-            lines += textwrap.wrap(part, 116, subsequent_indent=further, break_long_words=False,
-                                   break_on_hyphens=False) if is_prose else [part]
-    return "\n".join(lines)
+    return document(*of, like=like, four_answers="\n".join(answers), **words)

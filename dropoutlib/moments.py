@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dropoutlib.arguments import is_autocast
+from dropoutlib.documentation import document
 
 __all__ = ["Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "probit",
            "relu", "sigmoid", "squared_error", "sum_variance"]
@@ -42,7 +43,7 @@ def multiply(value: Moments, law: Law, scale: float = 1.0) -> Moments:
     """Moments of ``scale * noise * value``, noise and value independent.  Exact.
 
     Args:
-        value: moments of the value, of any shape.
+        value: moments of any shape.
         law: the law of the noise, with ``mean`` and ``variance``.
         scale: a constant factor, such as 1/(1 - p) of inverted dropout.
 
@@ -82,12 +83,13 @@ def linear(value: Moments, weight: Tensor, bias: Tensor | None = None) -> Moment
     return Moments(F.linear(value.mean, weight, bias), F.linear(value.variance, weight**2))
 
 
+@document(linear)
 def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
     """Variance of a sum of terms ``w_j x_j`` that are multiplied by independent factors of variance ``alpha``.  Exact.
 
     Args:
         input: shape ``(..., in)``, not random.
-        weight: shape ``(out, in)``, not random.
+        {weight}
         alpha: a number, or of a shape that broadcasts to that of the weight.
 
     Returns:
@@ -108,6 +110,7 @@ def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0) -> 
         return F.linear(input.float().square(), wide * weight.float().square())
 
 
+@document(multiply)
 def relu(value: Moments) -> Moments:
     """Moments of max(0, Z) for Gaussian Z.
 
@@ -116,10 +119,10 @@ def relu(value: Moments) -> Moments:
     computed in float64: their terms cancel where r is large.
 
     Args:
-        value: moments of any shape.
+        {value}
 
     Returns:
-        Moments: of the same shape.
+        {Returns}
 
     Example:
         >>> import torch
@@ -141,6 +144,7 @@ def relu(value: Moments) -> Moments:
                    torch.where(certain, 0.0, spread.clamp(min=0)).to(dtype))
 
 
+@document(multiply)
 def sigmoid(value: Moments) -> Moments:
     """Moments of the logistic function of a Gaussian, by its probit approximation.
 
@@ -149,10 +153,10 @@ def sigmoid(value: Moments) -> Moments:
     within 0.01.
 
     Args:
-        value: moments of any shape.
+        {value}
 
     Returns:
-        Moments: of the same shape.
+        {Returns}
 
     Example:
         >>> import torch
@@ -165,6 +169,7 @@ def sigmoid(value: Moments) -> Moments:
     return Moments(mean, probit(scaled).variance)
 
 
+@document(multiply)
 def probit(value: Moments) -> Moments:
     """Moments of the normal distribution function Phi of a Gaussian.  Exact.
 
@@ -172,10 +177,10 @@ def probit(value: Moments) -> Moments:
     a = 1/sqrt(1 + 2 variance) to 1, computed by a Gauss-Legendre rule to about 1e-12 in float64.
 
     Args:
-        value: moments of any shape.
+        {value}
 
     Returns:
-        Moments: of the same shape.
+        {Returns}
 
     Example:
         >>> import torch
@@ -193,6 +198,7 @@ def probit(value: Moments) -> Moments:
     return Moments(torch.special.ndtr(height), length * integral / math.pi)
 
 
+@document(multiply)
 def expectation(function: Callable[[Tensor], Tensor], value: Moments) -> Tensor:
     """Mean of a function of a Gaussian, by Gauss-Hermite quadrature with 32 points.
 
@@ -201,7 +207,7 @@ def expectation(function: Callable[[Tensor], Tensor], value: Moments) -> Tensor:
 
     Args:
         function: acts on every element by itself.
-        value: moments of any shape.
+        {value}
 
     Returns:
         Tensor: of the same shape.
@@ -217,6 +223,7 @@ def expectation(function: Callable[[Tensor], Tensor], value: Moments) -> Tensor:
     return torch.stack([weight * function(value.mean + node * std) for node, weight in _HERMITE]).sum(0)
 
 
+@document(expectation)
 def deviation(variance: Tensor) -> Tensor:
     """Square root of a variance, with the gradient 0 instead of infinity where it is 0.
 
@@ -224,7 +231,7 @@ def deviation(variance: Tensor) -> Tensor:
         variance: of any shape; what rounding has made negative counts as 0.
 
     Returns:
-        Tensor: of the same shape.
+        {Returns}
     """
     certain = variance <= 0
     return torch.where(certain, 0, torch.where(certain, 1, variance).sqrt())
@@ -255,6 +262,7 @@ def squared_error(value: Moments, target: Tensor) -> Tensor:
     return (value.mean - target) ** 2 + value.variance
 
 
+@document(squared_error)
 def logistic_loss(value: Moments, target: Tensor) -> Tensor:
     """Mean of the logistic loss of a Gaussian output, by the probit approximation.
 
@@ -266,7 +274,7 @@ def logistic_loss(value: Moments, target: Tensor) -> Tensor:
         target: 0 or 1, or a probability, of the same shape.
 
     Returns:
-        Tensor: the expected loss of every element.
+        {Returns}
 
     Example:
         >>> import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import accessible
+import all_cores
 import check_pages
 import checks
 import index_of_names
@@ -288,21 +290,84 @@ def test_markdown_and_back_changes_nothing_but_what_was_edited(tmp_path: Path) -
     assert path.read_bytes() == before.replace(b"# Title", b"# Another title")
 
 
-def test_nbval_compares_what_is_stored(tmp_path: Path) -> None:
-    """The command that everybody runs sees a changed number in a chapter."""
-    notebook = new_notebook(cells=[new_code_cell("print(f'{0.3 / (1 - 0.3):.3f}')")])
-    path = store(notebook, tmp_path / "a.ipynb")
-    assert notebooks.run([path]) == 0
-    command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}",
-               "-p", "no:cacheprovider", str(path)]
+def nbval(folder: Path, *arguments: str) -> list[str]:
+    """What the command that everybody runs says of each cell of a folder of notebooks, in one process."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-rA", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}",
+               "-p", "no:cacheprovider", "-p", "conftest", *arguments, str(folder)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
-    changed = nbformat.read(path, as_version=4)
-    changed.cells[0].outputs[0].text = "0.210\n"
-    store(changed, path)
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 1, result.stdout
-    assert "1 failed" in result.stdout
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    return sorted(re.findall(r"^(?:PASSED|FAILED|ERROR) [\w.]+::Cell \d", result.stdout, flags=re.MULTILINE))
+
+
+def test_nbval_compares_what_is_stored(tmp_path: Path) -> None:
+    """It sees a changed number, both in what a kernel prints and in what a build of the book has printed."""
+    built, stored = tmp_path / "built", tmp_path / "stored"
+    same = store(new_notebook(cells=[new_code_cell("print(f'{0.3 / (1 - 0.3):.3f}')"), new_code_cell("1 / 4")]),
+                 built / "same.ipynb")
+    assert notebooks.run([same]) == 0
+    for name in ("changed", "edited", "raised", "same", "unbuilt"):
+        notebook = nbformat.read(same, as_version=4)
+        if name == "raised":
+            notebook.cells[0].outputs = [new_output("error", ename="ValueError", evalue="no such p", traceback=[])]
+        if name != "unbuilt":
+            store(notebook, built / f"{name}.ipynb")
+        notebook = nbformat.read(same, as_version=4)
+        if name == "changed":
+            notebook.cells[0].outputs[0].text = "0.210\n"
+        if name == "edited":  # the build executed something else
+            notebook.cells[1].source = "2 / 8"
+        store(notebook, stored / f"{name}.ipynb")
+    assert nbval(stored, f"--built={built}") == [
+        "ERROR unbuilt.ipynb::Cell 0", "ERROR unbuilt.ipynb::Cell 1", "FAILED changed.ipynb::Cell 0",
+        "FAILED edited.ipynb::Cell 1", "FAILED raised.ipynb::Cell 0", "PASSED changed.ipynb::Cell 1",
+        "PASSED edited.ipynb::Cell 0", "PASSED raised.ipynb::Cell 1", "PASSED same.ipynb::Cell 0",
+        "PASSED same.ipynb::Cell 1"]
+    for name in ("edited", "raised", "unbuilt"):
+        (stored / f"{name}.ipynb").unlink()
+    assert nbval(stored) == ["FAILED changed.ipynb::Cell 0", "PASSED changed.ipynb::Cell 1",
+                             "PASSED same.ipynb::Cell 0", "PASSED same.ipynb::Cell 1"]
+
+
+def started(*paths: Path) -> all_cores.Kernels:
+    """The kernels of a build of these notebooks."""
+    kernels = all_cores.Kernels()
+    config = SimpleNamespace(nb_execution_timeout=60, nb_execution_allow_errors=False)
+    kernels.start(SimpleNamespace(config=config), SimpleNamespace(doc2path=str), [*map(str, paths), "page.md"])
+    return kernels
+
+
+def test_build_executes_chapters_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = store(new_notebook(cells=[new_markdown_cell("# A"), new_code_cell("import os\nos.getcwd()")]),
+                 tmp_path / "folder" / "good.ipynb")
+    bad = store(new_notebook(cells=[new_code_cell("print(1)"), new_code_cell("1 / 0")]), tmp_path / "bad.ipynb")
+    options: dict[str, Any] = {"timeout": 60, "allow_errors": False, "meta_override": True}
+    kernels, asked = started(good, bad), nbformat.read(good, as_version=4)
+    monkeypatch.setattr(all_cores, "execute", None)  # what follows was started
+    result = kernels.result(asked, cwd=str(good.parent), **options)
+    assert result.err is None and result.time > 0
+    assert asked.cells[1].outputs[0].data == {"text/plain": repr(str(good.parent))}
+    assert asked.cells[1].execution_count == 1
+    assert asked.metadata.language_info.name == "python"
+    asked = nbformat.read(bad, as_version=4)
+    assert "ZeroDivisionError" in str(kernels.result(asked, cwd=str(tmp_path), **options).err)
+    assert asked.cells[0].outputs[0].text == "1\n"
+    kernels.stop(SimpleNamespace(), None)
+
+
+def test_build_executes_what_it_has_not_started(tmp_path: Path) -> None:
+    path = store(new_notebook(cells=[new_code_cell("print(1)")]), tmp_path / "a.ipynb")
+    kernels = started()
+    asked = nbformat.read(path, as_version=4)
+    kernels.result(asked, cwd=str(tmp_path), timeout=60, allow_errors=False)
+    assert asked.cells[0].outputs[0].text == "1\n"
+    kernels.stop(SimpleNamespace(), None)
+
+
+def test_every_build_reads_every_chapter_again() -> None:
+    pages = {"index": "index.md", "chapter": "book/chapter.ipynb"}
+    env = SimpleNamespace(found_docs=set(pages), doc2path=pages.get)
+    assert all_cores.every_chapter(None, env, set(), set(), set()) == ["chapter"]
 
 
 # The pages
@@ -398,20 +463,29 @@ FAULTS_OF_PAGES = {
 }
 
 
+ON_A_DARK_TELEPHONE = ("wide content", "cut off content", "wrong theme")     # where else they are no fault
+
+
 @pytest.mark.skipif(check_pages.chromium() is None, reason="needs a Chromium")
 def test_check_of_the_pages_finds_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    views = (check_pages.View(1280, "light"), check_pages.View(390, "dark", axe=("color-contrast",)))
-    monkeypatch.setattr(check_pages, "VIEWS", views)
+    desktop, telephone = check_pages.View(1280, "light"), check_pages.View(390, "dark", axe=("color-contrast",))
     mathjax = importlib.util.find_spec("sphinx-mathjax-offline")
     assert mathjax is not None and mathjax.origin is not None
     (tmp_path / "mathjax").symlink_to(Path(mathjax.origin).parent / "static" / "mathjax")
     (tmp_path / "good.html").write_text(GOOD_PAGE, encoding="utf-8")
+    (tmp_path / "dark good.html").write_text(GOOD_PAGE, encoding="utf-8")
     for fault, (old, new, _) in FAULTS_OF_PAGES.items():
         assert old in GOOD_PAGE, fault
-        (tmp_path / f"{fault}.html").write_text(GOOD_PAGE.replace(old, new), encoding="utf-8")
+        name = f"dark {fault}.html" if fault in ON_A_DARK_TELEPHONE else f"{fault}.html"
+        (tmp_path / name).write_text(GOOD_PAGE.replace(old, new), encoding="utf-8")
+    monkeypatch.setattr(check_pages, "VIEWS", (desktop,))
     findings = asyncio.run(check_pages.check_site(tmp_path))
-    assert findings.pop("good.html") == []
-    assert findings.keys() == {f"{fault}.html" for fault in FAULTS_OF_PAGES}
-    unseen = {fault: findings[f"{fault}.html"] for fault, (_, _, message) in FAULTS_OF_PAGES.items()
-              if message not in "\n".join(findings[f"{fault}.html"])}
+    assert not any(found for name, found in findings.items() if name.startswith(("good", "dark")))
+    monkeypatch.setattr(check_pages, "VIEWS", (telephone,))
+    findings |= asyncio.run(check_pages.check_site(tmp_path, only="dark"))
+    assert findings.pop("good.html") == findings.pop("dark good.html") == []
+    findings = {name.removeprefix("dark ").removesuffix(".html"): found for name, found in findings.items()}
+    assert findings.keys() == FAULTS_OF_PAGES.keys()
+    unseen = {fault: findings[fault] for fault, (_, _, message) in FAULTS_OF_PAGES.items()
+              if message not in "\n".join(findings[fault])}
     assert unseen == {}

@@ -16,7 +16,7 @@ def test_rows_are_found_by_their_name():
 def test_every_layer_is_exported_and_its_docstring_gives_the_four_answers():
     for row in catalogue().values():
         for name in row.layers:
-            documentation = getattr(dropoutlib, name).__doc__
+            documentation = " ".join(getattr(dropoutlib, name).__doc__.split())
             for answer in row.answers.values():
                 assert answer.replace("`", "``") in documentation, (name, answer)
             assert "{four_answers}" not in documentation

@@ -703,19 +703,11 @@ def test_enumeration_refuses():
 
 
 # -- documentation -------------------------------------------------------------------------
-def examples():
+def examples():      # conftest.py runs each as if it were pasted alone
     finder = doctest.DocTestFinder(exclude_empty=True)
     names = [dropoutlib.symbolic.__name__,
              *(part.name for part in pkgutil.iter_modules(dropoutlib.symbolic.__path__, "dropoutlib.symbolic."))]
     return [test for name in names for test in finder.find(importlib.import_module(name), globs={}) if test.examples]
-
-
-@pytest.mark.parametrize("example", examples(), ids=lambda example: example.name)
-def test_example_runs_when_pasted_alone(example):
-    example.globs = {}                                  # not even the names of its module
-    report: list[str] = []
-    failed, tried = doctest.DocTestRunner().run(example, out=report.append)
-    assert failed == 0 and tried > 0, "".join(report)
 
 
 def test_public_functions_have_an_example():

@@ -29,12 +29,12 @@ def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, 
 
     Args:
         input: floating point or complex tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-        size: length of a side of a square, in pixels.
+        size: length of a side of a square, in pixels. It may be larger than the image.
         num_holes: number of squares in an image, which may overlap.
         training: whether squares are cut out; if not, the input is returned as it is.
         noise: centres that replace the draw, row and column, whole numbers of shape ``(N, num_holes, 2)``, or
-            ``(num_holes, 2)`` for one image.
-        generator: {generator}
+            ``(num_holes, 2)`` for one image, or of a shape that broadcasts to it.
+        {generator}
 
     Returns:
         {same}
@@ -42,7 +42,8 @@ def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, 
     Raises:
         ValueError: if ``size`` or ``num_holes`` is below 1, if ``noise`` does not broadcast to the draw, is off the
             image, or is given while ``training`` is False.
-        RuntimeError: if the input is of another rank, or holds integers or booleans: convert and normalise first.
+        RuntimeError: if the input is of another rank, or holds integers or booleans (convert and normalise first), or
+            {bad_generator}.
         TypeError: if the input is not a tensor, or ``size`` or ``num_holes`` not a whole number.
 
     Example:
@@ -65,13 +66,13 @@ def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, 
                  as_mask=lambda centres: ~squares(centres, size, *input.shape[-2:]).any(-3).unsqueeze(-3))
 
 
-@describe("cutout")
+@describe("cutout", cutout)
 class Cutout(NoisyLayer):
     r"""Sets squares of the input image to zero: a data augmentation for training.
 
     Every image has squares of its own, the same for all its channels, around centres that are uniform over **all**
     pixels. A square that reaches over the edge is clipped, so less than ``size * size`` pixels are hidden on average:
-    19.1 %, not 25 %, for squares of 16 on images of 32. In evaluation the input is returned as it is.
+    19.1 %, not 25 %, for squares of 16 on images of 32. {identity}
 
     {four_answers}
 
@@ -82,12 +83,10 @@ class Cutout(NoisyLayer):
     Hiding selects: an ``inf`` or ``nan`` in a square becomes 0, with a zero gradient.
 
     Args:
-        size: length of a side of a square, in pixels. It may be larger than the image.
-        num_holes: number of squares in an image, which may overlap.
+        {size} {num_holes}
 
     Shape:
-        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output has the same one. ``noise``: the centres, row and column,
-        whole numbers of shape ``(N, num_holes, 2)`` or ``(num_holes, 2)``, or of one that broadcasts to it.
+        {image_shape}
 
     Raises:
         ValueError: if ``size`` or ``num_holes`` is below 1.
@@ -95,7 +94,7 @@ class Cutout(NoisyLayer):
 
     Source:
         DeVries and Taylor, *Improved Regularization of Convolutional Neural Networks with Cutout* (2017), section 3,
-        and its code. Chapter: Cutout.
+        and its code.
 
     Example:
         >>> import torch
@@ -113,51 +112,24 @@ class Cutout(NoisyLayer):
         self.num_holes = positive_integer("num_holes", num_holes)
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return f"size={self.size}, num_holes={self.num_holes}"
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Hides squares in training and returns the input in evaluation.
-
-        Args:
-            input: floating point or complex tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-            noise: centres that replace the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            {same}
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to the draw, is off the image, or is given in evaluation.
-            RuntimeError: if the input is of another rank, or holds integers or booleans.
-        """
+        """Hides squares in training and returns the input in evaluation. {call}"""
         return cutout(input, self.size, self.num_holes, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _centres(input, self.num_holes, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output: the input times the probability that a pixel is seen.
-
-        Args:
-            input: floating point or complex tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_mean}: the input times the probability that a pixel is seen. {moment}"""
         seen = self._seen(input)
         return torch.where(seen > 0, input * seen, 0)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output, pixel by pixel.
-
-        Args:
-            input: floating point or complex tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_variance}, pixel by pixel. {moment}"""
         seen = self._seen(input)
         size = input.abs()
         return torch.where(seen > 0, (seen * size) * ((1 - seen) * size), 0)  # a square could overflow

@@ -32,23 +32,23 @@ def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int =
     See :class:`~dropoutlib.MaxDrop`.
 
     Args:
-        input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
+        {images}
         p: probability of dropping a maximum.
         mode: ``"feature"``: the maximum of a map over its positions; ``"channel"``: of a position over the channels.
-        window: length of the side of the square that is dropped around the maximum of a map.
-        training: whether noise is applied; if not, the input is returned as it is.
+        window: length of the side of the square that is dropped around the maximum of a map, clipped at its edges.
+        {training}
         noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C, 1, 1)`` for ``mode="feature"`` and
             ``(N, 1, H, W)`` for ``mode="channel"``, or one that broadcasts to it.
-        generator: {generator}
+        {generator}
 
     Returns:
         {same}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``mode`` is another word, if ``window`` is below 1 or given
+        ValueError: {bad_p}, if ``mode`` is another word, if ``window`` is below 1 or given
             with ``mode="channel"``, if ``noise`` does not broadcast to the draw, or is given while ``training`` is
             False.
-        RuntimeError: if the input is of another rank, or holds no real floating point numbers.
+        RuntimeError: if the input is of another rank, or holds no real floating point numbers, or {bad_generator}.
         TypeError: if the input is not a tensor, ``p`` not a real number or ``window`` not a whole number.
 
     Example:
@@ -72,13 +72,13 @@ def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int =
                  as_mask=lambda keep: others | keep)
 
 
+@describe("max_drop", max_drop)
 def peaks(input: Tensor, mode: str, window: int = 1) -> Tensor:
     """Where the largest activations are; of equal ones the first.
 
     Args:
         input: of shape ``(..., C, H, W)``.
-        mode: ``"feature"`` or ``"channel"``.
-        window: length of the side of the square around the maximum of a map.
+        {mode} {window}
 
     Returns:
         Bool tensor of the shape of ``input``.
@@ -118,14 +118,14 @@ def _scale(input: Tensor, p: float, mode: str, window: int) -> float:
     return 1 / (1 - p * share) if p * share < 1 else 1.0  # where everything is dropped, nothing is scaled
 
 
-@describe("max_drop")
+@describe("max_drop", max_drop)
 class MaxDrop(NoisyLayer, _DropoutNd):
     r"""Drops the largest activations, those that most of what follows relies on.
 
     In training the maximum of every feature map (``mode="feature"``), or of every position over the channels
     (``mode="channel"``), becomes 0 with probability p; everything else is kept. All is divided by
     :math:`1 - p s`, where s is the share of what can be dropped: :math:`k^2/(HW)` for a window of side k, or
-    :math:`1/C`. In evaluation the input is returned as it is.
+    :math:`1/C`. {identity}
 
     {four_answers}
 
@@ -137,22 +137,17 @@ class MaxDrop(NoisyLayer, _DropoutNd):
     *MaxDropout* by Santos et al. is another method: it drops all that is above a threshold.
 
     Args:
-        p: probability of dropping a maximum. {assigned}
-        mode: ``"feature"`` or ``"channel"``.
-        window: length of the side of the square that is dropped around the maximum of a map, clipped at its edges.
+        {p} {assigned} {mode} {window}
 
     Shape:
-        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output has the same one. ``noise``: the keep mask, 0 or 1, of
-        shape ``(N, C, 1, 1)`` for features and ``(N, 1, H, W)`` for channels, or one that broadcasts to it.
+        {image_shape}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``mode`` is another word, if ``window`` is below 1, or above 1
-            with ``mode="channel"``.
+        ValueError: {bad_p}, if ``mode`` is another word, if ``window`` is below 1, or above 1 with ``mode="channel"``.
         TypeError: if ``p`` is not a real number or ``window`` not a whole number.
 
     Source:
         Park and Kwak, *Analysis on the Dropout Effect in Convolutional Neural Networks* (2016), and its code.
-        Chapter: Max-drop.
 
     Example:
         >>> import torch
@@ -168,52 +163,25 @@ class MaxDrop(NoisyLayer, _DropoutNd):
         self.mode, self.window = mode, window
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return f"p={self.p}, mode={self.mode!r}" + (f", window={self.window}" if self.mode == "feature" else "")
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops maxima in training and returns the input in evaluation.
-
-        Args:
-            input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-            noise: keep mask that replaces the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            {same}
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
-            RuntimeError: if the input is of another rank, or holds no real floating point numbers.
-        """
+        """Drops maxima in training and returns the input in evaluation. {call}"""
         return max_drop(input, self.p, self.mode, self.window, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _mask(input, self.p, self.mode, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input, which is not the test output.
-
-        Args:
-            input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_mean}, which is not the test output. {moment}"""
         peaks = self._peaks(input)
         scale = _scale(input, self.p, self.mode, self.window)
         return torch.where(peaks, (1 - self.p) * scale * input if self.p < 1 else 0, scale * input)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input, element by element: that of the maxima.
-
-        Args:
-            input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_variance}, element by element: that of the maxima. {moment}"""
         peaks = self._peaks(input)
         scale = _scale(input, self.p, self.mode, self.window)
         return torch.where(peaks, noise_variance(input, self.p * (1 - self.p) * scale**2), 0)

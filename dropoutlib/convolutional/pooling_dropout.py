@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import one_of, refuse_noise
+from ..documentation import RANKS
 from ..layer import NoisyLayer, draws
 from ..maps import Windows
-from ..methods import RANKS, describe, describe_methods
+from ..methods import describe
 from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance, nothing
 
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "MaxPoolDropout1d", "MaxPoolDropout2d",
@@ -48,27 +49,18 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
     See :class:`~dropoutlib.MaxPoolDropout{axes}d`.
 
     Args:
-        input: floating point tensor of shape {shapes}.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides; it never wins.
-        dilation: step from element to element of a window.
-        ceil_mode: whether windows that reach over the end count.
-        p: probability of dropping an element.
+        input: floating point tensor {shapes}.
+        {kernel_size} {stride} {padding} {dilation} {ceil_mode} {drop_p}
         training: whether elements are dropped; if not, the rule ``inference`` is used.
-        inference: ``"expected"`` or ``"scaled"``.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        generator: {generator}
+        inference: the test rule, ``"expected"`` or ``"scaled"``.
+        {raw_mask} {generator}
 
     Returns:
-        Tensor of the shape that ``torch.nn.functional.max_pool{axes}d`` gives.
+        Tensor of the shape that torch's pooling gives.
 
     Raises:
-        ValueError: {bad_p}, if ``inference`` is neither, if a size is too small, if ``noise``
-            does not broadcast to ``input``, or if it is given while ``training`` is False.
-        RuntimeError: if the input has a wrong number of axes, is smaller than a window or holds integers; if the
-            padding is larger than half of a window; if ``generator`` cannot be used here (see
-            :class:`~dropoutlib.noise.Bernoulli`).
+        ValueError: {bad_p}, if ``inference`` is neither, if a size is too small, {bad_noise}.
+        {bad_maps} {bad_padding}
         TypeError: if the input is not a tensor, or an argument no number.
 
     Example:
@@ -97,7 +89,7 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
 
 
 @draws(partial(_mask, axes=1))
-@describe("pooling_dropout", like=_max_pool, **_RANKS[1])
+@describe("pooling_dropout", Windows, like=_max_pool, **_RANKS[1])
 def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
@@ -107,7 +99,7 @@ def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 
 
 @draws(partial(_mask, axes=2))
-@describe("pooling_dropout", like=_max_pool, **_RANKS[2])
+@describe("pooling_dropout", Windows, like=_max_pool, **_RANKS[2])
 def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
@@ -117,7 +109,7 @@ def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 
 
 @draws(partial(_mask, axes=3))
-@describe("pooling_dropout", like=_max_pool, **_RANKS[3])
+@describe("pooling_dropout", Windows, like=_max_pool, **_RANKS[3])
 def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
@@ -171,7 +163,8 @@ def _wide(elements: Tensor) -> Tensor:
     return elements.float() if elements.dtype in (torch.float16, torch.bfloat16) else elements
 
 
-@describe_methods
+@describe("pooling_dropout", _max_pool, shapes="of a shape that the layer takes", RuntimeError="{bad_maps}",
+          noise="{raw_mask}")
 class _MaxPoolDropout(NoisyLayer, _DropoutNd):
     """Maximum of every window of {maps} whose elements are dropped.
 
@@ -188,29 +181,20 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
     that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
     every window: for large windows that overlap it costs many times a maximum.
 
-    With p = 0 it equals torch's layer, but has no ``return_indices``. Padding never wins. A dropped ``inf`` or ``nan``
-    becomes 0.
+    With p = 0 it equals torch's layer, but has no ``return_indices``. A dropped ``inf`` or ``nan`` becomes 0.
 
     Args:
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides, at most half of a window.
-        dilation: step from element to element of a window.
-        ceil_mode: whether windows that reach over the end count.
-        p: probability of dropping an element. {assigned}
-        inference: the test rule, ``"expected"`` or ``"scaled"``.
+        {kernel_size} {stride} {padding} {dilation} {ceil_mode} {p} {assigned} {inference}
 
     Shape:
-        Input {shapes}; the output is that of torch's layer.
-        ``noise``: the keep mask, 0 or 1, of a shape that broadcasts to the input's.
+        {pooled}
 
     Raises:
         ValueError: {bad_p}, if ``inference`` is neither, or a size is too small.
-        RuntimeError: if the padding is larger than half of a window.
-        TypeError: if ``p`` is not a real number or a size no whole number.
+        {bad_padding} {bad_numbers}
 
     Source:
-        Wu and Gu, *Towards dropout training for convolutional neural networks* (2015). Chapter: Pooling dropout.
+        Wu and Gu, *Towards dropout training for convolutional neural networks* (2015).
 
     Example:
         {>>>} import torch
@@ -235,68 +219,39 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
         self.padding, self.dilation, self.ceil_mode, self.inference = padding, dilation, ceil_mode, inference
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return (f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
                 f"dilation={self.dilation}, ceil_mode={self.ceil_mode}, p={self.p}, inference={self.inference!r}")
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops elements and takes the maximum in training, applies the test rule in evaluation.
-
-        Args:
-            input: floating point tensor, of a shape that the layer takes.
-            noise: keep mask that replaces the draw, of a shape that broadcasts to the input's; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            Tensor of the shape that torch's pooling gives.
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
-            RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds integers.
-        """
+        """Drops elements and takes the maximum in training, applies the test rule in evaluation. {call}"""
         return _max_pool(input, self._windows, self.p, self.training, self.inference, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _mask_of(input, self._windows, self.p, generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: exact for every window.
-
-        Args:
-            input: tensor of a shape that the layer takes.
-
-        Returns:
-            Tensor of the shape of the output.
-        """
+        """{output_mean}: exact for every window. {moment}"""
         return _max_pool(input, self._windows, self.p, False, "expected")
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input: exact for every window.
-
-        Overlapping windows share masks, so their outputs are correlated.
-
-        Args:
-            input: tensor of a shape that the layer takes.
-
-        Returns:
-            Tensor of the shape of the output.
-        """
+        """{output_variance}: exact for every window. {overlap} {moment}"""
         self._windows.check(input)
         return _expected(input, self._windows, Bernoulli(self.p).p)[1]
 
 
-@describe("pooling_dropout", like=_MaxPoolDropout, **_RANKS[1])
+@describe("pooling_dropout", max_pool_dropout1d, like=_MaxPoolDropout, **_RANKS[1])
 class MaxPoolDropout1d(_MaxPoolDropout):
     _axes = 1
 
 
-@describe("pooling_dropout", like=_MaxPoolDropout, **_RANKS[2])
+@describe("pooling_dropout", max_pool_dropout2d, like=_MaxPoolDropout, **_RANKS[2])
 class MaxPoolDropout2d(_MaxPoolDropout):
     _axes = 2
 
 
-@describe("pooling_dropout", like=_MaxPoolDropout, **_RANKS[3])
+@describe("pooling_dropout", max_pool_dropout3d, like=_MaxPoolDropout, **_RANKS[3])
 class MaxPoolDropout3d(_MaxPoolDropout):
     _axes = 3
 
@@ -311,25 +266,21 @@ def _avg_pool(input: Tensor, windows: Windows, count_include_pad: bool, p: float
     See :class:`~dropoutlib.AvgPoolDropout{axes}d`.
 
     Args:
-        input: floating point tensor of shape {shapes}.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: zeros that are added on both sides.
-        ceil_mode: whether windows that reach over the end count.
+        input: floating point tensor {shapes}.
+        {kernel_size} {stride}
+        padding: zeros that are added on both sides, at most half of a window.
+        {ceil_mode}
         count_include_pad: whether the padding counts in the number that is divided by.
-        p: probability of dropping an element.
+        {p}
         training: whether elements are dropped.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to ``input``.
-        generator: {generator}
+        {mask} {generator}
 
     Returns:
-        Tensor of the shape that ``torch.nn.functional.avg_pool{axes}d`` gives.
+        {Returns}
 
     Raises:
-        ValueError: {bad_p}, if a size is too small, if ``noise`` does not broadcast to
-            ``input``, or if it is given while ``training`` is False.
-        RuntimeError: as for :func:`max_pool_dropout{axes}d`.
-        TypeError: if the input is not a tensor, or an argument no number.
+        ValueError: {bad_p}, if a size is too small, {bad_noise}.
+        {bad_maps} {bad_padding} {TypeError}
 
     Example:
         {>>>} import torch
@@ -344,7 +295,7 @@ def _avg_pool(input: Tensor, windows: Windows, count_include_pad: bool, p: float
 
 
 @draws(partial(_mask, axes=1))
-@describe("pooling_dropout", like=_avg_pool, **_RANKS[1])
+@describe("pooling_dropout", max_pool_dropout1d, like=_avg_pool, **_RANKS[1])
 def avg_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                        p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
@@ -354,7 +305,7 @@ def avg_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 
 
 @draws(partial(_mask, axes=2))
-@describe("pooling_dropout", like=_avg_pool, **_RANKS[2])
+@describe("pooling_dropout", max_pool_dropout2d, like=_avg_pool, **_RANKS[2])
 def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                        p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
@@ -364,7 +315,7 @@ def avg_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 
 
 @draws(partial(_mask, axes=3))
-@describe("pooling_dropout", like=_avg_pool, **_RANKS[3])
+@describe("pooling_dropout", max_pool_dropout3d, like=_avg_pool, **_RANKS[3])
 def avg_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                        p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
@@ -378,7 +329,8 @@ def _average(input: Tensor, windows: Windows, count_include_pad: bool) -> Tensor
                                     count_include_pad)
 
 
-@describe_methods
+@describe("pooling_dropout", _max_pool, shapes="of a shape that the layer takes", RuntimeError="{bad_maps}",
+          noise="{mask}")
 class _AvgPoolDropout(NoisyLayer, _DropoutNd):
     """Mean of every window of {maps} behind inverted dropout.
 
@@ -394,25 +346,18 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
     would be another method, without a rule for a window that loses all of them.
 
     Args:
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: zeros that are added on both sides, at most half of a window.
-        ceil_mode: whether windows that reach over the end count.
-        count_include_pad: whether the padding counts in the number that is divided by.
-        p: probability of dropping an element. {assigned}
+        {kernel_size} {stride} {padding} {ceil_mode} {count_include_pad} {p} {assigned}
 
     Shape:
-        Input {shapes}; the output is that of torch's layer.
-        ``noise``: the keep mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
+        {pooled}
 
     Raises:
         ValueError: {bad_p}, or a size is too small.
-        RuntimeError: if the padding is larger than half of a window.
-        TypeError: if ``p`` is not a real number or a size no whole number.
+        {bad_padding} {bad_numbers}
 
     Source:
         Dropout before a layer that takes means; the maximum is due to Wu and Gu, *Towards dropout training for
-        convolutional neural networks* (2015). Chapter: Pooling dropout.
+        convolutional neural networks* (2015).
 
     Example:
         {>>>} import torch
@@ -436,26 +381,13 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
         self.padding, self.ceil_mode, self.count_include_pad = padding, ceil_mode, count_include_pad
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return (f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
                 f"ceil_mode={self.ceil_mode}, count_include_pad={self.count_include_pad}, p={self.p}")
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops elements in training, and takes the mean.
-
-        Args:
-            input: floating point tensor, of a shape that the layer takes.
-            noise: keep mask that replaces the draw, of a shape that broadcasts to the input's; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            Tensor of the shape that torch's pooling gives.
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
-            RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds integers.
-        """
+        """Drops elements in training, and takes the mean. {call}"""
         return _avg_pool(input, self._windows, self.count_include_pad, self.p, self.training, noise=noise,
                          generator=generator)
 
@@ -463,29 +395,13 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
         return _mask_of(input, self._windows, self.p, generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: the mean of the window (zero if p = 1).
-
-        Args:
-            input: tensor of a shape that the layer takes.
-
-        Returns:
-            Tensor of the shape of the output.
-        """
+        """{output_mean}: the mean of the window (zero if p = 1). {moment}"""
         self._windows.check(input)
         output = _average(input, self._windows, self.count_include_pad)
         return output if self.p < 1 else nothing(output)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input: p/(1 - p) times the sum of squares over n^2.
-
-        Overlapping windows share masks, so their outputs are correlated.
-
-        Args:
-            input: tensor of a shape that the layer takes.
-
-        Returns:
-            Tensor of the shape of the output.
-        """
+        """{output_variance}: p/(1 - p) times the sum of squares over n^2. {overlap} {moment}"""
         self._windows.check(input)
         noise = inverted_variance(_wide(input), self.p)
         # The mean of ones is the number of elements over the number that torch divides by.
@@ -494,17 +410,17 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
         return (_average(noise, self._windows, self.count_include_pad) / divided_by).to(input.dtype)
 
 
-@describe("pooling_dropout", like=_AvgPoolDropout, **_RANKS[1])
+@describe("pooling_dropout", avg_pool_dropout1d, like=_AvgPoolDropout, **_RANKS[1])
 class AvgPoolDropout1d(_AvgPoolDropout):
     _axes = 1
 
 
-@describe("pooling_dropout", like=_AvgPoolDropout, **_RANKS[2])
+@describe("pooling_dropout", avg_pool_dropout2d, like=_AvgPoolDropout, **_RANKS[2])
 class AvgPoolDropout2d(_AvgPoolDropout):
     _axes = 2
 
 
-@describe("pooling_dropout", like=_AvgPoolDropout, **_RANKS[3])
+@describe("pooling_dropout", avg_pool_dropout3d, like=_AvgPoolDropout, **_RANKS[3])
 class AvgPoolDropout3d(_AvgPoolDropout):
     _axes = 3
 
@@ -524,7 +440,7 @@ def _uniform_of(input: Tensor, windows: Windows, generator: torch.Generator | No
 
 
 @draws(_uniform)
-@describe("pooling_dropout")
+@describe("pooling_dropout", max_pool_dropout2d)
 def stochastic_pool2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                       padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, training: bool = True, *,
                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -533,22 +449,20 @@ def stochastic_pool2d(input: Tensor, kernel_size: int | tuple[int, ...], stride:
     See :class:`~dropoutlib.StochasticPool2d`.
 
     Args:
-        input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides; it is never drawn.
-        ceil_mode: whether windows that reach over the end count.
+        {input} {kernel_size} {stride}
+        padding: what is added on both sides, at most half of a window; it is never drawn.
+        {ceil_mode}
         training: whether an element is drawn; if not, the mean over the draw is taken.
-        noise: uniform numbers between 0 and 1 that replace the draw, of a shape that broadcasts to the output's.
-        generator: {generator}
+        noise: uniform numbers between 0 and 1 that replace the draw, of a shape that broadcasts to the output.
+        {generator}
 
     Returns:
-        Tensor of the shape that ``torch.nn.functional.max_pool2d`` gives.
+        {Returns}
 
     Raises:
         ValueError: if a size is too small, if ``noise`` does not broadcast to the output, is not between 0 and 1, or is
             given while ``training`` is False.
-        RuntimeError: as for :func:`max_pool_dropout2d`.
+        {bad_maps} {bad_padding}
         TypeError: if the input is not a tensor, or a size no whole number.
 
     Example:
@@ -592,7 +506,7 @@ def _chances(input: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
     return elements, weights / torch.where(total == 0, 1, total)
 
 
-@describe("pooling_dropout")
+@describe("pooling_dropout", stochastic_pool2d, RuntimeError="{bad_maps}")
 class StochasticPool2d(NoisyLayer):
     """Draws one element of every window with a probability in proportion to its size.
 
@@ -602,27 +516,21 @@ class StochasticPool2d(NoisyLayer):
     {four_answers}
 
     In evaluation the output is the mean over the draw, the sum of squares over the sum. A window with an ``inf`` or
-    ``nan`` gives ``nan``. Here the *size* of an element
-    decides, in :class:`MaxPoolDropout2d` its rank.
+    ``nan`` gives ``nan``. Here the *size* of an element decides, in :class:`MaxPoolDropout2d` its rank.
 
     Args:
-        kernel_size: size of a window.
-        stride: step from window to window; ``None``: ``kernel_size``.
-        padding: what is added on both sides, at most half of a window; it is never drawn.
-        ceil_mode: whether windows that reach over the end count.
+        {kernel_size} {stride} {padding} {ceil_mode}
 
     Shape:
-        Input ``(N, C, H, W)`` or ``(C, H, W)``; the output is that of :class:`torch.nn.MaxPool2d`. ``noise``: uniform
-        numbers between 0 and 1, of a shape that broadcasts to the output's.
+        {pooled}
 
     Raises:
         ValueError: if a size is too small.
-        RuntimeError: if the padding is larger than half of a window.
+        {bad_padding}
         TypeError: if a size is no whole number.
 
     Source:
         Zeiler and Fergus, *Stochastic Pooling for Regularization of Deep Convolutional Neural Networks* (2013).
-        Chapter: Pooling dropout.
 
     Example:
         >>> import torch
@@ -640,51 +548,24 @@ class StochasticPool2d(NoisyLayer):
         self.padding, self.ceil_mode = padding, ceil_mode
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return (f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
                 f"ceil_mode={self.ceil_mode}")
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Draws in training and takes the mean over the draw in evaluation.
-
-        Args:
-            input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-            noise: uniform numbers that replace the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            Tensor of the shape that torch's pooling gives.
-
-        Raises:
-            ValueError: if ``noise`` has a wrong shape or value, or is given in evaluation.
-            RuntimeError: if the input has a wrong number of axes, is smaller than a window, or holds integers.
-        """
+        """Draws in training and takes the mean over the draw in evaluation. {call}"""
         return _stochastic_pool(input, self._windows, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _uniform_of(input, self._windows, generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: sum of squares over sum, of every window.
-
-        Args:
-            input: tensor of a shape that the layer takes.
-
-        Returns:
-            Tensor of the shape of the output.
-        """
+        """{output_mean}: sum of squares over sum, of every window. {moment}"""
         return _stochastic_pool(input, self._windows, False)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input, of every window.
-
-        Args:
-            input: tensor of a shape that the layer takes.
-
-        Returns:
-            Tensor of the shape of the output.
-        """
+        """{output_variance}, of every window. {moment}"""
         self._windows.check(input)
         elements, chances = _chances(input, self._windows)
         mean = (chances * elements).sum(-1, keepdim=True)

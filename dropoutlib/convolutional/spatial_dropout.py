@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import require_floating_point
+from ..documentation import RANKS
 from ..layer import NoisyLayer, draws
-from ..methods import RANKS, describe, describe_methods
+from ..methods import describe
 from ..noise import Bernoulli, inverted, inverted_mean, inverted_variance
 
 __all__ = ["SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "spatial_dropout1d", "spatial_dropout2d",
@@ -22,7 +23,7 @@ _HINTS = {(2, 3): ": use SpatialDropout1d for (N, C, L), and input[None] for a s
           (1, 4): ": use SpatialDropout2d for (N, C, H, W)", (2, 5): ": use SpatialDropout3d for (N, C, D, H, W)"}
 _RANKS = {
     1: RANKS[1] | {"single": "A 2-D input is one sequence ``(C, L)``, as for torch's own."},
-    2: RANKS[2] | {"shapes": "``(N, C, H, W)``",
+    2: RANKS[2] | {"shapes": "of shape ``(N, C, H, W)``",
                    "single": "A 3-D input is refused: torch's own takes it for ``(N, C, L)``, convolutions for "
                              "``(C, H, W)``."},
     3: RANKS[3] | {"single": "A 4-D input is one volume ``(C, D, H, W)``, as for torch's own."},
@@ -53,20 +54,21 @@ def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, 
     See :class:`~dropoutlib.SpatialDropout{axes}d`.
 
     Args:
-        input: floating point or complex tensor of shape {shapes}.
+        input: floating point or complex tensor {shapes}.
         p: probability of dropping a map.
-        training: whether noise is applied; if not, the input is returned as it is.
-        inplace: whether the result is written into ``input``.
-        noise: keep mask that replaces the draw, 0 or 1, of shape ``(N, C{ones})`` or one that broadcasts to it.
-        generator: {generator}
+        {training} {inplace}
+        noise: keep mask that replaces the draw, 0 or 1 before any scaling, of shape ``(N, C{ones})`` or one that
+            broadcasts to it.
+        {generator}
 
     Returns:
         {same}
 
     Raises:
-        ValueError: {bad_p}, if ``noise`` does not broadcast to the draw, or if it is given while ``training`` is False.
-        RuntimeError: if the input has another number of axes; else as for :func:`~dropoutlib.functional.dropout`.
-        TypeError: if the input is not a tensor or ``p`` not a real number.
+        {bad_values}
+        RuntimeError: if the input has another number of axes, if it holds integers or booleans, if it is to be
+            overwritten and is a leaf that requires a gradient, or {bad_generator}.
+        {no_tensor_or_number}
 
     Example:
         {>>>} import torch
@@ -81,52 +83,48 @@ def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, 
 
 
 @draws(partial(_mask, axes=1))
-@describe("spatial_dropout", like=_spatial, **_RANKS[1])
+@describe("spatial_dropout", like=_spatial, fits="the draw", **_RANKS[1])
 def spatial_dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     return _spatial(input, p, training, inplace, 1, noise=noise, generator=generator)
 
 
 @draws(partial(_mask, axes=2))
-@describe("spatial_dropout", like=_spatial, **_RANKS[2])
+@describe("spatial_dropout", like=_spatial, fits="the draw", **_RANKS[2])
 def spatial_dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     return _spatial(input, p, training, inplace, 2, noise=noise, generator=generator)
 
 
 @draws(partial(_mask, axes=3))
-@describe("spatial_dropout", like=_spatial, **_RANKS[3])
+@describe("spatial_dropout", like=_spatial, fits="the draw", **_RANKS[3])
 def spatial_dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     return _spatial(input, p, training, inplace, 3, noise=noise, generator=generator)
 
 
-@describe_methods
+@describe("spatial_dropout", _spatial, shapes="of a shape that the layer takes", ones=", 1, ...")
 class _SpatialDropout(NoisyLayer, _DropoutNd):
     """Inverted dropout of whole feature maps of {maps}: a drop-in for :class:`torch.nn.Dropout{axes}d`.
 
     In training all positions of a map x become x/(1 - p) with probability 1 - p and 0 with probability p, together.
-    Every map of every example has a draw of its own. In evaluation the input is returned as it is.
+    Every map of every example has a draw of its own. {identity}
 
     {four_answers}
 
     {single} {selects} {no_draw}
 
     Args:
-        p: probability of dropping a map. {assigned}
-        inplace: whether the result is written into the input.
+        {p} {assigned} {inplace}
 
     Shape:
-        Input {shapes}; the output has the same one. ``noise``: the keep mask, 0 or 1 before any scaling, of shape
-        ``(N, C{ones})``, or one that broadcasts to it.
+        Input {shapes}; the output has the same one. {given}
 
     Raises:
-        ValueError: {bad_p}.
-        TypeError: if ``p`` is not a real number.
+        {bad_rate}
 
     Source:
-        Tompson et al., *Efficient Object Localization Using Convolutional Networks* (2015), section 3.2. Chapter:
-        Spatial dropout.
+        Tompson et al., *Efficient Object Localization Using Convolutional Networks* (2015), section 3.2.
 
     Example:
         {>>>} import torch
@@ -144,62 +142,38 @@ class _SpatialDropout(NoisyLayer, _DropoutNd):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops maps in training and returns the input in evaluation.
-
-        Args:
-            input: floating point or complex tensor, of a shape that the layer takes.
-            noise: keep mask that replaces the draw, one number for every map; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            {same}
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
-            RuntimeError: if the input has another number of axes, or holds integers or booleans.
-        """
+        """Drops maps in training and returns the input in evaluation. {call}"""
         return _spatial(input, self.p, self.training, self.inplace, self._axes, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _mask(input, self.p, self._axes, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: the input itself (zero if p = 1).
-
-        Args:
-            input: tensor of a shape that the layer takes.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_mean}: the input itself (zero if p = 1). {moment}"""
         _require_maps(input, self._axes)
         return inverted_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input: p/(1 - p) times its square.
+        """{output_variance}: p/(1 - p) times its square.
 
         Of every element by itself: the elements of one map share their noise, so that they are fully correlated.
 
-        Args:
-            input: tensor of a shape that the layer takes.
-
-        Returns:
-            Tensor of the shape of ``input``.
+        {moment}
         """
         _require_maps(input, self._axes)
         return inverted_variance(input, self.p)
 
 
-@describe("spatial_dropout", like=_SpatialDropout, **_RANKS[1])
+@describe("spatial_dropout", spatial_dropout1d, like=_SpatialDropout, **_RANKS[1])
 class SpatialDropout1d(_SpatialDropout):
     _axes = 1
 
 
-@describe("spatial_dropout", like=_SpatialDropout, **_RANKS[2])
+@describe("spatial_dropout", spatial_dropout2d, like=_SpatialDropout, **_RANKS[2])
 class SpatialDropout2d(_SpatialDropout):
     _axes = 2
 
 
-@describe("spatial_dropout", like=_SpatialDropout, **_RANKS[3])
+@describe("spatial_dropout", spatial_dropout3d, like=_SpatialDropout, **_RANKS[3])
 class SpatialDropout3d(_SpatialDropout):
     _axes = 3

@@ -48,16 +48,16 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
     See :class:`~dropoutlib.StochasticRateDropout`.
 
     Args:
-        input: floating point or complex tensor of any shape.
+        {elements}
         low: the smallest probability of dropping.
         high: the largest, below 1.
         mean: of a normal law of the probability, which is clipped to ``low`` and ``high``; None for a uniform law.
         std: standard deviation of the normal law (not the variance).
-        training: whether noise is applied; if not, the input is returned as it is.
-        noise: the rate, between ``low`` and ``high``, and the keep mask, 0 or 1, of a shape that broadcasts to
-            ``input``, that replace the draw (a :class:`~dropoutlib.convolutional.stochastic_rate_dropout.RateNoise` or
-            any pair).
-        generator: {generator}
+        {training}
+        noise: the rate, between ``low`` and ``high``, and the keep mask, 0 or 1 before any scaling, of a shape that
+            broadcasts to ``input``, that replace the draw (a
+            :class:`~dropoutlib.convolutional.stochastic_rate_dropout.RateNoise` or any pair).
+        {generator}
 
     Returns:
         {same}
@@ -66,7 +66,7 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
         ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing or ``std`` not
             positive, if the rate is not between ``low`` and ``high``, if the mask does not broadcast to ``input``, or
             if ``noise`` is given while ``training`` is False.
-        RuntimeError: as for :func:`~dropoutlib.functional.dropout`.
+        {bad_input}
         TypeError: if the input is not a tensor, a number not real, or ``noise`` no pair.
 
     Example:
@@ -129,13 +129,12 @@ def _given_rate(like: Tensor, rate: Tensor | float, low: float, high: float) -> 
     return torch.as_tensor(rate, dtype=like.dtype, device=like.device)
 
 
-@describe("stochastic_rate_dropout")
+@describe("stochastic_rate_dropout", stochastic_rate_dropout)
 class StochasticRateDropout(NoisyLayer):
     r"""Inverted dropout whose probability of dropping is drawn anew at every call.
 
     In training one probability p is drawn for the whole input, uniform between ``low`` and ``high``, or normal and
-    clipped to them; then every element is kept with probability 1 - p and divided by 1 - p. In evaluation the input is
-    returned as it is.
+    clipped to them; then every element is kept with probability 1 - p and divided by 1 - p. {identity}
 
     {four_answers}
 
@@ -145,15 +144,12 @@ class StochasticRateDropout(NoisyLayer):
     The authors' code caps the factor 1/(1 - p) at 1.5, which loses the mean for p above 1/3; here it is not capped.
 
     Args:
-        low: the smallest probability of dropping.
-        high: the largest, below 1. The authors' normal law is clipped to 0 and 0.7.
-        mean: of a normal law of the probability; None for a uniform law. Kept as the attribute ``rate_mean``, because
-            :meth:`mean` is that of the output.
-        std: standard deviation of the normal law (not the variance), kept as ``rate_std``.
+        {low} {high} The authors' normal law is clipped to 0 and 0.7.
+        {mean} Kept as the attribute ``rate_mean``, because :meth:`mean` is that of the output.
+        {std} Kept as ``rate_std``.
 
     Shape:
-        Input of any shape; the output has the same one. ``noise``: a pair ``(rate, mask)`` of one number and the keep
-        mask, 0 or 1 before any scaling, of a shape that broadcasts to the input's.
+        {any_shape}
 
     Raises:
         ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing, or ``std`` is not
@@ -162,7 +158,7 @@ class StochasticRateDropout(NoisyLayer):
 
     Source:
         Park and Kwak, *Analysis on the Dropout Effect in Convolutional Neural Networks* (2016), *stochastic dropout*,
-        and its code. Chapter: Dropout with a stochastic rate.
+        and its code.
 
     Example:
         >>> import torch
@@ -182,27 +178,13 @@ class StochasticRateDropout(NoisyLayer):
         self.rate_mean, self.rate_std = mean, std
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         normal = "" if self.rate_mean is None else f", mean={self.rate_mean}, std={self.rate_std}"
         return f"low={self.low}, high={self.high}{normal}"
 
     def forward(self, input: Tensor, *, noise: tuple[Tensor | float, Tensor] | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Draws a rate, drops and scales in training, and returns the input in evaluation.
-
-        Args:
-            input: floating point or complex tensor of any shape.
-            noise: rate and keep mask that replace the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            {same}
-
-        Raises:
-            ValueError: if the rate is not between the limits, if the mask does not broadcast to ``input``, or if
-                ``noise`` is given in evaluation.
-            RuntimeError: if the input holds integers or booleans.
-        """
+        """Draws a rate, drops and scales in training, and returns the input in evaluation. {call}"""
         return stochastic_rate_dropout(input, self.low, self.high, self.rate_mean, self.rate_std, self.training,
                                        noise=noise, generator=generator)
 
@@ -210,27 +192,16 @@ class StochasticRateDropout(NoisyLayer):
         return _rate_and_mask(input, self.low, self.high, self.rate_mean, self.rate_std, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: the input itself.
-
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_mean}: the input itself. {moment}"""
         return input
 
     def variance(self, input: Tensor) -> Tensor:
-        r"""Variance of the training output given the layer's input: its square times the mean of p/(1 - p).
+        r"""{output_variance}: its square times the mean of p/(1 - p).
 
         For a uniform law that is :math:`\frac{1}{b - a} \log\frac{1 - a}{1 - b} - 1`, for a normal law an integral,
         which is computed numerically.
 
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
+        {moment}
         """
         return noise_variance(input, self._odds())
 

@@ -19,6 +19,8 @@ from ..noise import Bernoulli, Uniform
 __all__ = ["ConcreteDropout", "ConcreteDropout2d", "WrapperNoise", "concrete_dropout", "concrete_dropout2d"]
 
 _MAPS = (-2, -1)  # axes along which the maps share one draw
+_WRAPPER = {"Returns": "Tensor: what the module makes of it.", "refused": "{pair} Refused in evaluation.",
+            "pair": "Where ``module`` is noisy itself, a pair of these and of what the module takes."}
 
 
 class WrapperNoise(NamedTuple):
@@ -51,9 +53,9 @@ def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float 
         input: floating point tensor of any shape.
         p_logit: log(p/(1 - p)), finite: a number, or a tensor that broadcasts to the input.
         temperature: of the relaxation, positive.
-        training: whether noise is applied; if not, the input is returned as it is.
+        {training}
         noise: numbers between 0 and 1 that replace the uniform draw, of a shape that broadcasts to ``input``.
-        generator: {generator}
+        {generator}
 
     Returns:
         Tensor of the shape and dtype of ``input``.
@@ -61,9 +63,7 @@ def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float 
     Raises:
         ValueError: if ``temperature`` is not positive, if ``p_logit`` or ``noise`` does not broadcast to ``input``, if
             ``noise`` is not between 0 and 1, or is given while ``training`` is False.
-        RuntimeError: if the input holds integers or booleans, or if ``generator`` cannot be used here (see
-            :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor.
+        {bad_input} {no_tensor}
 
     Example:
         >>> import torch
@@ -76,7 +76,7 @@ def concrete_dropout(input: Tensor, p_logit: Tensor | float, temperature: float 
 
 
 @draws(partial(_uniform, shared=_MAPS))
-@describe("concrete_dropout")
+@describe("concrete_dropout", concrete_dropout)
 def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: float = 0.1, training: bool = True, *,
                        noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """As :func:`concrete_dropout`, with one draw for every feature map.
@@ -84,20 +84,17 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: floa
     See :class:`~dropoutlib.ConcreteDropout2d`.
 
     Args:
-        input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-        p_logit: log(p/(1 - p)), finite: a number, or a tensor that broadcasts to the input.
-        temperature: of the relaxation, positive.
-        training: whether noise is applied; if not, the input is returned as it is.
+        {images} {p_logit} {temperature} {training}
         noise: numbers between 0 and 1 that replace the uniform draw, of shape ``(N, C, 1, 1)`` or ``(C, 1, 1)``.
-        generator: {generator}
+        {generator}
 
     Returns:
-        Tensor of the shape and dtype of ``input``.
+        {Returns}
 
     Raises:
-        ValueError: as for :func:`concrete_dropout`.
-        RuntimeError: as for :func:`concrete_dropout`, and if the input has neither 3 nor 4 axes.
-        TypeError: as for :func:`concrete_dropout`.
+        {ValueError}
+        RuntimeError: if the input has neither 3 nor 4 axes, or holds integers or booleans, or {bad_generator}.
+        {TypeError}
 
     Example:
         >>> import torch
@@ -135,7 +132,7 @@ def _inputs(module: Any) -> int | None:
     return inputs if isinstance(inputs, int) else None
 
 
-@describe("concrete_dropout")
+@describe("concrete_dropout", concrete_dropout, like=None, **_WRAPPER)
 class ConcreteDropout(NoisyLayer):
     r"""Drops inputs of a module, and learns how often.
 
@@ -162,12 +159,11 @@ class ConcreteDropout(NoisyLayer):
         length_scale: l of the prior :math:`\mathcal N(0, l^{-2})` of every weight.
 
     Shape:
-        Input of any shape that ``module`` takes. ``noise``: uniform numbers, of a shape that broadcasts to the input's.
-        Where ``module`` is noisy itself, a pair of these and of what the module takes.
+        Input of any shape that ``module`` takes. {given} {pair}
 
     Raises:
         TypeError: if ``module`` is no linear or convolutional layer, or another argument no real number.
-        ValueError: if ``p`` is not between 0 and 1, or is one of them; if ``temperature`` or ``length_scale`` is not
+        ValueError: {bad_p}, or is one of them; if ``temperature`` or ``length_scale`` is not
             positive.
 
     Source:
@@ -212,7 +208,7 @@ class ConcreteDropout(NoisyLayer):
             super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         p = "" if self.p_logit.is_meta or not is_eager(self.p_logit) else f"p={self.p.item():.4g}, "
         return f"{p}temperature={self.temperature}, length_scale={self.length_scale}"
 
@@ -222,20 +218,7 @@ class ConcreteDropout(NoisyLayer):
         return torch.sigmoid(gathered(self.p_logit).squeeze(0))
 
     def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
-        """Applies the module to the masked input in training, to the input in evaluation.
-
-        Args:
-            input: floating point tensor.
-            noise: numbers between 0 and 1 that replace the uniform draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            Tensor: what the module makes of it.
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
-            RuntimeError: if the input holds integers or booleans.
-        """
+        """Applies the module to the masked input in training, to the input in evaluation. {call}"""
         output: Tensor
         if isinstance(self.module, NoisyLayer):
             parts = f"that of the layer and that of the {type(self.module).__name__} in it"
@@ -275,7 +258,7 @@ class ConcreteDropout(NoisyLayer):
         return self.length_scale**2 / 2 * squares - (_inputs(self.module) or 0) * entropy
 
 
-@describe("concrete_dropout")
+@describe("concrete_dropout", concrete_dropout2d, ConcreteDropout, like=None, **_WRAPPER)
 class ConcreteDropout2d(ConcreteDropout):
     """As :class:`ConcreteDropout`, with one draw for every feature map of an image.
 
@@ -284,15 +267,13 @@ class ConcreteDropout2d(ConcreteDropout):
     Args:
         module: sees the masked input: a :class:`torch.nn.Conv2d`, say.
         p: where the probability of dropping a map starts, between 0 and 1, both excluded.
-        temperature: of the relaxation.
-        length_scale: l of the prior of every weight.
+        {temperature} {length_scale}
 
     Shape:
-        Input ``(N, C, H, W)`` or ``(C, H, W)``. ``noise``: uniform numbers of shape ``(N, C, 1, 1)`` or ``(C, 1, 1)``.
+        Input ``(N, C, H, W)`` or ``(C, H, W)``. {given} {pair}
 
     Raises:
-        TypeError: as :class:`ConcreteDropout`.
-        ValueError: as :class:`ConcreteDropout`.
+        {Raises}
 
     Source:
         Gal, Hron and Kendall, *Concrete Dropout* (2017), and its code for convolutions.
@@ -308,20 +289,7 @@ class ConcreteDropout2d(ConcreteDropout):
     _shared = _MAPS
 
     def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
-        """Applies the module to the masked maps in training, to the maps in evaluation.
-
-        Args:
-            input: floating point tensor of shape ``(N, C, H, W)`` or ``(C, H, W)``.
-            noise: numbers between 0 and 1 that replace the uniform draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            Tensor: what the module makes of it.
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to the draw, or is given in evaluation.
-            RuntimeError: if the input has neither 3 nor 4 axes, or holds integers or booleans.
-        """
+        """Applies the module to the masked maps in training, to the maps in evaluation. {call}"""
         return super().forward(input, noise=noise, generator=generator)
 
     def _masked(self, input: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:

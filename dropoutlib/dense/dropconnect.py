@@ -68,29 +68,27 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     See :class:`~dropoutlib.DropConnectLinear`.
 
     Args:
-        input: floating point tensor of shape ``(..., in)``.
-        weight: of shape ``(out, in)``.
-        bias: of shape ``(out,)``; ``None`` for none. It is dropped like a weight.
+        {features} {weight} {bias} It is dropped like a weight.
         p: the probability of dropping a weight.
         training: whether weights are dropped; if not, the rule ``inference`` is used.
-        activation: acts on the pre-activation, element by element; ``None`` for none.
-        inference: ``"gaussian"``, ``"mean"`` or ``"sampled"``.
+        activation: acts on the pre-activation, element by element: a function or a module; ``None`` for none.
+        inference: the test rule: ``"gaussian"``, ``"mean"`` or ``"sampled"``.
         num_samples: number of draws of ``"sampled"``.
-        sharing: ``"sample"`` or ``"batch"``.
-        noise: keep mask that replaces the draw, 0 or 1, of shape ``(batch, out, in)`` or ``(out, in)``; where there is
-            a bias, a pair of this and of the bias's mask, ``(batch, out)`` or ``(out,)``. For ``"sampled"`` in
-            evaluation: standard normal numbers of shape ``(num_samples, ..., out)``.
-        generator: {generator}
+        sharing: ``"sample"``: one mask for each element of the input's first axis; ``"batch"``: one for all.
+        noise: keep mask of the weight that replaces the draw, 0 or 1, of shape ``(batch, out_features, in_features)``;
+            where there is a bias, a pair of this and of the bias's mask, ``(batch, out_features)``
+            (:class:`~dropoutlib.dense.dropconnect.WeightNoise`, or any tuple). Both are without the first axis for
+            ``sharing="batch"`` and for an input without batch axis. For ``"sampled"`` in evaluation: standard normal
+            numbers of shape ``(num_samples, ..., out_features)``.
+        {generator}
 
     Returns:
-        Tensor of shape ``(..., out)``.
+        {outputs}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1; if ``inference`` or ``sharing`` is none of the above; if
-            ``num_samples`` is less than 1; if ``noise`` has a wrong shape or value, or is given while nothing is drawn.
-        RuntimeError: if shapes do not fit, if the input holds integers or booleans, or if ``generator`` cannot be
-            used here (see :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor or ``p`` not a real number.
+        ValueError: {bad_p}; if ``inference`` or ``sharing`` is none of the above; if ``num_samples`` is no whole
+            number, or less than 1; if ``noise`` has a wrong shape or value, or is given while nothing is drawn.
+        {bad_features} {no_tensor_or_number}
 
     Example:
         >>> import torch
@@ -204,7 +202,8 @@ def _fits_all(mask: Any, parameter: Tensor) -> bool:
         n == 1 or n == size for n, size in zip(reversed(mask.shape), reversed(parameter.shape), strict=False))
 
 
-@describe("dropconnect")
+@describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn",
+          refused="Refused in evaluation, unless ``inference=\"sampled\"``.")
 class DropConnectLinear(NoisyLayer, nn.Linear):
     r"""A linear layer whose weights are dropped, with a mask of its own for every example, and an activation.
 
@@ -220,32 +219,22 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
     for any other function, which has to act on every element by itself. ``"mean"`` is the activation of :math:`\mu`.
     ``"sampled"``, the paper's, averages the activation over draws from the Gaussian, and so is random at test time.
 
-    Trained weights of :class:`torch.nn.Linear` load and mean the same. Masks are drawn example by example, again in
+    {loads} Masks are drawn example by example, again in
     backward, and never fill a tensor of shape (batch, out, in); this holds in eager mode. Dropping selects: a dropped
     ``inf`` or ``nan`` weight leaves nothing behind. An ``inf`` input times a dropped weight, though, is a ``nan`` of
     the matrix product.
 
     Args:
-        in_features: size of each input.
-        out_features: size of each output.
+        {in_features} {out_features}
         bias: whether a bias is added; it is dropped like a weight.
-        p: the probability of dropping a weight. {assigned}
-        activation: acts on the pre-activation, element by element: a function or a module; ``None`` for none.
-        inference: the test rule: ``"gaussian"``, ``"mean"`` or ``"sampled"``.
-        num_samples: number of draws of ``"sampled"``.
-        sharing: ``"sample"``: one mask for each element of the input's first axis; ``"batch"``: one for all.
-        device: where the parameters lie.
-        dtype: type of the parameters.
+        {p} {assigned} {activation} {inference} {num_samples} {sharing} {device} {dtype}
 
     Shape:
-        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: a pair of keep masks, 0 or 1, that of
-        the weight, of shape ``(batch, out_features, in_features)``, and that of the bias, ``(batch, out_features)``
-        (:class:`~dropoutlib.dense.dropconnect.WeightNoise`, or any tuple); without a bias the first of them alone.
-        Without the first axis for ``sharing="batch"`` and for an input without batch axis.
+        {linear_shape}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1; if ``inference`` or ``sharing`` is none of the above; if
-            ``num_samples`` is no whole number, or less than 1.
+        ValueError: {bad_p}; if ``inference`` or ``sharing`` is another word; if ``num_samples`` is not a whole
+            number of at least 1.
         TypeError: if ``p`` is not a real number, or ``activation`` cannot be called.
 
     Source:
@@ -276,28 +265,14 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
         self.inference, self.num_samples, self.sharing = inference, num_samples, sharing
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         name = "" if self.activation is None or isinstance(self.activation, nn.Module) else (
             f", activation={getattr(self.activation, '__name__', repr(self.activation))}")
         return f"{super().extra_repr()}, p={self.p}{name}, inference={self.inference!r}, sharing={self.sharing!r}"
 
     def forward(self, input: Tensor, *, noise: Tensor | tuple[Tensor, Tensor] | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops weights in training and applies the test rule in evaluation.
-
-        Args:
-            input: floating point tensor of shape ``(..., in_features)``.
-            noise: keep mask that replaces the draw; refused in evaluation, unless ``inference="sampled"``, where it is
-                standard normal and of shape ``(num_samples, ..., out_features)``.
-            generator: {generator}
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-
-        Raises:
-            ValueError: if ``noise`` has a wrong shape or value, or is given where nothing is drawn.
-            RuntimeError: if shapes do not fit or the input holds integers or booleans.
-        """
+        """Drops weights in training and applies the test rule in evaluation. {call}"""
         return drop_connect_linear(
             input, self.weight, self.bias, self.p, self.training, activation=self.activation, inference=self.inference,
             num_samples=self.num_samples, sharing=self.sharing, noise=noise, generator=generator)
@@ -310,25 +285,11 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
                      self.num_samples, self.sharing, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: exact without activation, else for the matched Gaussian.
-
-        Args:
-            input: tensor of shape ``(..., in_features)``.
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-        """
+        """{output_mean}: exact without activation, else for the matched Gaussian. {moment}"""
         return self._moments(input).mean
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input: exact without activation, else for the Gaussian.
-
-        Args:
-            input: tensor of shape ``(..., in_features)``.
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-        """
+        """{output_variance}: exact without activation, else for the Gaussian. {moment}"""
         return self._moments(input).variance
 
     def _moments(self, input: Tensor) -> Moments:

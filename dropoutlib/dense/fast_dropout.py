@@ -29,7 +29,7 @@ def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, *,
 
 
 @draws(_normal)
-@describe("fast_dropout")
+@describe("fast_dropout", fits="the output")
 def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
                         training: bool = True, *, noise: Tensor | None = None,
                         generator: torch.Generator | None = None) -> Tensor:
@@ -38,23 +38,18 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     See :class:`~dropoutlib.FastDropoutLinear`.
 
     Args:
-        input: floating point tensor of shape ``(..., in)``.
-        weight: of shape ``(out, in)``.
-        bias: of shape ``(out,)``; ``None`` for none.
+        {features} {weight} {bias}
         p: the probability of dropping an input, less than 1.
         training: whether the outputs are drawn; if not, they are their means.
         noise: standard normal numbers that replace the draw, of a shape that broadcasts to the output's.
-        generator: {generator}
+        {generator}
 
     Returns:
-        Tensor of shape ``(..., out)``.
+        {outputs}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1 or is 1, if ``noise`` does not broadcast to the output, or if it is
-            given while ``training`` is False.
-        RuntimeError: if shapes do not fit, if the input holds integers or booleans, or if ``generator`` cannot be
-            used here (see :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor or ``p`` not a real number.
+        ValueError: {bad_p} or is 1, {bad_noise}.
+        {bad_features} {no_tensor_or_number}
 
     Example:
         >>> import torch
@@ -75,7 +70,7 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     return mean + std * _law(p).sample(mean, noise=noise, generator=generator)
 
 
-@describe("fast_dropout")
+@describe("fast_dropout", fast_dropout_linear)
 class FastDropoutLinear(NoisyLayer, nn.Linear):
     r"""A linear layer that knows mean and variance of its outputs behind dropout, and draws nothing else.
 
@@ -91,24 +86,20 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
     the standard deviation, which is infinite there, counts as zero. A layer stands for dropout *and* the linear layer
     behind it: put no other dropout before it.
 
-    Trained weights of :class:`torch.nn.Linear` load and mean the same. :meth:`moments` carries both moments through a
+    {loads} :meth:`moments` carries both moments through a
     network without drawing at all; :mod:`dropoutlib.moments` has activations and losses for it.
 
     Args:
-        in_features: size of each input.
-        out_features: size of each output.
+        {in_features} {out_features}
         bias: whether a bias is added; it is not dropped.
-        p: the probability of dropping an input, less than 1. {assigned}
-        device: where the parameters lie.
-        dtype: type of the parameters.
+        {p} {assigned} {device} {dtype}
 
     Shape:
-        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: standard normal numbers, of a shape
-        that broadcasts to the output's.
+        {linear_shape}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1, or is 1: the variance would be infinite.
-        TypeError: if ``p`` is not a real number.
+        ValueError: {bad_p}, or is 1: the variance would be infinite.
+        {no_number}
 
     Source:
         Wang and Manning, *Fast dropout training* (2013), whose p is the probability of keeping.
@@ -132,25 +123,12 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
         self.p = float(p)
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return f"{super().extra_repr()}, p={self.p}"
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Draws the outputs in training and returns their means in evaluation.
-
-        Args:
-            input: floating point tensor of shape ``(..., in_features)``.
-            noise: standard normal numbers that replace the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to the output, or is given in evaluation.
-            RuntimeError: if shapes do not fit or the input holds integers or booleans.
-        """
+        """Draws the outputs in training and returns their means in evaluation. {call}"""
         return fast_dropout_linear(input, self.weight, self.bias, self.p, self.training, noise=noise,
                                    generator=generator)
 
@@ -182,23 +160,9 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
         return moments.linear(moments.multiply(value, Bernoulli(self.p), 1 / (1 - self.p)), self.weight, self.bias)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: the output without noise.
-
-        Args:
-            input: tensor of shape ``(..., in_features)``.
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-        """
+        """{output_mean}: the output without noise. {moment}"""
         return F.linear(input, self.weight, self.bias)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input.
-
-        Args:
-            input: tensor of shape ``(..., in_features)``.
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-        """
+        """{output_variance}. {moment}"""
         return moments.sum_variance(input, self.weight, odds(self.p, "fast dropout")).to(input.dtype)

@@ -32,21 +32,18 @@ def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
     See :class:`~dropoutlib.GaussianDropout`.
 
     Args:
-        input: floating point or complex tensor of any shape.
+        {elements}
         p: the probability of dropping whose inverted mask has the same variance, less than 1.
-        training: whether noise is applied; if not, the input is returned as it is.
+        {training}
         noise: factors that replace the draw, of a shape that broadcasts to ``input``.
-        generator: {generator}
+        {generator}
 
     Returns:
         {same}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1 or is 1, if ``noise`` does not broadcast to ``input``, or
-            if it is given while ``training`` is False.
-        RuntimeError: if the input holds integers or booleans, or if ``generator`` cannot be used here (see
-            :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor or ``p`` not a real number.
+        ValueError: {bad_p} or is 1, {bad_noise}.
+        {bad_input} {no_tensor_or_number}
 
     Example:
         >>> import torch
@@ -62,12 +59,12 @@ def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
     return apply(input, law, noise=noise, generator=generator)
 
 
-@describe("gaussian_dropout")
+@describe("gaussian_dropout", gaussian_dropout)
 class GaussianDropout(NoisyLayer, _DropoutNd):
     r"""Multiplies every element by an independent Gaussian factor, :math:`\mathcal N(1, \frac{p}{1-p})`.
 
     The mean of the output is the input x, its variance :math:`\frac{p}{1-p} x^2`: the first two moments of
-    :class:`~dropoutlib.Dropout`. In evaluation the input is returned as it is.
+    :class:`~dropoutlib.Dropout`. {identity}
 
     {four_answers}
 
@@ -75,20 +72,18 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
     and nothing is drawn. For half precision input torch draws the factors in float32 and rounds them.
 
     Args:
-        p: the probability of dropping whose inverted mask has the same variance, less than 1. The attribute
-            ``p`` may be changed later.
+        {p} {assigned}
 
     Shape:
-        Input of any shape; the output has the same one. ``noise``: the factors themselves, of a shape that
-        broadcasts to the input's.
+        {any_shape}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1, or is 1: the variance of the noise would be infinite.
-        TypeError: if ``p`` is not a real number.
+        ValueError: {bad_p}, or is 1: the variance of the noise would be infinite.
+        {no_number}
 
     Source:
         Srivastava et al., *Dropout: A Simple Way to Prevent Neural Networks from Overfitting* (2014), section
-        10, whose p is the probability of keeping. Chapter: Gaussian dropout.
+        10, whose p is the probability of keeping.
 
     Example:
         >>> import torch
@@ -107,48 +102,21 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
         super().__init__(float(p))
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return f"p={self.p}"
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Multiplies by the noise in training and returns the input in evaluation.
-
-        Args:
-            input: floating point or complex tensor of any shape.
-            noise: factors that replace the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            {same}
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
-            RuntimeError: if the input holds integers or booleans.
-        """
+        """Multiplies by the noise in training and returns the input in evaluation. {call}"""
         return gaussian_dropout(input, self.p, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _factors(input, self.p, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: the input itself.
-
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_mean}: the input itself. {moment}"""
         return input
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input: p/(1 - p) times its square.
-
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_variance}: p/(1 - p) times its square. {moment}"""
         return noise_variance(input, _law(self.p).variance)

@@ -36,7 +36,7 @@ def _mask(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: float, beta
 
 
 @draws(_mask)
-@describe("standout")
+@describe("standout", fits="the output")
 def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, training: bool = True, *,
                     activation: Callable[[Tensor], Tensor] = torch.relu, alpha: float = 1.0, beta: float = 0.0,
                     belief_weight: Tensor | None = None, belief_bias: Tensor | None = None,
@@ -46,28 +46,22 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
     See :class:`~dropoutlib.StandoutLinear`.
 
     Args:
-        input: floating point tensor of shape ``(..., in)``.
-        weight: of shape ``(out, in)``.
-        bias: of shape ``(out,)``; ``None`` for none.
+        {features} {weight} {bias}
         training: whether units are dropped; if not, they are scaled by their keep probability.
-        activation: acts on the pre-activation, element by element.
+        activation: acts on the pre-activation, element by element: a function or a module.
         alpha: slope of the keep probability in the pre-activation.
         beta: logit of the keep probability where the pre-activation is 0.
-        belief_weight: separate weights of the keep probability, of shape ``(out, in)``, instead of ``alpha`` and
+        belief_weight: separate weights of the keep probability, of the shape of ``weight``, instead of ``alpha`` and
             ``beta``; ``None`` for shared ones.
-        belief_bias: their bias, of shape ``(out,)``.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to the output's.
-        generator: {generator}
+        belief_bias: their bias, of the shape of ``bias``.
+        {raw_mask} {generator}
 
     Returns:
-        Tensor of shape ``(..., out)``.
+        {outputs}
 
     Raises:
-        ValueError: if ``noise`` does not broadcast to the output, or if it is given while ``training`` is False; if
-            ``belief_bias`` is given without ``belief_weight``.
-        RuntimeError: if shapes do not fit, if the input holds integers or booleans, or if ``generator`` cannot be
-            used here (see :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor.
+        ValueError: {bad_noise}; if ``belief_bias`` is given without ``belief_weight``.
+        {bad_features} {no_tensor}
 
     Example:
         >>> import torch
@@ -97,7 +91,7 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
     return output + hidden.detach() * (probability - probability.detach())  # adds zero, with a gradient
 
 
-@describe("standout")
+@describe("standout", standout_linear)
 class StandoutLinear(NoisyLayer, nn.Linear):
     r"""A linear layer with an activation, whose units are kept with a probability that depends on the input.
 
@@ -125,19 +119,14 @@ class StandoutLinear(NoisyLayer, nn.Linear):
     rather than hidden; a learned belief lets ``inf`` and ``nan`` through.
 
     Args:
-        in_features: size of each input.
-        out_features: size of each output.
+        {in_features} {out_features}
         bias: whether a bias is added before the activation.
-        activation: acts on the pre-activation, element by element: a function or a module.
-        alpha: slope of the keep probability in the pre-activation.
-        beta: logit of the keep probability where the pre-activation is 0.
+        {activation} {alpha} {beta}
         belief: ``"shared"`` or ``"learned"``.
-        device: where the parameters lie.
-        dtype: type of the parameters.
+        {device} {dtype}
 
     Shape:
-        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: the keep mask, 0 or 1, of a shape
-        that broadcasts to the output's.
+        {linear_shape}
 
     Raises:
         ValueError: if ``belief`` is neither ``"shared"`` nor ``"learned"``.
@@ -199,26 +188,13 @@ class StandoutLinear(NoisyLayer, nn.Linear):
             super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         name = "" if isinstance(self.activation, nn.Module) else f", activation={_name(self.activation)}"
         return f"{super().extra_repr()}{name}, alpha={self.alpha}, beta={self.beta}, belief={self.belief!r}"
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops units in training and scales them by their keep probability in evaluation.
-
-        Args:
-            input: floating point tensor of shape ``(..., in_features)``.
-            noise: keep mask that replaces the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to the output, or is given in evaluation.
-            RuntimeError: if shapes do not fit or the input holds integers or booleans.
-        """
+        """Drops units in training and scales them by their keep probability in evaluation. {call}"""
         return standout_linear(
             input, self.weight, self.bias, self.training, activation=self.activation, alpha=self.alpha, beta=self.beta,
             belief_weight=self.belief_weight, belief_bias=self.belief_bias, noise=noise, generator=generator)
@@ -228,37 +204,16 @@ class StandoutLinear(NoisyLayer, nn.Linear):
                      generator=generator)
 
     def keep_probability(self, input: Tensor) -> Tensor:
-        """The probability with which each unit is kept, given the layer's input.
-
-        Args:
-            input: floating point tensor of shape ``(..., in_features)``.
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-        """
+        """The probability with which each unit is kept, given the layer's input. {moment}"""
         pre_activation = F.linear(input, self.weight, self.bias)
         return torch.sigmoid(_logit(input, pre_activation, self.alpha, self.beta, self.belief_weight, self.belief_bias))
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: activation times keep probability.
-
-        Args:
-            input: tensor of shape ``(..., in_features)``.
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-        """
+        """{output_mean}: activation times keep probability. {moment}"""
         return self.activation(F.linear(input, self.weight, self.bias)) * self.keep_probability(input)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input: that of a coin with the keep probability.
-
-        Args:
-            input: tensor of shape ``(..., in_features)``.
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-        """
+        """{output_variance}: that of a coin with the keep probability. {moment}"""
         probability = self.keep_probability(input)
         output = self.activation(F.linear(input, self.weight, self.bias))
         return (probability * output) * ((1 - probability) * output)  # a square could overflow

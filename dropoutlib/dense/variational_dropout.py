@@ -29,7 +29,7 @@ def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, kind: str, *,
 
 
 @draws(_normal)
-@describe("variational_dropout")
+@describe("variational_dropout", fits="the output (kind A) or the input (kind B)")
 def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float,
                                kind: str = "A", training: bool = True, *, noise: Tensor | None = None,
                                generator: torch.Generator | None = None) -> Tensor:
@@ -38,26 +38,21 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
     See :class:`~dropoutlib.VariationalDropoutLinear`.
 
     Args:
-        input: floating point tensor of shape ``(..., in)``.
-        weight: of shape ``(out, in)``.
-        bias: of shape ``(out,)``; ``None`` for none.
-        alpha: variance of the noise, positive: a number, one for each input ``(in,)``, or (kind A) for each weight
-            ``(out, in)``.
+        {features} {weight} {bias}
+        alpha: variance of the noise, positive: a number, one for each input ``(in_features,)``, or (kind A) for each
+            weight ``(out_features, in_features)``.
         kind: ``"A"``: noise on every weight, drawn as one Gaussian for every output; ``"B"``: noise on the inputs.
         training: whether noise is applied.
         noise: standard normal numbers that replace the draw, of a shape that broadcasts to the output's (kind A) or
             the input's (kind B).
-        generator: {generator}
+        {generator}
 
     Returns:
-        Tensor of shape ``(..., out)``.
+        {outputs}
 
     Raises:
-        ValueError: if ``kind`` is neither, if ``noise`` has a wrong shape, or if it is given while ``training`` is
-            False.
-        RuntimeError: if shapes do not fit, if the input holds integers or booleans, or if ``generator`` cannot be
-            used here (see :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor.
+        ValueError: if ``kind`` is neither, {bad_noise}.
+        {bad_features} {no_tensor}
 
     Example:
         >>> import torch
@@ -84,7 +79,7 @@ def _check_kind(kind: str) -> None:
     one_of("kind", kind, ("A", "B"))
 
 
-@describe("variational_dropout")
+@describe("variational_dropout", variational_dropout_linear)
 class VariationalDropoutLinear(NoisyLayer, nn.Linear):
     r"""A linear layer with Gaussian dropout whose variance :math:`\alpha` is learned.
 
@@ -100,29 +95,26 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
     the divergence is exact for every alpha (in float32 for ``log_alpha`` between -80 and 80), while the
     paper's approximation holds up to 1 only. Keep it out of an optimizer's weight decay, which would pull alpha to 1.
 
-    Trained weights of :class:`torch.nn.Linear` load and mean the same; ``log_alpha`` then keeps its value. With the
+    {loads} ``log_alpha`` then keeps its value. With the
     log-uniform prior the posterior is improper, and for kind B the divergence is not that of any proper pair of laws
     (Hron, Matthews and Ghahramani, 2018): read the objective as a regulariser. The chapter says more.
 
     Args:
-        in_features: size of each input.
-        out_features: size of each output.
+        {in_features} {out_features}
         bias: whether a bias is added; it has no noise.
         p: where alpha starts: at p/(1 - p), the variance of inverted dropout. Between 0 and 1, both excluded.
         kind: ``"A"`` or ``"B"``.
         alpha_per: ``"layer"``: one alpha; ``"unit"``: one for each input; ``"weight"``: one for each weight
             (kind A only).
-        device: where the parameters lie.
-        dtype: type of the parameters.
+        {device} {dtype}
 
     Shape:
-        Input ``(..., in_features)``, output ``(..., out_features)``. ``noise``: standard normal numbers, of a shape
-        that broadcasts to the output's (kind A) or the input's (kind B).
+        {linear_shape}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1, or is one of them; if ``kind`` or ``alpha_per`` is none of the
+        ValueError: {bad_p}, or is one of them; if ``kind`` or ``alpha_per`` is none of the
             above; for one alpha a weight with kind B.
-        TypeError: if ``p`` is not a real number.
+        {no_number}
 
     Source:
         Kingma, Salimans and Welling, *Variational Dropout and the Local Reparameterization Trick* (2015),
@@ -175,7 +167,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
             del state_dict[key]
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return f"{super().extra_repr()}, kind={self.kind!r}, alpha_per={self.alpha_per!r}"
 
     @property
@@ -195,20 +187,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Applies noise in training and the mean weights in evaluation.
-
-        Args:
-            input: floating point tensor of shape ``(..., in_features)``.
-            noise: standard normal numbers that replace the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-
-        Raises:
-            ValueError: if ``noise`` has a wrong shape, or is given in evaluation.
-            RuntimeError: if shapes do not fit or the input holds integers or booleans.
-        """
+        """Applies noise in training and the mean weights in evaluation. {call}"""
         return variational_dropout_linear(input, self.weight, self.bias, self.alpha, self.kind, self.training,
                                           noise=noise, generator=generator)
 
@@ -229,23 +208,9 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         return log_uniform_kl(self.alpha).sum() * (noisy / self.log_alpha.numel())
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: the output without noise.
-
-        Args:
-            input: tensor of shape ``(..., in_features)``.
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-        """
+        """{output_mean}: the output without noise. {moment}"""
         return F.linear(input, self.weight, self.bias)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input, the same for both kinds.
-
-        Args:
-            input: tensor of shape ``(..., in_features)``.
-
-        Returns:
-            Tensor of shape ``(..., out_features)``.
-        """
+        """{output_variance}, the same for both kinds. {moment}"""
         return sum_variance(input, self.weight, self.alpha).to(input.dtype)

@@ -59,7 +59,7 @@ def max_norm_(module_or_tensor: _ModuleOrTensor, max_norm: float, dim: int = 0) 
 
     Source:
         Srebro and Shraibman, *Rank, Trace-Norm and Max-Norm* (2005); Srivastava et al., *Dropout: A Simple
-        Way to Prevent Neural Networks from Overfitting* (2014), section 5.1. Chapter: Max-norm.
+        Way to Prevent Neural Networks from Overfitting* (2014), section 5.1.
 
     Example:
         >>> import torch
@@ -149,8 +149,7 @@ class MaxNorm:
 
     Args:
         model: a module with linear or convolutional layers.
-        max_norm: the largest Euclidean norm of the incoming weights of a unit. The attribute may be changed
-            later.
+        max_norm: the largest Euclidean norm of the incoming weights of a unit; the attribute may be changed later.
 
     Raises:
         ValueError: as :func:`~dropoutlib.max_norm_` does.
@@ -158,7 +157,7 @@ class MaxNorm:
 
     Source:
         Srivastava et al., *Dropout: A Simple Way to Prevent Neural Networks from Overfitting* (2014), section
-        5.1. Chapter: Max-norm.
+        5.1.
 
     Example:
         >>> import torch

@@ -27,24 +27,16 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     See :class:`~dropoutlib.Dropout`.
 
     Args:
-        input: floating point or complex tensor of any shape.
-        p: probability of dropping an element.
-        training: whether noise is applied; if not, the input is returned as it is.
-        inplace: whether the result is written into ``input``.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that
-            broadcasts to ``input``.
-        generator: {generator}
+        {elements} {drop_p} {training} {inplace} {mask} {generator}
 
     Returns:
         {same}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to ``input``, or if it is
-            given while ``training`` is False.
+        {bad_values}
         RuntimeError: if the input holds integers or booleans, if it is to be overwritten and is a leaf that
-            requires a gradient, or if ``generator`` cannot be used here (see
-            :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor or ``p`` not a real number.
+            requires a gradient, or {bad_generator}.
+        {no_tensor_or_number}
 
     Example:
         >>> import torch
@@ -64,22 +56,15 @@ def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True,
     See :class:`~dropoutlib.WeightScalingDropout`.
 
     Args:
-        input: floating point or complex tensor of any shape.
-        p: probability of dropping an element.
+        {elements} {drop_p}
         training: whether noise is applied; if not, the input is scaled.
-        noise: keep mask that replaces the draw, 0 or 1, of a shape that
-            broadcasts to ``input``.
-        generator: {generator}
+        {raw_mask} {generator}
 
     Returns:
         {same}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1, if ``noise`` does not broadcast to ``input``, or if it is
-            given while ``training`` is False.
-        RuntimeError: if the input holds integers or booleans, or if ``generator`` cannot be used here (see
-            :class:`~dropoutlib.noise.Bernoulli`).
-        TypeError: if the input is not a tensor or ``p`` not a real number.
+        {bad_values} {bad_input} {no_tensor_or_number}
 
     Example:
         >>> import torch
@@ -100,38 +85,34 @@ def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True,
     return apply(input, law, noise=noise, generator=generator)
 
 
-@describe("standard_dropout")
+@describe("standard_dropout", dropout)
 class Dropout(NoisyLayer, _DropoutNd):
     r"""Inverted dropout, a drop-in for :class:`torch.nn.Dropout`.
 
     In training, an element x becomes x/(1 - p) with probability 1 - p and 0 with probability p, so that its
-    mean stays x and its variance is :math:`\frac{p}{1-p} x^2`. In evaluation the input is returned as it is.
+    mean stays x and its variance is :math:`\frac{p}{1-p} x^2`. {identity}
 
     {four_answers}
 
-    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input
-    itself is returned, with p = 1 everything is zero; neither draws. A mask that is given is applied all the same;
+    {selects} {no_draw} A mask that is given is applied all the same;
     with p = 1, where there is no scale, what it keeps stays as it is.
 
     Like torch's own it is a ``torch.nn.modules.dropout._DropoutNd``, and found by that class; it is not an instance
     of :class:`torch.nn.Dropout`. It works under :func:`torch.compile`, not under ``torch.jit.script``.
 
     Args:
-        p: probability of dropping an element. {assigned}
-        inplace: whether the result is written into the input.
+        {p} {assigned} {inplace}
 
     Shape:
-        Input of any shape; the output has the same one. ``noise``: the keep mask, 0 or 1 before any scaling,
-        of a shape that broadcasts to the input's.
+        {any_shape}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1.
-        TypeError: if ``p`` is not a real number.
+        {bad_rate}
 
     Source:
         Hinton et al., *Improving neural networks by preventing co-adaptation of feature detectors* (2012);
         Srivastava et al., *Dropout: A Simple Way to Prevent Neural Networks from Overfitting* (2014), section
-        4, whose p is the probability of keeping. Chapter: Standard dropout.
+        4, whose p is the probability of keeping.
 
     Example:
         >>> import torch
@@ -154,53 +135,29 @@ class Dropout(NoisyLayer, _DropoutNd):
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops elements in training and returns the input in evaluation.
-
-        Args:
-            input: floating point or complex tensor of any shape.
-            noise: keep mask that replaces the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            {same}
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
-            RuntimeError: if the input holds integers or booleans.
-        """
+        """Drops elements in training and returns the input in evaluation. {call}"""
         return dropout(input, self.p, self.training, self.inplace, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _mask(input, self.p, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: the input itself (zero if p = 1).
-
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_mean}: the input itself (zero if p = 1). {moment}"""
         return inverted_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input: p/(1 - p) times its square.
+        """{output_variance}: p/(1 - p) times its square.
 
         It is zero if p = 1.
 
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
+        {moment}
         """
         return inverted_variance(input, self.p)
 
 
-@describe("standard_dropout")
+@describe("standard_dropout", Dropout, weight_scaling_dropout)
 class WeightScalingDropout(NoisyLayer, _DropoutNd):
-    r"""Dropout as it was published: raw in training, scaled at test time.
+    """Dropout as it was published: raw in training, scaled at test time.
 
     In training, an element x stays x with probability 1 - p and becomes 0 with probability p: its mean is
     (1 - p)x and its variance :math:`p(1-p)x^2`. In evaluation the input is multiplied by 1 - p, which is the
@@ -211,24 +168,19 @@ class WeightScalingDropout(NoisyLayer, _DropoutNd):
     Not for :class:`torch.nn.TransformerEncoderLayer` and other modules of torch with an inference fast path: that
     path takes dropout for the identity in evaluation and leaves the scaling out.
 
-    Dropping selects: a dropped ``inf`` or ``nan`` becomes 0, with a zero gradient. With p = 0 the input
-    itself is returned, with p = 1 everything is zero; neither draws.
+    {selects} {no_draw}
 
     Args:
-        p: probability of dropping an element. {assigned}
+        {p} {assigned}
 
     Shape:
-        Input of any shape; the output has the same one. ``noise``: the keep mask, 0 or 1, of a shape that
-        broadcasts to the input's.
+        {any_shape}
 
     Raises:
-        ValueError: if ``p`` is not between 0 and 1.
-        TypeError: if ``p`` is not a real number.
+        {bad_rate}
 
     Source:
-        Hinton et al., *Improving neural networks by preventing co-adaptation of feature detectors* (2012);
-        Srivastava et al., *Dropout: A Simple Way to Prevent Neural Networks from Overfitting* (2014), section
-        4, whose p is the probability of keeping. Chapter: Standard dropout.
+        {Source}
 
     Example:
         >>> import torch
@@ -244,48 +196,21 @@ class WeightScalingDropout(NoisyLayer, _DropoutNd):
         super().__init__(Bernoulli(p).p)
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows of the layer."""
+        """{shown}"""
         return f"p={self.p}"
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-        """Drops elements in training and scales the input in evaluation.
-
-        Args:
-            input: floating point or complex tensor of any shape.
-            noise: keep mask that replaces the draw; refused in evaluation.
-            generator: {generator}
-
-        Returns:
-            {same}
-
-        Raises:
-            ValueError: if ``noise`` does not broadcast to ``input``, or is given in evaluation.
-            RuntimeError: if the input holds integers or booleans.
-        """
+        """Drops elements in training and scales the input in evaluation. {call}"""
         return weight_scaling_dropout(input, self.p, self.training, noise=noise, generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _mask(input, self.p, generator=generator)
 
     def mean(self, input: Tensor) -> Tensor:
-        """Mean of the training output given the layer's input: 1 - p times the input.
-
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_mean}: 1 - p times the input. {moment}"""
         return raw_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
-        """Variance of the training output given the layer's input: p(1 - p) times its square.
-
-        Args:
-            input: tensor of any shape.
-
-        Returns:
-            Tensor of the shape of ``input``.
-        """
+        """{output_variance}: p(1 - p) times its square. {moment}"""
         return noise_variance(input, self.p * (1 - self.p))

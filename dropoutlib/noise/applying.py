@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dropoutlib.arguments import refuse_noise, require_floating_point
+from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu
 
 from .laws import Bernoulli, Coins, Gaussian, Position
@@ -18,6 +19,7 @@ __all__ = ["apply", "inverted", "inverted_mean", "inverted_variance", "noise_var
            "raw_mean", "select"]
 
 
+@document()
 def apply(input: Tensor, law: Bernoulli | Coins | Gaussian | Position, scale: float | Tensor = 1.0, *,
           shared: tuple[int, ...] = (), as_mask: Callable[[Tensor], Tensor] | None = None,
           noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -26,16 +28,16 @@ def apply(input: Tensor, law: Bernoulli | Coins | Gaussian | Position, scale: fl
     What is given as ``noise`` takes the way of what is drawn, so that both give the same, bit for bit.
 
     Args:
-        input: floating point or complex, of any shape.
+        {elements}
         law: of the noise.
         scale: what the result is multiplied with.
         shared: axes along which one draw is shared.
         as_mask: makes the keep mask of what was drawn, where they differ.
         noise: as for the ``sample`` of the law.
-        generator: as for the ``sample`` of the law.
+        {generator}
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        {same}
 
     Example:
         >>> import torch
@@ -91,21 +93,18 @@ def nothing(x: Tensor) -> Tensor:
     return select(x, torch.zeros_like(x, dtype=torch.bool))
 
 
+@document(apply)
 def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, shared: tuple[int, ...] = (), *,
              noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Inverted dropout: what is kept is divided by 1 - p, one draw shared along some axes.
 
     Args:
-        input: floating point or complex, of any shape.
+        {elements}
         p: the probability of dropping. With 0 the input itself comes back; with 1 everything is zero.
-        training: whether noise is applied; if not, the input comes back.
-        inplace: whether the result is written into ``input``.
-        shared: axes along which one draw is shared.
-        noise: keep mask that replaces the draw.
-        generator: source of randomness; None is torch's global one.
+        {training} {inplace} {shared} {mask} {generator}
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        {same}
 
     Example:
         >>> import torch
@@ -124,12 +123,12 @@ def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, sha
     return input.copy_(output) if inplace else output
 
 
+@document()
 def inverted_mean(input: Tensor, p: float) -> Tensor:
     """Mean of inverted dropout, element by element: the input, and zero if p = 1.
 
     Args:
-        input: of any shape.
-        p: the probability of dropping.
+        {elements} {drop_p}
 
     Returns:
         Tensor of the shape of ``input``.
@@ -143,12 +142,12 @@ def inverted_mean(input: Tensor, p: float) -> Tensor:
     return input if p < 1 else raw_mean(input, p)
 
 
+@document(inverted_mean)
 def inverted_variance(input: Tensor, p: float) -> Tensor:
     """Variance of inverted dropout, element by element: p/(1 - p) times the square, and zero if p = 1.
 
     Args:
-        input: of any shape.
-        p: the probability of dropping.
+        {elements} {drop_p}
 
     Returns:
         Tensor of the shape of ``input``, real.
@@ -162,15 +161,16 @@ def inverted_variance(input: Tensor, p: float) -> Tensor:
     return noise_variance(input, p / (1 - p) if p < 1 else 0.0)
 
 
+@document(inverted_mean)
 def raw_mean(input: Tensor, p: float) -> Tensor:
     """Mean of dropout that does not scale: 1 - p times the input.
 
     Args:
-        input: of any shape.
+        {elements}
         p: the probability of dropping. With 0 the input itself comes back; with 1 an ``inf`` is 0, too.
 
     Returns:
-        Tensor of the shape of ``input``.
+        {Returns}
 
     Example:
         >>> import torch
@@ -185,6 +185,7 @@ def raw_mean(input: Tensor, p: float) -> Tensor:
     return input * (1 - p)
 
 
+@document(Bernoulli)
 def odds(p: float, method: str) -> float:
     """The variance of an inverted mask, p/(1 - p), for a method that cannot do without.
 
@@ -197,7 +198,7 @@ def odds(p: float, method: str) -> float:
 
     Raises:
         ValueError: ``p`` is not between 0 and 1, or is 1.
-        TypeError: ``p`` is not a real number.
+        {TypeError}
 
     Example:
         >>> from dropoutlib.noise import odds

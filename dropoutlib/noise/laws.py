@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dropoutlib.arguments import is_eager, real, require_floating_point
+from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu
 
 from .given import check_generator, check_noise, given_mask
@@ -21,6 +22,7 @@ from .given import check_generator, check_noise, given_mask
 __all__ = ["Bernoulli", "Coins", "Gaussian", "Position", "Uniform", "draw_mask"]
 
 
+@document(given_mask)
 class Bernoulli:
     """Keep masks: an element is dropped (False) with probability ``p`` and kept (True) with ``1 - p``.
 
@@ -69,19 +71,20 @@ class Bernoulli:
 
         Args:
             x: the tensor to be masked, floating point or complex, of any shape.
-            shared: axes along which one draw is shared; the mask has size 1 there (an empty axis stays so).
+            shared: axes along which one draw is shared; what is drawn has size 1 there (an empty axis stays so).
             noise: the mask to use instead of a draw, broadcastable to the shape of the draw: bool, or any real
                 type with the values 0 (drop) and 1 (keep). Other values (a mask already scaled, factors of
                 another law) are refused wherever values can be read, that is outside of transforms; a bool mask
-                needs no such check. With ``noise`` nothing is drawn and ``generator`` is not used.
-            generator: draws from here instead of torch's global generator, whose state is left alone.
+                needs no such check.
+            generator: draws from here instead of torch's global generator, whose state is left alone; not used
+                where ``noise`` is given, because nothing is drawn then.
 
         Returns:
             A bool tensor on the device and in the memory format of ``x``, of its shape but for ``shared``.
 
         Raises:
             TypeError: an argument is no tensor or no generator.
-            ValueError: ``noise`` has a wrong shape, type, device or value.
+            {ValueError}
             RuntimeError: ``x`` holds integers or booleans; ``generator`` belongs to another device, or is used
                 where its state cannot be kept: in a compiled or exported function, under activation checkpointing.
         """
@@ -93,6 +96,7 @@ class Bernoulli:
         return draw_mask(like, self.p, generator)
 
 
+@document(Bernoulli.sample)
 class Coins:
     """Keep masks whose probabilities are tensors: computed from an input, learned or drawn themselves.
 
@@ -126,13 +130,24 @@ class Coins:
 
     def sample(self, x: Tensor, *, shared: tuple[int, ...] = (), noise: Tensor | None = None,
                generator: torch.Generator | None = None) -> Tensor:
-        """Draws a keep mask for ``x``: as :meth:`Bernoulli.sample`, without a gradient to ``p``."""
+        """Draws a keep mask for ``x``, without a gradient to ``p``.
+
+        Args:
+            {x} {shared} {noise} {generator}
+
+        Returns:
+            {Returns}
+
+        Raises:
+            {Raises}
+        """
         if noise is not None:
             return given_mask(noise, _draw_shape(x, shared))
         uniform = Uniform().sample(x, shared=shared, generator=generator)
         return ~(uniform < self.p.detach().to(uniform.dtype))
 
 
+@document(Bernoulli.sample)
 class Gaussian:
     """Normally distributed factors.
 
@@ -169,20 +184,18 @@ class Gaussian:
 
         Args:
             x: the tensor to be multiplied, floating point or complex, of any shape.
-            shared: axes along which one draw is shared; the factors have size 1 there (an empty axis stays so).
+            {shared}
             noise: the factors to use instead of a draw, floating point, broadcastable to the shape of the draw.
-                They come back in the type of ``x``, and gradients flow to them. With ``noise`` nothing is drawn
-                and ``generator`` is not used.
-            generator: draws from here instead of torch's global generator, whose state is left alone.
+                They come back in the type of ``x``, and gradients flow to them.
+            {generator}
 
         Returns:
-            Factors of the type of ``x`` (for a complex ``x`` the real type of its parts), on its device.
-            A draw is in the memory format of ``x``, of its shape but for the axes ``shared``.
+            Factors of the type of ``x`` (for a complex ``x`` the real type of its parts), on its device. {drawn}
 
         Raises:
-            TypeError: an argument is no tensor or no generator.
+            {TypeError}
             ValueError: ``noise`` has a wrong shape, type or device.
-            RuntimeError: as for :meth:`Bernoulli.sample`.
+            {RuntimeError}
         """
         like = _draw_shape(x, shared)
         dtype = x.real.dtype if x.is_complex() else x.dtype  # a complex normal would turn the phase
@@ -207,6 +220,7 @@ class Gaussian:
         return _in_format_of(like, self.mean + deviation * normal)
 
 
+@document(Bernoulli.sample)
 class Uniform:
     """Uniform numbers between 0 and 1: what a rate that is learned, or that depends on the input, is compared with.
 
@@ -231,21 +245,19 @@ class Uniform:
 
         Args:
             x: the tensor that the noise is for, floating point or complex, of any shape.
-            shared: axes along which one draw is shared; the numbers have size 1 there (an empty axis stays so).
+            {shared}
             noise: the numbers to use instead of a draw, between 0 and 1, floating point, broadcastable to the shape of
                 the draw; others are refused wherever values can be read, that is outside of transforms.
-                With ``noise`` nothing is drawn and ``generator`` is not used.
-            generator: draws from here instead of torch's global generator, whose state is left alone.
+            {generator}
 
         Returns:
             Numbers in [0, 1), on the device of ``x``: float64 where ``x`` is of double precision, otherwise
-            float32, because half precision would give too few different ones. A draw is in the memory format of
-            ``x``, of its shape but for the axes ``shared``.
+            float32, because half precision would give too few different ones. {drawn}
 
         Raises:
-            TypeError: an argument is no tensor or no generator.
-            ValueError: ``noise`` has a wrong shape, type, device or value.
-            RuntimeError: as for :meth:`Bernoulli.sample`.
+            {TypeError}
+            {ValueError}
+            {RuntimeError}
         """
         like = _draw_shape(x, shared)
         dtype = torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
@@ -262,6 +274,7 @@ class Uniform:
         return _in_format_of(like, torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator))
 
 
+@document(Bernoulli.sample)
 class Position:
     """Positions on maps, each as probable as the other.
 
@@ -289,15 +302,15 @@ class Position:
             x: images of shape ``(..., C, H, W)``; their values are not read.
             noise: positions to use instead of a draw, whole numbers, broadcastable to the shape of the draw; positions
                 off the map are refused wherever values can be read.
-            generator: draws from here instead of torch's global generator, whose state is left alone.
+            {generator}
 
         Returns:
             Whole numbers of type int64, of shape ``(..., count, 2)``, on the device of ``x``.
 
         Raises:
-            TypeError: an argument is no tensor or no generator.
-            ValueError: ``noise`` has a wrong shape, type, device or value.
-            RuntimeError: as for :meth:`Bernoulli.sample`.
+            {TypeError}
+            {ValueError}
+            RuntimeError: ``generator`` cannot be used here, as for :meth:`Bernoulli.sample`.
         """
         sizes, shape = x.shape[-2:], (*x.shape[:-3], self.count)
         if noise is not None:

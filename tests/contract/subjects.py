@@ -1,4 +1,4 @@
-"""Every layer of the table, held to the contract of the library: how a layer is made, and what it cannot keep.
+"""Every layer of the table, held to the contract of the library: how one is made, what it takes and cannot keep.
 
 A check is a plain function ``check_...(layer, device)``, in which ``layer`` makes a layer for an input from its
 ``p``, and says what input and what noise it takes. The checks stand in a file for each topic. The same checks judge the
@@ -13,12 +13,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 import dropoutlib
 from dropoutlib import methods
+from dropoutlib.enumeration import Distribution, distribution
 
 # Below and above the size from which the CPU takes its fast path.
 SMALL, LARGE = (6, 5), (96, 64)
@@ -34,43 +38,134 @@ def example(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = t
     return values.to(device=device, dtype=dtype)
 
 
-def example_mask(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(3)).to(device) >= 0.4
+def of_parts(function: Callable[[Tensor], Any], noise: Any) -> Any:
+    """A function of every tensor in some noise; a rate, one number, stays as it is."""
+    return tree_map(lambda part: function(part) if part.dim() else part, noise)
 
 
-def example_noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A keep mask in floating point: a value that every law accepts."""
-    return example_mask(shape, device).to(torch.float64)
+def batch_axes(noise: Any) -> Any:
+    """What vmap calls ``in_dims``: a rate is common to the batch."""
+    return tree_map(lambda part: 0 if part.dim() else None, noise)
+
+
+def spoil(noise: Any, function: Callable[[Tensor], Tensor]) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """Noise with one wrong part, for every part in turn, each with the shape that the part has to have."""
+    parts, spec = tree_flatten(noise)
+    for wrong, part in enumerate(parts):
+        if part.dim():
+            yield part.shape, tree_unflatten([function(other) if i == wrong else other
+                                              for i, other in enumerate(parts)], spec)
 
 
 class Layer:
-    """Makes layers that act on every element by itself, from their ``p``."""
+    """Makes layers that act on every element by itself, from their ``p``.
+
+    Attributes:
+        elementwise: whether an input of any shape is taken, and the output has it.
+        axes: sizes of the spatial axes behind batch and channels.
+        single: whether an input without batch axis is taken.
+        unbiased: whether the test output is the mean of every element, and not of sums alone.
+        few: shape of an input whose masks can be enumerated.
+        many: numbers of calls and leading axes of the inputs from which statistics are taken.
+    """
 
     elementwise = True
+    axes: tuple[int, ...] = ()
+    single = True
+    unbiased = True
+    few: tuple[int, ...] = ()
+    many: tuple[tuple[int, tuple[int, ...]], ...] = ((1, (512, 512)), (400, (24, 24)))
 
-    def __init__(self, make: Callable[[float], nn.Module]) -> None:
+    def __init__(self, make: Callable[..., nn.Module]) -> None:
         self.make = make
 
     def __call__(self, p: float, x: Tensor) -> nn.Module:
         return self.make(p)
 
     def example(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
-        return example(shape, device, dtype)
+        return example((*shape, *self.axes), device, dtype)
 
-    def noise(self, x: Tensor) -> Tensor:
-        """A value of the noise that the layer takes for ``x``."""
-        return example_noise(x.shape, x.device)
+    def few_numbers(self, device: torch.device) -> Tensor:
+        """An input of both signs whose masks can be enumerated."""
+        x = example(self.few or (2, 2, *self.axes), device)
+        return torch.where(example(x.shape[::-1], device).reshape(x.shape) < 0.9, -x, x)
+
+    def noise(self, module: nn.Module, x: Tensor) -> Any:
+        """What the layer draws for ``x``, the same at every call; numbers that float32 has too."""
+        drawn = module.draw(x, generator=torch.Generator(x.device).manual_seed(3))
+        return of_parts(lambda part: part.float().to(part.dtype), drawn)
+
+    def keep(self, noise: Any) -> Tensor:
+        """The keep mask in some noise."""
+        return noise
+
+    def safe(self, x: Tensor) -> Tensor:
+        """What no mask drops."""
+        return torch.zeros_like(x, dtype=torch.bool)
 
     def without_noise(self, x: Tensor) -> Tensor:
+        """What torch gives for ``x``."""
         return x
+
+    def law(self, module: nn.Module, x: Tensor, p: float) -> Distribution:
+        """The output under every mask."""
+        parts, spec = tree_flatten(self.noise(module, x))
+        sizes = [part.numel() for part in parts]
+
+        def output(keep: Tensor) -> Tensor:
+            masks = [mask.reshape(part.shape)
+                     for mask, part in zip(keep.to(x.device).split(sizes), parts, strict=True)]
+            return module(x, noise=tree_unflatten(masks, spec))
+
+        return distribution(output, (sum(sizes),), self.rate(module, x, p))
+
+    def rate(self, module: nn.Module, x: Tensor, p: float) -> float | Tensor:
+        """The probability of dropping, of all or of each element of the mask."""
+        return p
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        """The outputs of calls as (calls, examples, draws of an example, elements that share a draw)."""
+        return y.flatten(2).unsqueeze(-1)
+
+    def assert_shared(self, noise: Tensor) -> None:
+        """What is common to elements is equal in them; ``noise`` is that of calls, with mean 0."""
+
+    def averaged(self, statistic: Tensor) -> Tensor:
+        """Independent values of a statistic."""
+        return statistic
 
     def mapped(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The function of a batch, for what is left of a batch under vmap."""
-        return function
+        if self.single:
+            return function
+        return lambda *values: function(*(value.unsqueeze(0) for value in values)).squeeze(0)
 
-    def one_of_each(self, values: Tensor) -> Tensor:
-        """Of the elements that share a draw, one."""
-        return values
+
+class LayerWithRate(Layer):
+    """Makes layers that draw one rate for a call, up to ``p``."""
+
+    many = ((1000, (16, 12)),)
+
+    def keep(self, noise: Any) -> Tensor:
+        return noise.mask
+
+    def law(self, module: nn.Module, x: Tensor, p: float) -> Distribution:
+        """The rate is integrated over, by Gauss and Legendre."""
+        points, weights = np.polynomial.legendre.leggauss(20)
+        middle, half = (module.low + module.high) / 2, (module.high - module.low) / 2
+        given = [distribution(lambda keep, rate=rate: module(x, noise=(rate, keep.to(x.device))), x.shape, rate)
+                 for rate in (middle + half * points).tolist()]
+        return Distribution(torch.cat([law.outputs for law in given]), torch.cat(
+            [weight / 2 * law.probabilities for weight, law in zip(weights.tolist(), given, strict=True)]))
+
+    def assert_shared(self, noise: Tensor) -> None:
+        calls = noise.flatten(1)
+        largest = calls.amax(1, keepdim=True)
+        assert torch.where(calls > 0, largest - calls, 0).max() < 1e-9, "a call has more than one rate"
+        assert len(largest.unique()) > len(calls) / 2, "calls share their rate"
+
+    def averaged(self, statistic: Tensor) -> Tensor:
+        return statistic.flatten(1).mean(1)
 
 
 class LayerOnMaps(Layer):
@@ -80,58 +175,83 @@ class LayerOnMaps(Layer):
         make: makes the layer from ``p``.
         axes: sizes of the spatial axes behind the maps.
         single: whether an input without batch axis is taken.
-        shared: whether the positions of a map share one draw.
+        few: shape of an input whose masks can be enumerated.
     """
 
     elementwise = False
+    many = ((1, (4096, 16)), (400, (24, 24)))
 
     def __init__(self, make: Callable[[float], nn.Module], axes: tuple[int, ...], single: bool = True,
-                 shared: bool = True) -> None:
+                 few: tuple[int, ...] = ()) -> None:
         super().__init__(make)
-        self.axes, self.single, self.shared = axes, single, shared
+        self.axes, self.single, self.few = axes, single, few
 
-    def example(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
-        return example((*shape, *self.axes), device, dtype)
-
-    def noise(self, x: Tensor) -> Tensor:
-        if not self.shared:
-            return example_noise(x.shape, x.device)
-        return example_noise((*x.shape[: -len(self.axes)], *(1 for _ in self.axes)), x.device)
-
-    def mapped(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        if self.single:
-            return function
-        return lambda *values: function(*(value.unsqueeze(0) for value in values)).squeeze(0)
-
-    def one_of_each(self, values: Tensor) -> Tensor:
-        for _ in self.axes:
-            values = values.select(-1, 0)
-        return values
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.flatten(3)
 
 
-class LayerThatCuts(LayerOnMaps):
-    """Makes layers whose noise is the places of squares."""
+class LayerOnWholeMaps(LayerOnMaps):
+    """Makes layers of which all positions of a map share one draw."""
 
-    def noise(self, x: Tensor) -> Tensor:
-        return example_noise((*x.shape[:-3], 3, 2), x.device)
+    def assert_shared(self, noise: Tensor) -> None:
+        maps = self.by_draw(noise)
+        assert (maps - maps[..., :1]).abs().max() < 1e-9, "elements that share a draw differ"
+
+
+class LayerOnMaxima(LayerOnMaps):
+    """Makes layers that drop a maximum, and scale what is left so that sums stay."""
+
+    unbiased = False
+    many = ((1, (2048, 16)), (400, (16, 16)))
+
+    def safe(self, x: Tensor) -> Tensor:
+        places = x.detach().flatten(-2)
+        return (nn.functional.one_hot(places.argmax(-1), places.shape[-1]) == 0).reshape(x.shape)
+
+
+class LayerOnChannels(LayerOnMaxima):
+    """Makes layers whose maxima are those of a position over the channels."""
+
+    def safe(self, x: Tensor) -> Tensor:
+        return (nn.functional.one_hot(x.detach().argmax(-3), x.shape[-3]) == 0).movedim(-1, -3)
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.flatten(3).transpose(2, 3)
+
+
+class Pool(LayerOnMaps):
+    """Makes pools with windows that overlap.
+
+    Args:
+        name: name of the layer.
+        axes: sizes of the spatial axes.
+        few: an input whose masks can be enumerated.
+        **windows: arguments of the layer.
+    """
+
+    many = ((1, (2048, 16)), (200, (16, 16)))
+
+    def __init__(self, name: str, axes: tuple[int, ...], few: tuple[int, ...], **windows: Any) -> None:
+        layer, has_p = getattr(dropoutlib, name), FACTS[name].rate == "assigned"
+        super().__init__(lambda p: layer(**windows, p=p) if has_p else layer(**windows), axes, few=few)
+        self.without_noise = getattr(nn, FACTS[name].replaces)(**windows)
 
 
 class LayerWithWeights(Layer):
-    """Makes layers with a square weight, positive and the same at every call, and no bias.
+    """Makes layers with a square weight, positive and the same at every call.
 
     Args:
         make: makes the layer from ``p``, the number of features, ``device=`` and ``dtype=``.
-        noise: shape of the noise for an input.
         axes: spatial axes behind the features.
+        few: shape of an input whose masks can be enumerated.
     """
 
     elementwise = False
+    many = ((1, (4096, 16)), (400, (24, 24)))
 
-    def __init__(self, make: Callable[..., nn.Module], noise: Callable[[Tensor], tuple[int, ...]] | None = None,
-                 axes: tuple[int, ...] = ()) -> None:
+    def __init__(self, make: Callable[..., nn.Module], axes: tuple[int, ...] = (), few: tuple[int, ...] = ()) -> None:
         super().__init__(make)
-        self.noise_shape = noise or (lambda x: x.shape)
-        self.axes = axes
+        self.axes, self.few = axes, few
 
     def __call__(self, p: float, x: Tensor) -> nn.Module:
         features = x.shape[-1 - len(self.axes)]
@@ -139,19 +259,41 @@ class LayerWithWeights(Layer):
             layer = self.make(p, features, device=x.device, dtype=x.dtype)
         with torch.no_grad():
             for name, parameter in layer.named_parameters():
-                if name.endswith("weight"):
-                    weight = example((features, features), x.device, x.dtype) / features
-                    parameter.copy_(weight.reshape(parameter.shape))
+                if name.endswith(("weight", "bias")):
+                    parameter.copy_(example(parameter.shape[:2], x.device, x.dtype).reshape(parameter.shape) / features)
         return layer
 
-    def example(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
-        return example((*shape, *self.axes), device, dtype)
-
-    def noise(self, x: Tensor) -> Tensor:
-        return example_noise(self.noise_shape(x), x.device)
-
     def without_noise(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self(0.5, x).weight)
+        of_torch = linear_in(self(0.5, x))
+        function = nn.functional.linear if isinstance(of_torch, nn.Linear) else nn.functional.conv2d
+        return function(x, of_torch.weight, of_torch.bias)
+
+
+class LayerWithBelief(LayerWithWeights):
+    """Makes layers in which every unit has its own rate."""
+
+    def rate(self, module: nn.Module, x: Tensor, p: float) -> Tensor:
+        return 1 - module.keep_probability(x).detach().cpu().flatten()
+
+
+class LayerWithFactors(LayerWithWeights):
+    """Makes layers in which the outputs of an example share their factors."""
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.unsqueeze(2)
+
+
+def linear_in(module: nn.Module) -> nn.Module:
+    return next(part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d)))
+
+
+def without_bias(module: nn.Module) -> nn.Module:
+    """The same layer, homogeneous."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    return module
 
 
 def keep_all(p: float) -> float:
@@ -159,97 +301,90 @@ def keep_all(p: float) -> float:
     return math.log((1 - p) / p)
 
 
+FACTS = {layer.name: layer for row in dropoutlib.catalogue().values() for layer in row.facts}
+TABLE = sorted(FACTS)
+
+
 WITH_WEIGHTS = {
     "DropConnectLinear": LayerWithWeights(
-        lambda p, n, **where: dropoutlib.DropConnectLinear(n, n, bias=False, p=p, **where),
-        noise=lambda x: (*x.shape[: x.dim() - 1][:1], x.shape[-1], x.shape[-1])),
-    "StandoutLinear": LayerWithWeights(
+        lambda p, n, **where: dropoutlib.DropConnectLinear(n, n, bias=False, p=p, **where)),
+    "DropConnectLinear with bias": LayerWithWeights(
+        lambda p, n, **where: dropoutlib.DropConnectLinear(n, n, p=p, **where), few=(1, 2)),
+    "StandoutLinear": LayerWithBelief(
         lambda p, n, **where: dropoutlib.StandoutLinear(n, n, bias=False, beta=keep_all(p), **where)),
     "FastDropoutLinear": LayerWithWeights(
         lambda p, n, **where: dropoutlib.FastDropoutLinear(n, n, bias=False, p=p, **where)),
     "VariationalDropoutLinear": LayerWithWeights(
         lambda p, n, **where: dropoutlib.VariationalDropoutLinear(n, n, bias=False, p=p, **where)),
-    "VariationalDropoutLinear of kind B": LayerWithWeights(
+    "VariationalDropoutLinear of kind B": LayerWithFactors(
         lambda p, n, **where: dropoutlib.VariationalDropoutLinear(n, n, bias=False, p=p, kind="B", **where)),
     "ConcreteDropout": LayerWithWeights(
         lambda p, n, **where: dropoutlib.ConcreteDropout(nn.Linear(n, n, bias=False, **where), p=p).to(**where)),
+    "ConcreteDropout around a noisy layer": LayerWithWeights(
+        lambda p, n, **where: dropoutlib.ConcreteDropout(
+            dropoutlib.DropConnectLinear(n, n, bias=False, p=p, **where), p=p).to(**where), few=(1, 2)),
     "ConcreteDropout2d": LayerWithWeights(
         lambda p, n, **where: dropoutlib.ConcreteDropout2d(nn.Conv2d(n, n, 1, bias=False, **where), p=p).to(**where),
-        noise=lambda x: (*x.shape[:-2], 1, 1), axes=(3, 2)),
+        axes=(3, 2)),
 }
 
 
 ON_MAPS = {
-    "SpatialDropout1d": LayerOnMaps(dropoutlib.SpatialDropout1d, (3,)),
-    "SpatialDropout2d": LayerOnMaps(dropoutlib.SpatialDropout2d, (3, 2), single=False),
-    "SpatialDropout3d": LayerOnMaps(dropoutlib.SpatialDropout3d, (3, 2, 2)),
-    "MaxDrop": LayerOnMaps(dropoutlib.MaxDrop, (1, 1)),  # of one position the maximum is every position
-    "Cutout": LayerThatCuts(lambda p: dropoutlib.Cutout(7, num_holes=3), (16, 16)),
+    "SpatialDropout1d": LayerOnWholeMaps(dropoutlib.SpatialDropout1d, (3,)),
+    "SpatialDropout2d": LayerOnWholeMaps(dropoutlib.SpatialDropout2d, (3, 2), single=False),
+    "SpatialDropout3d": LayerOnWholeMaps(dropoutlib.SpatialDropout3d, (3, 2, 2)),
+    "MaxDrop": LayerOnMaxima(dropoutlib.MaxDrop, (3, 2)),
+    "MaxDrop of channels": LayerOnChannels(lambda p: dropoutlib.MaxDrop(p, mode="channel"), (3, 4), few=(2, 3, 2, 2)),
+    "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
 
-POOLS = {  # with windows of one element, so that the output has the shape of the input
-    name: LayerOnMaps(lambda p, name=name: getattr(dropoutlib, name)(1, p=p), (1,) * axes, shared=False)
-    for axes in (1, 2, 3) for name in (f"AvgPoolDropout{axes}d", f"MaxPoolDropout{axes}d")
+_WINDOWS: dict[int, dict[str, Any]] = {
+    1: {"axes": (7,), "few": (2, 1, 4), "kernel_size": 3, "stride": 2, "padding": 1},
+    2: {"axes": (5, 4), "few": (1, 1, 3, 3), "kernel_size": 3, "stride": 2, "padding": 1},
+    3: {"axes": (2, 3, 3), "few": (1, 1, 2, 2, 2), "kernel_size": 2, "stride": 1, "padding": (1, 0, 0)},
 }
+POOLS = {name: Pool(name, **_WINDOWS[int(name[-2])]) for name in TABLE if FACTS[name].site == "window"}
 
 
-FACTS = {layer.name: layer for row in dropoutlib.catalogue().values() for layer in row.facts}
-TABLE = sorted(FACTS)
-
-
-class GivenRate(dropoutlib.StochasticRateDropout):
-    """Takes the mask alone: without a stochastic rate it is standard dropout."""
-
-    def forward(self, input, *, noise=None, generator=None):
-        pair = noise if noise is None or isinstance(noise, tuple) else (self.low, noise)
-        return super().forward(input, noise=pair, generator=generator)
+_OTHERS = {"StochasticRateDropout": LayerWithRate(lambda p: dropoutlib.StochasticRateDropout(low=p / 2, high=p))}
 
 
 def subject(name: str) -> Layer:
-    if name == "StochasticRateDropout":
-        return Layer(lambda p: GivenRate(low=p, high=p))
-    return WITH_WEIGHTS.get(name) or ON_MAPS.get(name) or POOLS.get(name) or Layer(getattr(dropoutlib, name))
+    special = WITH_WEIGHTS | ON_MAPS | POOLS | _OTHERS
+    return special[name] if name in special else Layer(getattr(dropoutlib, name))
 
 
-LAYERS = sorted({*TABLE, *WITH_WEIGHTS})
+LAYERS = sorted({*TABLE, *WITH_WEIGHTS, *ON_MAPS})
 
 
-# Checks that a layer cannot keep, each with its reason. "*" is every layer, or the whole contract. What follows from
-# the facts in the table comes first.
+# Checks that a layer cannot keep, each with its reason: they follow from the facts in the table. "*" is the whole
+# contract.
 _RATE = ("check_p_one", "check_p_assigned", "check_bad_p")
 _MATMUL = "zero times an inf is nan in a matrix product; the method's own tests see what a dropped weight leaves"
-_PRODUCT = "its output is a matrix product, in the format that torch gives it"
 _LEARNED = "its rate is learned, or depends on the input: there is no attribute p to assign"
 _RANDOM_RATE = "its rate is drawn at every call, below 1: there is no attribute p to assign"
 _PLACES = "its noise is the place of a square, without p: the method's own tests sum over all places"
+_WHOLE = "images are whole at test time: the test rule is no mean"
+_NO_P = "it has no p"
+_RELAXED = "no closed form for the moments of a relaxed mask, which the method's own tests integrate"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "none", ("*",), "no layer: it changes weights, and has neither noise nor an output"),
     (lambda layer: layer.law == "continuous", ("check_exact_moments",), "its law is continuous: nothing to enumerate"),
-    (lambda layer: layer.law == "place", ("check_drop_in", "check_zero_means_zero", "check_p_zero", *_RATE,
-                                          "check_exact_moments", "check_statistics"), _PLACES),
+    (lambda layer: layer.law == "continuous", ("check_zero_means_zero",), "a continuous factor is never zero"),
+    (lambda layer: layer.law == "continuous" and layer.rate == "assigned", ("check_p_one",),
+     "its variance is infinite at p = 1, which it refuses"),
+    (lambda layer: layer.law == "place", ("check_zero_means_zero", "check_exact_moments", "check_statistics"), _PLACES),
+    (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.has_weights, ("check_zero_means_zero",), _MATMUL),
-    (lambda layer: layer.has_weights, ("check_memory_format",), _PRODUCT),
+    (lambda layer: layer.has_weights and layer.site in ("element", "map"), ("check_statistics", "check_test_rule"),
+     _RELAXED),
     (lambda layer: layer.rate in ("learned", "input"), ("check_p_zero", *_RATE), _LEARNED),
     (lambda layer: layer.rate == "drawn", ("check_drop_in", *_RATE), _RANDOM_RATE),
+    (lambda layer: layer.rate == "none", ("check_drop_in", "check_p_zero", *_RATE), _NO_P),
 ]
 OPT_OUTS = {(name, check): reason for name in LAYERS for has, checks, reason in _TRAITS
-            if has(FACTS[name.partition(" of ")[0]]) for check in checks} | {
-    ("StochasticPool2d", "*"): "a window of one element, which keeps the shape, has nothing to draw; it has no p",
-    **{(name, "check_onnx"): "a pool has operations of its own; the method's own tests export it" for name in POOLS},
-    ("AvgPoolDropout3d", "check_dtypes"): "torch's avg_pool3d has no half precision on the CPU",
-    ("AvgPoolDropout3d", "check_autocast"): "autocast computes avg_pool3d in float32",
-    ("MaxPoolDropout3d", "check_autocast"): "autocast computes max_pool3d in float32",
-    ("AvgPoolDropout3d", "check_memory_format"): "torch's avg_pool3d does not keep channels last",
-    ("GaussianDropout", "check_zero_means_zero"): "a Gaussian factor is never zero: nothing is dropped",
-    **{(name, "check_p_one"): "its variance is infinite at p = 1, which it refuses"
-       for name in ("GaussianDropout", "FastDropoutLinear")},
-    ("VariationalDropoutLinear of kind B", "check_statistics"): "its outputs share their noise, so they are correlated",
-    **{(name, check): "no closed form for its moments, which the method's own tests integrate"
-       for name in ("ConcreteDropout", "ConcreteDropout2d") for check in ("check_statistics", "check_test_rule")},
-    ("StandoutLinear", "check_exact_moments"): "every unit has its own probability: see the method's own tests",
-    ("Cutout", "check_test_rule"): "images are whole at test time: the test rule is no mean",
-}
+            if has(FACTS[name.split()[0]]) for check in checks}
 
 
 def random_state(device: torch.device) -> list[Tensor]:
@@ -271,6 +406,19 @@ def assert_raises(kind: type[Exception] | tuple[type[Exception], ...], words: st
         raise AssertionError(f"{type(error).__name__} instead of {kind}: {error}") from error
     else:
         raise AssertionError(f"no {kind}")
+
+
+def takes(layer: Layer, x: Tensor) -> bool:
+    """Whether torch has an operation for the type of ``x``."""
+    try:
+        return layer.without_noise(x) is not None
+    except RuntimeError:
+        return False
+
+
+def assert_noisy(layer: Layer, y: Tensor, x: Tensor) -> None:
+    assert y.shape == layer.without_noise(x).shape
+    assert len((y / layer.without_noise(x)).round(decimals=5).unique()) > 1, "no noise"
 
 
 def assert_mean(values: Tensor, expected: float, what: str) -> None:

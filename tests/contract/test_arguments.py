@@ -9,22 +9,25 @@ import pytest
 import torch
 from subjects import (
     LARGE,
-    ON_MAPS,
+    LAYERS,
     OPT_OUTS,
     POOLS,
     SMALL,
     TABLE,
     WITH_WEIGHTS,
     Layer,
-    LayerOnMaps,
     LayerWithWeights,
+    assert_noisy,
     assert_raises,
     assert_same,
     checks_in,
     covered,
     example,
+    linear_in,
     random_state,
+    spoil,
     subject,
+    takes,
 )
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -37,7 +40,7 @@ def check_drop_in(layer: Layer, device: torch.device) -> None:
     x = layer.example(SMALL, device, torch.float32)
     module = layer(0.3, x)
     if isinstance(layer, LayerWithWeights):
-        linear = next(part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d)))
+        linear = linear_in(module)
         replaced = type(linear)(5, 5, **({} if isinstance(linear, nn.Linear) else {"kernel_size": 1}))
         linear.load_state_dict({**linear.state_dict(), "weight": replaced.weight.detach()})
         torch.testing.assert_close(linear.weight, replaced.weight.to(device))
@@ -52,9 +55,9 @@ def check_drop_in(layer: Layer, device: torch.device) -> None:
 
 def check_shapes(layer: Layer, device: torch.device) -> None:
     shapes = [(0, 4), (4, 5), LARGE]
-    if getattr(layer, "single", True):
+    if layer.single:
         shapes += [(7,)]
-    if not getattr(layer, "axes", ()):
+    if not layer.axes:
         shapes += [(1,), (2, 3, 4), (2, 3, 4, 5), (1, 2, 3, 4, 5)]
     if layer.elementwise:
         shapes += [(), (0,), (3, 0)]
@@ -62,7 +65,7 @@ def check_shapes(layer: Layer, device: torch.device) -> None:
         x = layer.example(shape, device, torch.float32).requires_grad_()
         for module in (layer(0.3, x), layer(0.3, x).eval()):
             y = module(x)
-            assert y.shape == x.shape and y.dtype == x.dtype and y.device == x.device
+            assert y.shape == layer.without_noise(x).shape and y.dtype == x.dtype and y.device == x.device
             (gradient,) = torch.autograd.grad(y.sum(), x)
             assert gradient.shape == x.shape
 
@@ -72,7 +75,9 @@ def check_dtypes(layer: Layer, device: torch.device) -> None:
     for shape in (SMALL, LARGE):
         for dtype in [*dtypes, torch.complex64] if layer.elementwise else dtypes:
             x = layer.example(shape, device, dtype).requires_grad_()
-            noise = layer.noise(x)
+            if not takes(layer, x):
+                continue
+            noise = layer.noise(layer(0.3, x), x)
             for module in (layer(0.3, x), layer(0.3, x).eval()):
                 y = module(x)
                 x.grad = None
@@ -100,8 +105,8 @@ def check_autocast(layer: Layer, device: torch.device) -> None:
     for module in (layer(0.3, x), layer(0.3, x).eval()):
         with torch.autocast(device.type, dtype=torch.bfloat16):
             y = module(x.bfloat16())
-            assert y.dtype == torch.bfloat16
-            assert module(x).dtype == (torch.bfloat16 if isinstance(layer, LayerWithWeights) else torch.float32)
+            assert y.dtype in (torch.bfloat16, layer.without_noise(x.bfloat16()).dtype)
+            assert module(x).dtype == layer.without_noise(x).dtype
         (gradient,) = torch.autograd.grad(y.float().sum(), x)
         assert gradient.isfinite().all() and gradient.dtype == torch.float32
 
@@ -109,22 +114,22 @@ def check_autocast(layer: Layer, device: torch.device) -> None:
 def check_memory_format(layer: Layer, device: torch.device) -> None:
     formats = {2: torch.channels_last, 3: torch.channels_last_3d}
     for size in (3, 12):
-        for rank in {2, 3} & {len(layer.axes)} if isinstance(layer, LayerOnMaps) else (2, 3):
+        for rank in {2, 3} & ({len(layer.axes)} if layer.axes else {2, 3}):
             x = example((size,) * (2 + rank), device).to(memory_format=formats[rank])
-            for module in (layer(0.3, x), layer(0.3, x).eval()):
-                assert module(x).is_contiguous(memory_format=formats[rank])
-            assert layer(0.3, x)(x, noise=layer.noise(x)).is_contiguous(memory_format=formats[rank])
+            train = layer(0.3, x)
+            kept = layer.without_noise(x).is_contiguous(memory_format=formats[rank])
+            for y in (train(x), layer(0.3, x).eval()(x), train(x, noise=layer.noise(train, x))):
+                assert y.is_contiguous(memory_format=formats[rank]) is kept
 
 
 def check_strides(layer: Layer, device: torch.device) -> None:
     whole = layer.example((96, 64), device)
     for x in (whole.transpose(0, 1), whole[:, ::2], whole[:1].expand(whole.shape)):
-        noise = layer.noise(x)
-        torch.testing.assert_close(layer(0.3, x)(x, noise=noise), layer(0.3, x)(x.contiguous(), noise=noise),
+        module = layer(0.3, x)
+        noise = layer.noise(module, x)
+        torch.testing.assert_close(module(x, noise=noise), module(x.contiguous(), noise=noise),
                                    rtol=0, atol=0 if layer.elementwise else 1e-13)
-        y = layer(0.5, x)(x)
-        assert y.shape == x.shape
-        assert len({round(value, 9) for value in (y / x).flatten().tolist()}) > 1, "no noise"
+        assert_noisy(layer, layer(0.5, x)(x), x)
     before = whole.clone()
     layer(0.3, whole)(whole)
     assert_same(whole, before)
@@ -133,7 +138,7 @@ def check_strides(layer: Layer, device: torch.device) -> None:
 def check_meta(layer: Layer, device: torch.device) -> None:
     x = torch.empty(layer.example(LARGE, device).shape, device="meta")
     for module in (layer(0.3, x), layer(0.3, x).eval()):
-        assert module(x).shape == x.shape and module(x).is_meta
+        assert module(x).shape == layer.without_noise(x).shape and module(x).is_meta
 
 
 def check_bad_p(layer: Layer, device: torch.device) -> None:
@@ -149,8 +154,8 @@ def check_bad_p(layer: Layer, device: torch.device) -> None:
 
 def check_bad_calls(layer: Layer, device: torch.device) -> None:
     x = layer.example((4, 3), device)
-    module, noise = layer(0.5, x), layer.noise(x)
-    shape = re.escape(str(tuple(noise.shape)))
+    module = layer(0.5, x)
+    noise = layer.noise(module, x)
     before, values = random_state(device), x.clone()
     bad_calls = [
         (TypeError, "tensor.*list", lambda: module([1.0, 2.0])),
@@ -159,16 +164,20 @@ def check_bad_calls(layer: Layer, device: torch.device) -> None:
         (TypeError, "tensor.*list", lambda: layer(0.5, x).eval()([1.0, 2.0])),
         (RuntimeError, "floating point.*int64", lambda: layer(0.5, x).eval()(x.long())),
         (TypeError, "noise.*list", lambda: module(x, noise=[1.0])),
-        (ValueError, rf"noise.*{shape}.*\(7,\)", lambda: module(x, noise=torch.ones(7, device=device))),
-        (ValueError, rf"noise.*{shape}.*\(2, 4, 3, 3, 3, 3\)",
-         lambda: module(x, noise=torch.ones(2, 4, 3, 3, 3, 3, device=device))),
-        (ValueError, rf"noise.*{shape}.*0\)", lambda: module(x, noise=noise[..., :0])),
-        (ValueError, "noise.*complex", lambda: module(x, noise=noise * 1j)),
-        (ValueError, "noise.*device", lambda: module(x, noise=noise.to("meta"))),
         (ValueError, r"noise.*train\(\)", lambda: layer(0.5, x).eval()(x, noise=noise)),
         (TypeError, "generator.*int", lambda: module(x, generator=0)),
         (TypeError, "unexpected keyword", lambda: module(x, mask=noise)),
     ]
+    bad_parts = [
+        (r"{shape}.*\(17,\)", lambda part: torch.ones(17, device=device)),
+        (r"{shape}.*\(2, 4, 3, 3, 3, 3\)", lambda part: torch.ones(2, 4, 3, 3, 3, 3, device=device)),
+        (r"{shape}.*0\)", lambda part: part[..., :0]),
+        ("complex", lambda part: part * 1j),
+        ("device", lambda part: part.to("meta")),
+    ]
+    bad_calls += [(ValueError, "noise.*" + words.format(shape=re.escape(str(tuple(shape)))),
+                   lambda bad=bad: module(x, noise=bad))
+                  for words, function in bad_parts for shape, bad in spoil(noise, function)]
     for kind, words, call in bad_calls:
         assert_raises(kind, words, call)
     assert_same(random_state(device), before)
@@ -192,7 +201,7 @@ def test_the_table_holds_every_layer() -> None:
                 if isinstance(value := getattr(dropoutlib, name), type) and issubclass(value, nn.Module)}
     assert exported <= set(TABLE)
     assert all(hasattr(dropoutlib, name) for name in TABLE)
-    assert ON_MAPS.keys() <= exported
+    assert {name.split()[0] for name in LAYERS} <= set(TABLE)
     assert all(name in WITH_WEIGHTS or issubclass(getattr(dropoutlib, name), _DropoutNd)
                for name in exported if not {(name, "*"), (name, "check_drop_in")} & set(OPT_OUTS))
 
@@ -200,7 +209,8 @@ def test_the_table_holds_every_layer() -> None:
 OWN_ARGUMENTS = {"Cutout", "MaxDrop", "StochasticRateDropout"}  # not (input, p, training); see their own tests
 
 
-WITHOUT_WEIGHTS = sorted({name for name, _ in covered(CHECKS)} - set(WITH_WEIGHTS) - set(POOLS) - OWN_ARGUMENTS)
+WITHOUT_WEIGHTS = sorted({name.split()[0] for name, _ in covered(CHECKS)}
+                         - set(WITH_WEIGHTS) - set(POOLS) - OWN_ARGUMENTS)
 
 
 @pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
@@ -210,7 +220,7 @@ def test_functional_twin(name: str, device: str) -> None:
     generator = torch.Generator(device)
     for shape in (SMALL, LARGE):
         x = kind.example(shape, torch.device(device))
-        noise = kind.noise(x)
+        noise = kind.noise(layer(0.3), x)
         assert_same(twin(x, 0.3, noise=noise), layer(0.3)(x, noise=noise))
         assert_same(twin(x, 0.3, False), layer(0.3).eval()(x))
         assert_same(twin(x, p=0.3, training=True, generator=generator.manual_seed(5)),

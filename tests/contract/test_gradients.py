@@ -12,7 +12,9 @@ from subjects import (
     assert_homogeneous,
     checks_in,
     covered,
+    example,
     subject,
+    without_bias,
 )
 from torch import Tensor
 
@@ -20,7 +22,8 @@ from torch import Tensor
 def check_gradients(layer: Layer, device: torch.device) -> None:
     for shape in ((2, 3), (48, 48)):
         x = layer.example(shape, device).requires_grad_()
-        noise, train, evaluate = layer.noise(x), layer(0.3, x), layer(0.3, x).eval()
+        train, evaluate = layer(0.3, x), layer(0.3, x).eval()
+        noise = layer.noise(train, x)
         for function in (lambda x, noise=noise, train=train: train(x, noise=noise), evaluate):
             quick = {"fast_mode": x.numel() > 100}
             assert torch.autograd.gradcheck(function, (x,), check_forward_ad=True, check_batched_grad=True, **quick)
@@ -29,7 +32,8 @@ def check_gradients(layer: Layer, device: torch.device) -> None:
 
 def check_parameter_gradients(layer: Layer, device: torch.device) -> None:
     x = layer.example((3, 2), device)
-    module, noise = layer(0.3, x), layer.noise(x)
+    module = layer(0.3, x)
+    noise = layer.noise(module, x)
     names, values = zip(*module.named_parameters(), strict=True) if dict(module.named_parameters()) else ((), ())
 
     def function(*values: Tensor) -> Tensor:
@@ -46,10 +50,13 @@ def check_same_mask(layer: Layer, device: torch.device) -> None:
     """Forward and backward multiply by the same noise, whatever the layout of the gradient."""
     for rows, columns in (SMALL, LARGE):
         x = layer.example((rows, columns), device).requires_grad_()
-        wide = layer.example((columns, 2 * rows), device)
-        for gradient in (torch.ones((), device=device, dtype=x.dtype).expand(x.shape), wide[:, :rows].transpose(0, 1),
-                         wide[:, ::2].transpose(0, 1), wide[:, :1].transpose(0, 1).expand(x.shape)):
-            y = layer(0.5, x)(x)
+        module = without_bias(layer(0.5, x))
+        maps = module(x).shape[2:]
+        wide = example((columns, 2 * rows, *maps), device)
+        for gradient in (torch.ones((), device=device, dtype=x.dtype).expand(rows, columns, *maps),
+                         wide[:, :rows].transpose(0, 1), wide[:, ::2].transpose(0, 1),
+                         wide[:, :1].transpose(0, 1).expand(rows, columns, *maps)):
+            y = module(x)
             for _ in range(2):
                 (actual,) = torch.autograd.grad(y, x, gradient, retain_graph=True)
                 assert_homogeneous(layer, x, actual, y, gradient)

@@ -11,40 +11,44 @@ from subjects import (
     LARGE,
     SMALL,
     Layer,
-    LayerOnMaps,
     assert_mean,
     assert_raises,
     assert_same,
     checks_in,
     covered,
     lag_pairs,
+    of_parts,
     product_at,
     random_state,
     subject,
 )
-from torch import nn
-
-from dropoutlib.enumeration import distribution
+from torch import Tensor, nn
 
 
 def check_zero_means_zero(layer: Layer, device: torch.device) -> None:
     for shape in (SMALL, LARGE):
         for bad in (math.inf, -math.inf, math.nan):
             x = torch.full_like(layer.example(shape, device), bad).requires_grad_()
-            y = layer(0.5, x)(x)
-            dropped = y == 0
-            assert 0 < dropped.sum() < dropped.numel(), "nothing is dropped, or everything"
-            assert_same(y[~dropped], x.detach()[~dropped])
+            module = layer(0.5, x)
+            y = module(x)
+            zero = y == 0
+            assert 0 < zero.sum() < zero.numel(), "nothing is dropped, or everything"
+            assert_same(y[~zero], torch.full_like(y[~zero], bad))
             y.sum().backward()
-            assert (x.grad[dropped] == 0).all() and x.grad.isfinite().all()
+            assert x.grad.isfinite().all()
+            if y.shape == x.shape:
+                assert (x.grad[zero] == 0).all()
 
-            noise = layer.noise(x).bool()
-            keep = noise.expand(x.shape)
+            noise = layer.noise(module, x)
+            keep = layer.keep(noise).expand(x.shape)
             x = torch.where(keep, 1.0, bad).requires_grad_()
-            y = layer(0.5, x)(x, noise=noise)
-            assert (y[~keep] == 0).all() and (y[keep] != 0).all()
-            (gradient,) = torch.autograd.grad(y, x, torch.where(keep, 1.0, bad))
-            assert (gradient[~keep] == 0).all() and gradient.isfinite().all()
+            dropped = ~(keep | layer.safe(x))
+            y = module(x, noise=noise)
+            left = layer.without_noise(torch.where(dropped, 0.0, x.detach()))
+            assert_same(y == 0, left == 0)
+            assert_same(y.isfinite(), left.isfinite())
+            (gradient,) = torch.autograd.grad(y, x, torch.where(y == 0, bad, 1.0))
+            assert (gradient[dropped] == 0).all() and gradient.isfinite().all()
 
 
 def check_p_zero(layer: Layer, device: torch.device) -> None:
@@ -53,29 +57,36 @@ def check_p_zero(layer: Layer, device: torch.device) -> None:
         if layer.elementwise:
             x[0, :4] = torch.tensor([math.nan, math.inf, -0.0, 1e-45])
         before = random_state(device)
-        for module in (layer(0.0, x), layer(0.0, x).eval()):
+        module = layer(0.0, x)
+        for _ in range(2):
             assert_same(module(x).view(torch.int32), layer.without_noise(x).view(torch.int32))
             assert (module.variance(x) == 0).all()
+            module.eval()
         assert_same(random_state(device), before)
-        everything = torch.ones_like(layer.noise(x))
-        torch.testing.assert_close(layer(0.0, x)(x, noise=everything), layer.without_noise(x), equal_nan=True)
+        everything = layer.noise(module.train(), x)
+        torch.testing.assert_close(module(x, noise=everything), layer.without_noise(x), equal_nan=True)
 
 
 def check_p_one(layer: Layer, device: torch.device) -> None:
     for shape in (SMALL, LARGE):
         for value in (1.0, math.inf, math.nan) if layer.elementwise else (1.0,):
-            x = torch.full_like(layer.example(shape, device), value).requires_grad_()
+            x = (value * layer.example(shape, device)).requires_grad_()
+            module = layer(1.0, x)
             before = random_state(device)
-            for noise in (None, torch.zeros_like(layer.noise(x))):
-                y = layer(1.0, x)(x, noise=noise)
-                assert (y == 0).all()
+            nothing = of_parts(torch.zeros_like, layer.noise(layer(0.5, x), x))
+            for noise in (None, nothing):
+                y = module(x, noise=noise)
                 (gradient,) = torch.autograd.grad(y.sum(), x)
-                assert (gradient == 0).all()
+                assert y.any() == gradient.any() == layer.safe(x).any()
+                if layer.safe(x).any():
+                    assert_same(y != 0, layer.safe(x))
+                    assert_same(gradient != 0, layer.safe(x))
             assert_same(random_state(device), before)
-            everything = torch.ones_like(layer.noise(x))
-            (gradient,) = torch.autograd.grad(layer(1.0, x)(x, noise=everything).sum(), x)
+            everything = of_parts(torch.ones_like, nothing)
+            (gradient,) = torch.autograd.grad(module(x, noise=everything).sum(), x)
             assert gradient.isfinite().all()
-            assert (layer(1.0, x).mean(x) == 0).all() and (layer(1.0, x).variance(x) == 0).all()
+            assert_same(module.mean(x), y)
+            assert (module.variance(x) == 0).all()
 
 
 def check_evaluation(layer: Layer, device: torch.device) -> None:
@@ -92,59 +103,67 @@ def check_evaluation(layer: Layer, device: torch.device) -> None:
 
 
 def check_test_rule(layer: Layer, device: torch.device) -> None:
-    """The test output is the mean of the training output, given the layer's input."""
+    """The test output is the mean of the training output, given the layer's input, or has the sum of one."""
     for shape in (SMALL, LARGE):
         x = layer.example(shape, device)
         for p in (0.0, 0.2, 0.5, 0.9) if layer.elementwise else (0.2, 0.5, 0.9):
-            torch.testing.assert_close(layer(p, x).eval()(x), layer(p, x).mean(x),
-                                       rtol=0, atol=0 if layer.elementwise else 1e-13)
+            if layer.unbiased:
+                torch.testing.assert_close(layer(p, x).eval()(x), layer(p, x).mean(x),
+                                           rtol=0, atol=0 if layer.elementwise else 1e-13)
+            else:
+                ones = torch.ones_like(x)
+                torch.testing.assert_close(layer(p, x).eval()(ones).sum(), layer(p, x).mean(ones).sum())
 
 
 def check_exact_moments(layer: Layer, device: torch.device) -> None:
     """mean() and variance() are those of the sum over all masks, and so is the test output."""
-    x = torch.tensor([[1.3, -0.4], [-1.7, 0.9]], dtype=torch.float64, device=device)
-    if isinstance(layer, LayerOnMaps):
-        x = x.reshape(2, 2, *(1 for _ in layer.axes)) * layer.example((2, 2), device)
+    x = layer.few_numbers(device)
     for p in (0.2, 0.5, 0.73):
         module = layer(p, x)
-        law = distribution(lambda keep, module=module: module(x, noise=keep.to(device)), layer.noise(x).shape, p)
+        law = layer.law(module, x, p)
         for actual, expected in [(module.mean(x), law.mean()), (module.variance(x), law.variance()),
-                                 (layer(p, x).eval()(x), law.mean())]:
-            torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-12)
-        covariance = law.covariance().reshape(4, x[0, 0].numel(), 4, x[0, 0].numel())
-        for one, other in itertools.permutations(range(4), 2):  # of different draws
-            assert covariance[one, :, other].abs().max() < 1e-12
+                                 *([(layer(p, x).eval()(x), law.mean())] if layer.unbiased else [])]:
+            torch.testing.assert_close(actual.detach().cpu(), expected, rtol=0, atol=1e-12)
+        places = torch.arange(law.outputs[0].numel()).reshape(1, *law.outputs.shape[1:])
+        owner = torch.empty(places.numel(), dtype=torch.int64)
+        for draw, elements in enumerate(layer.by_draw(places).flatten(0, 2)):
+            owner[elements] = draw
+        assert law.covariance()[owner[:, None] != owner].abs().sum() < 1e-12, "different draws are correlated"
 
 
 def check_statistics(layer: Layer, device: torch.device) -> None:
     """Mean, variance, and covariance between elements, examples and calls, of what is really drawn."""
     torch.manual_seed(0)
     for p in (0.3, 0.5):
-        for calls, shape in ((1, (512, 512) if layer.elementwise else (4096, 16)), (400, (24, 24))):
+        for calls, shape in layer.many:
             x = layer.example(shape, device)
             module = layer(p, x)
-            outputs = torch.stack([module(x).detach() for _ in range(calls)])
             with torch.no_grad():  # mean 0, variance 1, independent
-                noise = (outputs - module.mean(x)) / module.variance(x).sqrt()
-                alone = layer.one_of_each(noise)
-                spread = alone.reshape(*alone.shape, *(1 for _ in range(noise.dim() - alone.dim())))
-                assert (noise - spread).abs().max() < 1e-9, "elements that share a draw differ"
-                noise = alone
-            assert_mean(noise, 0.0, f"mean, p={p}, {shape}")
-            assert_mean(noise**2, 1.0, f"variance, p={p}, {shape}")
-            for lags in lag_pairs(noise.shape):
-                assert_mean(product_at(noise, lags), 0.0, f"covariance at {lags}, p={p}, {shape}")
-            flat = noise.flatten()
-            for lag in (1 << 15, 1 << 16, 1 << 17):  # the random numbers of large tensors are drawn in chunks
-                if lag < flat.numel():
-                    assert_mean(flat[lag:] * flat[:-lag], 0.0, f"covariance at a distance of {lag}, p={p}")
+                outputs = torch.stack([module(x) for _ in range(calls)])
+                deviation, variance = outputs - module.mean(x), module.variance(x)
+                assert deviation[:, variance == 0].abs().sum() < 1e-9, "what no mask drops is random"
+                noise = deviation / variance.sqrt()
+                layer.assert_shared(noise)
+                noise = layer.by_draw(noise)
+            if (variance == 0).any():  # of the elements that share a draw one is random, the maximum
+                noise = noise.nansum(-1, keepdim=True)
+            for alone in noise.unbind(-1):
+                assert_mean(layer.averaged(alone), 0.0, f"mean, p={p}, {shape}")
+                assert_mean(layer.averaged(alone**2), 1.0, f"variance, p={p}, {shape}")
+                for lags in lag_pairs(alone.shape):
+                    product = layer.averaged(product_at(alone, lags))
+                    assert_mean(product, 0.0, f"covariance at {lags}, p={p}, {shape}")
+                flat = alone.flatten()
+                for lag in (1 << 15, 1 << 16, 1 << 17):  # the random numbers of large tensors are drawn in chunks
+                    if lag < flat.numel() and calls == 1:
+                        assert_mean(flat[lag:] * flat[:-lag], 0.0, f"covariance at a distance of {lag}, p={p}")
 
 
 def check_p_assigned(layer: Layer, device: torch.device) -> None:
     """p is read at every call, as tools that look for it and change it expect."""
     x = layer.example(LARGE, device)
-    noise = layer.noise(x)
     module = layer(0.3, x)
+    noise = layer.noise(module, x)
     module.p = 0.0
     assert_same(module(x), layer.without_noise(x))
     module.p = 0.8
@@ -159,13 +178,16 @@ def check_noise(layer: Layer, device: torch.device) -> None:
     """noise= replaces the draw: nothing random is left, and it may have any shape that broadcasts."""
     for shape in (SMALL, LARGE):
         x = layer.example(shape, device)
-        noise = layer.noise(x)
+        module = layer(0.3, x)
+        noise = layer.noise(module, x)
         before = random_state(device)
-        assert_same(layer(0.3, x)(x, noise=noise), layer(0.3, x)(x, noise=noise.float()))
+        assert_same(module(x, noise=noise), module(x, noise=of_parts(Tensor.float, noise)))
         assert_same(random_state(device), before)
-        for some in (noise[:1], noise[:, :1], noise[0], noise[0, 0]):
-            torch.testing.assert_close(layer(0.3, x)(x, noise=some), layer(0.3, x)(x, noise=some.expand(noise.shape)),
-                                       rtol=0, atol=0 if layer.elementwise else 1e-13)
+        for place in (slice(1), (slice(None), slice(1)), 0, (0, 0)):
+            some = of_parts(lambda part, place=place: part[place], noise)
+            whole = of_parts(lambda part, place=place: part[place].expand(part.shape), noise)
+            torch.testing.assert_close(module(x, noise=some), module(x, noise=whole), rtol=0,
+                                       atol=0 if layer.elementwise else 1e-13)
         single = x.float()
         assert layer(0.3, single)(single, noise=noise).dtype == torch.float32
 
@@ -198,7 +220,9 @@ def check_draw(layer: Layer, device: torch.device) -> None:
         assert_same(once.get_state(), twice.get_state())
         again = module(other, noise=noise)
         assert_same(again, y)
-        assert_same(torch.autograd.grad(again.sin().sum(), other), torch.autograd.grad(y.sin().sum(), x))
+        parameters = tuple(module.parameters())
+        assert_same(torch.autograd.grad(again.sin().sum(), (other, *parameters)),
+                    torch.autograd.grad(y.sin().sum(), (x, *parameters)))
         torch.manual_seed(5)
         y, after = module(x), random_state(device)
         torch.manual_seed(5)

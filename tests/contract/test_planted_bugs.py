@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 import dropoutlib
 from dropoutlib import functional
+from dropoutlib.methods import facts
 
 CHECKS = {**test_law.CHECKS, **test_gradients.CHECKS, **test_transforms.CHECKS, **test_arguments.CHECKS}
 
@@ -188,6 +190,9 @@ class PlantedWeights(nn.Linear):
     def keep(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         return torch.rand(*x.shape[:1], *self.weight.shape, device=x.device, generator=generator) >= self.p
 
+    def draw(self, input, *, generator=None):
+        return self.keep(input, generator)
+
     def forward(self, input, *, noise=None, generator=None):
         if not self.training:
             return nn.functional.linear(input, self.weight)
@@ -253,6 +258,103 @@ class KeepsTheScaleAtTestTime(PlantedWeights):
         return super().forward(input, **keywords) / (1 if self.training else 1 - self.p)
 
 
+class DrawsLessThanACall(dropoutlib.Dropout):
+    def draw(self, input, *, generator=None):
+        return super().draw(input[:1], generator=generator).expand(input.shape)
+
+
+class DrawsAgainWhenCalled(dropoutlib.Dropout):
+    def draw(self, input, *, generator=None):
+        super().draw(input, generator=generator)
+        return super().draw(input, generator=generator)
+
+
+class ForgetsTheMaskInTheGradientOfTheBias(dropoutlib.DropConnectLinear):
+    subject = "DropConnectLinear with bias"
+
+    def forward(self, input, *, noise=None, generator=None):
+        output = super().forward(input, noise=noise, generator=generator)
+        return output if noise is None else output + (self.bias - self.bias.detach())
+
+
+class DropsEachWindow(dropoutlib.AvgPoolDropout1d):
+    def forward(self, input, *, noise=None, generator=None):
+        output = nn.functional.avg_pool1d(input, self.kernel_size, self.stride, self.padding)
+        return functional.dropout(output, self.p, self.training, generator=generator)
+
+
+class SharesAMaskOfAPoolOverTheChannels(dropoutlib.MaxPoolDropout1d):
+    def forward(self, input, *, noise=None, generator=None):
+        if self.training and noise is None:
+            noise = self.draw(input[:, :1], generator=generator)
+        return super().forward(input, noise=noise)
+
+
+class DropsAfterTheMaximum(dropoutlib.MaxPoolDropout1d):
+    def forward(self, input, *, noise=None, generator=None):
+        if not self.training or noise is None:
+            return super().forward(input, generator=generator)
+        return super().forward(input, noise=torch.ones_like(noise)) * super().forward(
+            torch.ones_like(input), noise=noise)
+
+
+class ScalesBeforeAMaximum(dropoutlib.MaxPoolDropout1d):
+    def forward(self, input, **keywords):
+        return super().forward(input, **keywords) / ((1 - self.p) if self.training else 1)
+
+
+class MultipliesInAPool(dropoutlib.AvgPoolDropout1d):
+    def forward(self, input, *, noise=None, generator=None):
+        noise = self.draw(input, generator=generator) if noise is None else noise
+        return nn.functional.avg_pool1d(input * noise, self.kernel_size, self.stride, self.padding) / (1 - self.p)
+
+
+class DropsTheMinimum(dropoutlib.MaxDrop):
+    def forward(self, input, *, noise=None, generator=None):
+        if not self.training:
+            return input
+        keep = self.draw(input, generator=generator) if noise is None else noise.bool()
+        places = input.detach().flatten(-2)
+        smallest = nn.functional.one_hot(places.argmin(-1), places.shape[-1]).reshape(input.shape).bool()
+        return torch.where(smallest & ~keep, 0, input) / (1 - self.p / places.shape[-1])
+
+
+class ForgetsToScaleTheRest(dropoutlib.MaxDrop):
+    def forward(self, input, **keywords):
+        places = input.shape[-1] * input.shape[-2]
+        return super().forward(input, **keywords) * ((1 - self.p / places) if self.training else 1)
+
+
+class DrawsARateForEveryElement(dropoutlib.StochasticRateDropout):
+    def forward(self, input, *, noise=None, generator=None):
+        if noise is not None or not self.training:
+            return super().forward(input, noise=noise)
+        rate, uniform = torch.rand((2, *input.shape), dtype=input.dtype, generator=generator)
+        rate = self.low + (self.high - self.low) * rate
+        return torch.where(uniform >= rate, input / (1 - rate), 0)
+
+
+class DrawsTheRateOnce(dropoutlib.StochasticRateDropout):
+    def forward(self, input, *, noise=None, generator=None):
+        if not hasattr(self, "rate"):
+            self.rate = self.draw(input).rate
+        return super().forward(input, noise=(self.rate, torch.rand_like(input) >= self.rate))
+
+
+class TakesTheMeanRate(dropoutlib.StochasticRateDropout):
+    """The variance at the mean of the rate."""
+
+    def variance(self, input):
+        rate = (self.low + self.high) / 2
+        return rate / (1 - rate) * input**2
+
+
+class PicksTheMaximum(dropoutlib.StochasticPool2d):
+    def forward(self, input, **keywords):
+        pool = nn.functional.max_pool2d(input, self.kernel_size, self.stride, self.padding)
+        return pool if self.training else super().forward(input, **keywords)
+
+
 PLANTED = [
     (DividesByP, "check_exact_moments"),
     (DividesByP, "check_statistics"),
@@ -292,13 +394,43 @@ PLANTED = [
     (RedrawsWeightsInBackward, "check_same_mask"),
     (DrawsWeightsInEvaluation, "check_evaluation"),
     (KeepsTheScaleAtTestTime, "check_test_rule"),
+    (DrawsLessThanACall, "check_draw"),
+    (DrawsAgainWhenCalled, "check_draw"),
+    (ForgetsTheMaskInTheGradientOfTheBias, "check_draw"),
+    (DropsEachWindow, "check_exact_moments"),
+    (DropsEachWindow, "check_statistics"),
+    (SharesAMaskOfAPoolOverTheChannels, "check_statistics"),
+    (DropsAfterTheMaximum, "check_exact_moments"),
+    (ScalesBeforeAMaximum, "check_exact_moments"),
+    (ScalesBeforeAMaximum, "check_statistics"),
+    (MultipliesInAPool, "check_zero_means_zero"),
+    (DropsTheMinimum, "check_exact_moments"),
+    (DropsTheMinimum, "check_p_one"),
+    (DropsTheMinimum, "check_statistics"),
+    (ForgetsToScaleTheRest, "check_exact_moments"),
+    (DrawsARateForEveryElement, "check_statistics"),
+    (DrawsTheRateOnce, "check_statistics"),
+    (TakesTheMeanRate, "check_exact_moments"),
+    (PicksTheMaximum, "check_statistics"),
 ]
 
 
 def planted(layer: type[nn.Module]) -> Layer:
-    if not issubclass(layer, PlantedWeights):
-        return Layer(layer)
-    return LayerWithWeights(lambda p, n, **where: layer(n, p, **where), noise=lambda x: (*x.shape, x.shape[-1]))
+    """The subject of the layer that was spoilt, with the spoilt one in its place."""
+    if issubclass(layer, PlantedWeights):
+        return LayerWithWeights(lambda p, n, **where: layer(n, p, **where))
+    kind = copy.copy(subject(getattr(layer, "subject", facts(layer).name)))
+    right = kind.make
+
+    def make(*arguments: object, **where: object) -> nn.Module:
+        module = right(*arguments, **where)
+        if layer.__init__ is not type(module).__init__:  # has an argument p alone
+            return layer(*arguments)
+        module.__class__ = layer
+        return module
+
+    kind.make = make
+    return kind
 
 
 @pytest.mark.parametrize(("layer", "check"), PLANTED, ids=lambda value: getattr(value, "__name__", value))
