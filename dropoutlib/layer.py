@@ -18,14 +18,14 @@ __all__ = ["NoisyLayer", "draw", "draws"]
 def one_number_in_a_row(state_dict: dict[str, Any], key: str) -> Iterator[None]:
     """Loads a learned rate that was saved as a number: it has the shape ``(1,)``, because FSDP takes no numbers."""
     saved = state_dict.get(key)
-    is_number = isinstance(saved, Tensor) and saved.dim() == 0
-    if is_number:
-        state_dict[key] = saved.reshape(1)
+    if not isinstance(saved, Tensor) or saved.dim() > 0:
+        yield
+        return
+    state_dict[key] = saved.reshape(1)
     try:
         yield
     finally:
-        if is_number:
-            state_dict[key] = saved
+        state_dict[key] = saved
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])

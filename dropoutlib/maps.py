@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from dropoutlib.arguments import require_floating_point
 from dropoutlib.documentation import document
 
-__all__ = ["Windows", "squares"]
+__all__ = ["Windows", "on_each_process", "squares"]
 
 _SHAPES = {1: "(N, C, L) or (C, L)", 2: "(N, C, H, W) or (C, H, W)", 3: "(N, C, D, H, W) or (C, D, H, W)"}
 
@@ -77,6 +78,9 @@ class Windows:
         Returns:
             Tensor of shape ``(..., *outputs, elements of a window)``.
         """
+        return on_each_process(lambda own: self._of(own, outside), input, self.axes)
+
+    def _of(self, input: Tensor, outside: float) -> Tensor:
         sizes, pads = self._sizes(input), []
         per_axis = list(zip(input.shape[-self.axes:], sizes, self.kernel, self.stride, self.padding, self.dilation,
                             strict=True))
@@ -125,6 +129,29 @@ def squares(centres: Tensor, size: int, height: int, width: int) -> Tensor:
         distance = torch.arange(length, device=centres.device) - first[..., axis, None]
         inside.append((distance >= 0) & (distance < size))
     return inside[0][..., :, None] & inside[1][..., None, :]
+
+
+def on_each_process(function: Callable[[Tensor], Tensor], input: Tensor, axes: int) -> Tensor:
+    """Computes map by map, for a ``DTensor`` on each process those maps that lie there: torch distributes no windows.
+
+    Args:
+        function: computes from a tensor one with the same axes in front of the last ``axes``.
+        input: of shape ``(..., *maps)``.
+        axes: number of axes that have to be whole.
+
+    Returns:
+        What the function gives, distributed as the input is.
+    """
+    if not hasattr(input, "full_tensor"):
+        return function(input)
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    assert isinstance(input, DTensor)
+    first = input.dim() - axes
+    placements = [Replicate() if isinstance(one, Shard) and one.dim >= first else one for one in input.placements]
+    whole = input.redistribute(placements=placements)
+    output: Tensor = DTensor.from_local(function(whole.to_local()), input.device_mesh, placements)
+    return output
 
 
 def _for_every_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:

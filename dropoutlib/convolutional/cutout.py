@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..arguments import positive_integer, refuse_noise, require_images
 from ..layer import NoisyLayer, draws
-from ..maps import squares
+from ..maps import on_each_process, squares
 from ..methods import describe
 from ..noise import Position, apply
 
@@ -62,8 +62,12 @@ def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, 
         return input
     if input.numel() == 0:
         return input.clone()
+
+    def seen(centres: Tensor) -> Tensor:
+        return ~squares(centres, size, *input.shape[-2:]).any(-3).unsqueeze(-3)
+
     return apply(input, Position(num_holes), noise=noise, generator=generator,
-                 as_mask=lambda centres: ~squares(centres, size, *input.shape[-2:]).any(-3).unsqueeze(-3))
+                 as_mask=lambda centres: on_each_process(seen, centres, axes=2))
 
 
 @describe("cutout", cutout)

@@ -8,7 +8,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import one_of, positive_integer, refuse_noise, require_images
 from ..layer import NoisyLayer, draws
-from ..maps import squares
+from ..maps import on_each_process, squares
 from ..methods import describe
 from ..noise import Bernoulli, apply, noise_variance
 
@@ -67,7 +67,7 @@ def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int =
         return input
     if (p == 0 and noise is None) or input.numel() == 0:
         return input
-    others = ~peaks(input, mode, window)
+    others = ~on_each_process(lambda maps: peaks(maps, mode, window), input, axes=3)
     return apply(input, law, _scale(input, p, mode, window), shared=_SHARED[mode], noise=noise, generator=generator,
                  as_mask=lambda keep: others | keep)
 

@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..arguments import one_of, refuse_noise
 from ..documentation import RANKS
 from ..layer import NoisyLayer, draws
-from ..maps import Windows
+from ..maps import Windows, on_each_process
 from ..methods import describe
 from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance, nothing
 
@@ -85,7 +85,7 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
         return _maximum(input, windows)
     if inference == "scaled":
         return law.mean * _maximum(input, windows)
-    return _in_format_of(input, _expected(input, windows, law.p)[0])
+    return _in_format_of(input, on_each_process(lambda maps: _expected(maps, windows, law.p)[0], input, windows.axes))
 
 
 @draws(partial(_mask, axes=1))
@@ -238,7 +238,8 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}: exact for every window. {overlap} {moment}"""
         self._windows.check(input)
-        return _expected(input, self._windows, Bernoulli(self.p).p)[1]
+        p = Bernoulli(self.p).p
+        return on_each_process(lambda maps: _expected(maps, self._windows, p)[1], input, self._axes)
 
 
 @describe("pooling_dropout", max_pool_dropout1d, like=_MaxPoolDropout, **_RANKS[1])

@@ -252,9 +252,9 @@ class ConcreteDropout(NoisyLayer):
         """
         given: Any = self.module.weight
         weight, logit = (part if part.dtype == torch.float64 else part.float()
-                         for part in (given, gathered(self.p_logit).squeeze(0)))
+                         for part in (gathered(given), gathered(self.p_logit).squeeze(0)))
         entropy = F.softplus(logit) - logit * torch.sigmoid(logit)
-        squares = gathered(weight.square().sum()) * (1 + logit.exp())  # 1/(1 - p)
+        squares = weight.square().sum() * (1 + logit.exp())  # 1/(1 - p)
         return self.length_scale**2 / 2 * squares - (_inputs(self.module) or 0) * entropy
 
 

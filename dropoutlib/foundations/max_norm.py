@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import weakref
 from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
@@ -131,6 +133,21 @@ def _units(weight: Tensor, groups: int, dim: int) -> tuple[Tensor, list[int]]:
     return weight, [d for d in range(weight.dim()) if d not in units]
 
 
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether a model contains FullyShardedDataParallel, which takes seconds to import."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(part, fsdp.FullyShardedDataParallel) for part in model.modules())
+
+
+def _gathered(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """In which all weights of a model are whole, and what is written into them stays."""
+    if not _is_sharded(model):
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = sys.modules[
+        "torch.distributed.fsdp"].FullyShardedDataParallel.summon_full_params(model)
+    return context
+
+
 @describe("max_norm")
 class MaxNorm:
     r"""Keeps the incoming weights of every unit inside a ball: :func:`~dropoutlib.max_norm_` after each step.
@@ -178,7 +195,8 @@ class MaxNorm:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model has to be a module, but got {type(model).__name__}")
         self.max_norm = max_norm
-        _weights(model)  # refuses a model that cannot be projected now, not after its first step
+        with _gathered(model):
+            _weights(model)  # refuses a model that cannot be projected now, not after its first step
         self._attach(model)
 
     @property
@@ -206,7 +224,16 @@ class MaxNorm:
             _constraints.remove(self)
 
     def _apply(self, model: nn.Module, stepped: Collection[int]) -> None:
-        if any(id(parameter) in stepped for parameter in model.parameters()):
+        if not any(id(parameter) in stepped for parameter in model.parameters()):
+            return
+        if _is_sharded(model):  # its weights are pieces of other parameters, until they are gathered
+            with _gathered(model):
+                held = [(weight, groups) for weight, groups in _weights(model) if weight.requires_grad]
+                _project(held, self.max_norm, dim=0)
+        elif any(getattr(module, "_is_fsdp_managed_module", False) for module in model.modules()):
+            raise RuntimeError(f"{type(model).__name__} was wrapped into FullyShardedDataParallel after MaxNorm was "
+                               "made of it: make MaxNorm of the wrapped model")
+        else:
             held = [(weight, groups) for weight, groups in _weights(model)
                     if id(weight) in stepped and weight.requires_grad]
             _project(held, self.max_norm, dim=0)

@@ -8,7 +8,6 @@ a seed gives the same noise for the same call on the same device, not across siz
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -315,13 +314,14 @@ class Position:
         sizes, shape = x.shape[-2:], (*x.shape[:-3], self.count)
         if noise is not None:
             return _given_positions(noise, x.new_empty(()).expand(*shape, 2), sizes)
-        source: dict[str, Any] = {}  # with dynamic sizes the compiler refuses even generator=None
         if generator is not None:
             check_generator(generator, x)
-            source["generator"] = generator
+        like = x.new_empty(shape, dtype=torch.int64)
         if x.numel() == 0:  # nowhere
-            return torch.zeros((*shape, 2), dtype=torch.int64, device=x.device)
-        return torch.stack([torch.randint(size, shape, device=x.device, **source) for size in sizes], -1)
+            return torch.zeros_like(like).unsqueeze(-1).expand(*shape, 2)
+        if generator is None:
+            return torch.stack([torch.randint_like(like, size) for size in sizes], -1)
+        return torch.stack([torch.randint(size, shape, device=x.device, generator=generator) for size in sizes], -1)
 
 
 def _given_positions(noise: Tensor, like: Tensor, sizes: tuple[int, ...]) -> Tensor:
