@@ -139,6 +139,12 @@ def _is_sharded(model: nn.Module) -> bool:
     return fsdp is not None and any(isinstance(part, fsdp.FullyShardedDataParallel) for part in model.modules())
 
 
+def _lies_in_pieces(model: nn.Module) -> bool:
+    """Whether a model is a part of one that is FullyShardedDataParallel; FSDP2 keeps weights of the right shape."""
+    managed = any(getattr(part, "_is_fsdp_managed_module", False) for part in model.modules())
+    return managed and not any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
 def _gathered(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """In which all weights of a model are whole, and what is written into them stays."""
     if not _is_sharded(model):
@@ -230,7 +236,7 @@ class MaxNorm:
             with _gathered(model):
                 held = [(weight, groups) for weight, groups in _weights(model) if weight.requires_grad]
                 _project(held, self.max_norm, dim=0)
-        elif any(getattr(module, "_is_fsdp_managed_module", False) for module in model.modules()):
+        elif _lies_in_pieces(model):
             raise RuntimeError(f"{type(model).__name__} was wrapped into FullyShardedDataParallel after MaxNorm was "
                                "made of it: make MaxNorm of the wrapped model")
         else:

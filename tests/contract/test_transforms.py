@@ -1,4 +1,4 @@
-"""Compiled, mapped, differentiated, exported, checkpointed, copied, in parallel."""
+"""Compiled, mapped, differentiated, exported, checkpointed, copied."""
 
 from __future__ import annotations
 
@@ -211,31 +211,3 @@ def test_full_compiler(device: str) -> None:
             if kind.elementwise else None
     layers.eval()
     torch.testing.assert_close(compiled(x), function(x))
-
-
-def _train_in_parallel(rank: int, directory: str, names: list[str]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank,
-                                         world_size=2)
-    torch.manual_seed(rank)
-    x = torch.ones(16, 8)
-    layers = [subject(name)(0.5, x) for name in names]
-    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(8, 8), *layers, nn.Linear(8, 1)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
-    torch.save([parameter.detach() for parameter in model.parameters()], f"{directory}/parameters{rank}")
-    torch.save([layer(x).detach() for layer in layers], f"{directory}/noise{rank}")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-def test_distributed_data_parallel(tmp_path) -> None:
-    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path), ON_VECTORS), nprocs=2)
-    parameters = [torch.load(tmp_path / f"parameters{rank}") for rank in range(2)]
-    assert_same(parameters[0], parameters[1])
-    assert all(parameter.isfinite().all() for parameter in parameters[0])
-    noise = [torch.load(tmp_path / f"noise{rank}") for rank in range(2)]
-    assert not any(torch.equal(first, second) for first, second in zip(*noise, strict=True))
