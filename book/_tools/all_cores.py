@@ -28,7 +28,8 @@ class Kernels:
         self.results: dict[str, Future[ExecutionResult]] = {}
 
     def start(self, app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
-        for path in map(Path, map(env.doc2path, pages)):
+        executes = app.config.nb_execution_mode != "off"
+        for path in map(Path, map(env.doc2path, pages if executes else [])):
             if path.suffix == ".ipynb":
                 notebook = nbformat.read(path, as_version=4)
                 self.results[_key(notebook, str(path.parent))] = self.threads.submit(

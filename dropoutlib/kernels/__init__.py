@@ -1,6 +1,6 @@
 """Fast paths behind :mod:`dropoutlib.noise`: one module a device, each with the question when it may be used.
 
-A fast path is eager only (:func:`dropoutlib.arguments.is_eager`). Under a transform (``torch.compile``, ``torch.func``,
+A fast path is eager only (``is_eager`` in ``arguments.py``). Under a transform (``torch.compile``, ``torch.func``,
 export, fake tensors, tensor subclasses) the plain torch expressions of :mod:`dropoutlib.noise` run instead, so a kernel
 needs no rule for any of them. A kernel of another device is one more module here and one more branch there.
 """
