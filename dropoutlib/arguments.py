@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dropoutlib.documentation import document
 
-__all__ = ["is_autocast", "is_eager", "noise_pair", "one_of", "positive", "positive_integer", "real", "refuse_noise",
-           "require_callable", "require_features", "require_floating_point", "require_images"]
+__all__ = ["applies_noise", "boolean", "is_autocast", "is_eager", "noise_pair", "one_of", "positive",
+           "positive_integer", "real", "refuse_noise", "require_callable", "require_features",
+           "require_floating_point", "require_images", "require_one_size", "unchanged"]
 
 # torch has no public question for these two (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -94,6 +95,45 @@ def one_of(name: str, value: object, choices: Iterable[str]) -> None:
     *first, last = choices
     if value not in (*first, last):
         raise ValueError(f"{name} has to be {', '.join(map(repr, first))} or {last!r}, but got {value!r}")
+
+
+@document(real)
+def boolean(name: str, value: object) -> bool:
+    """A truth value: a number or a function in its place is a mistake, most often a rate that should have a name.
+
+    Args:
+        {name} {value}
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: if it is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} has to be True or False, but got {value!r} of type {type(value).__name__}"
+                        + (": pass p= by its name" if isinstance(value, float) else ""))
+    return value
+
+
+def applies_noise(training: object, noise: object) -> bool:
+    """Whether noise is applied; outside of training it is refused, which leaving it out would hide.
+
+    Args:
+        training: what the caller gave.
+        noise: what the caller gave, or None.
+
+    Returns:
+        ``training``.
+
+    Raises:
+        TypeError: if ``training`` is no truth value.
+        ValueError: if noise was given outside of training.
+    """
+    if not boolean("training", training):
+        refuse_noise(noise)
+        return False
+    return True
 
 
 def refuse_noise(noise: object) -> None:
@@ -194,9 +234,10 @@ def is_eager(x: Tensor) -> bool:
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
     try:
-        return x.data_ptr() != 0  # raises for the gradients of torch.autograd.grad(is_grads_batched=True)
-    except RuntimeError:
+        x.untyped_storage()
+    except RuntimeError:  # of the gradients of torch.autograd.grad(is_grads_batched=True)
         return False
+    return not x.is_meta
 
 
 @document(real)
@@ -215,6 +256,46 @@ def require_floating_point(input: Tensor, name: str = "input") -> None:
         raise TypeError(f"{name} has to be a tensor, but got {type(input).__name__}")
     if not (input.is_floating_point() or input.is_complex()):
         raise RuntimeError(f"{name} has to be a floating point or complex tensor, but got {input.dtype}")
+    if input.layout not in (torch.strided, torch.jagged):
+        raise RuntimeError(f"{name} has to be dense, but got the layout {input.layout}: call to_dense() first")
+    if input.dtype.itemsize == 1:
+        raise RuntimeError(f"{name} has to have at least 16 bits, but got {input.dtype}: torch cannot multiply it")
+
+
+@document(real)
+def require_one_size(input: Tensor) -> None:
+    """Refuses what noise cannot be applied to, and a batch of examples of several sizes.
+
+    Args:
+        input: what the caller gave.
+
+    Raises:
+        TypeError: if it is no tensor.
+        RuntimeError: if it holds integers or booleans, or is nested.
+    """
+    require_floating_point(input)
+    if input.is_nested:
+        raise RuntimeError("input has to be a tensor of examples of one size, but got a nested tensor")
+
+
+def unchanged(input: Tensor, check: Callable[[Tensor], None] = require_floating_point) -> Tensor:
+    """What comes back where the test rule is the identity: of a quantised model, too.
+
+    Args:
+        input: what the caller gave.
+        check: refuses what cannot be dropped.
+
+    Returns:
+        The input.
+
+    Raises:
+        TypeError: as ``check``.
+        RuntimeError: as ``check``.
+    """
+    if not (isinstance(input, Tensor) and input.is_quantized):
+        check(input)
+    return input
+
 
 
 @document(require_floating_point)
@@ -228,7 +309,7 @@ def require_images(input: Tensor) -> None:
         {TypeError}
         RuntimeError: if it holds integers or booleans, or has another number of axes than 3 or 4.
     """
-    require_floating_point(input)
+    require_one_size(input)
     if input.dim() not in (3, 4):
         raise RuntimeError("input has to be of shape (N, C, H, W) or (C, H, W), "
                            f"but got the shape {tuple(input.shape)}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropoutlib.arguments import require_floating_point
+from dropoutlib.arguments import boolean, require_one_size
 from dropoutlib.documentation import document
 
 __all__ = ["Windows", "on_each_process", "squares"]
@@ -39,7 +39,7 @@ class Windows:
     def __init__(self, axes: int, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                  padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                  ceil_mode: bool = False) -> None:
-        self.axes, self.ceil_mode = axes, ceil_mode
+        self.axes, self.ceil_mode = axes, boolean("ceil_mode", ceil_mode)
         self.kernel = _for_every_axis("kernel_size", kernel_size, axes, 1)
         self.stride = self.kernel if stride is None else _for_every_axis("stride", stride, axes, 1)
         self.padding = _for_every_axis("padding", padding, axes, 0)
@@ -48,7 +48,7 @@ class Windows:
             raise RuntimeError(f"padding has to be at most half of kernel_size, but got padding={padding} "
                                f"for kernel_size={kernel_size}")
 
-    @document(require_floating_point)
+    @document(require_one_size)
     def check(self, input: Tensor) -> None:
         """Refuses an input that has no windows.
 
@@ -59,7 +59,7 @@ class Windows:
             {TypeError}
             RuntimeError: if it holds integers, has a wrong number of axes, or is smaller than a window.
         """
-        require_floating_point(input)
+        require_one_size(input)
         if input.is_complex():
             raise RuntimeError(f"input has to be real, because pools take no complex numbers, but got {input.dtype}")
         if input.dim() not in (self.axes + 1, self.axes + 2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import positive_integer, refuse_noise, require_images
+from ..arguments import applies_noise, positive_integer, require_images, unchanged
 from ..layer import NoisyLayer, draws
 from ..maps import on_each_process, squares
 from ..methods import describe
@@ -56,10 +56,9 @@ def cutout(input: Tensor, size: int, num_holes: int = 1, training: bool = True, 
                 [1., 1., 1., 1., 1.]])
     """
     size, num_holes = positive_integer("size", size), positive_integer("num_holes", num_holes)
+    if not applies_noise(training, noise):
+        return unchanged(input, require_images)
     require_images(input)
-    if not training:
-        refuse_noise(noise)
-        return input
     if input.numel() == 0:
         return input.clone()
 

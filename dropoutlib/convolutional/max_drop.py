@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import one_of, positive_integer, refuse_noise, require_images
+from ..arguments import applies_noise, one_of, positive_integer, require_images, unchanged
 from ..layer import NoisyLayer, draws
 from ..maps import on_each_process, squares
 from ..methods import describe
 from ..noise import Bernoulli, apply, noise_variance
 
 __all__ = ["MaxDrop", "max_drop"]
+
 
 _SHARED = {"feature": (-2, -1), "channel": (-3,)}
 
@@ -25,8 +28,9 @@ def _mask(input: Tensor, p: float, mode: str, *, generator: torch.Generator | No
 
 @draws(_mask)
 @describe("max_drop")
-def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int = 1, training: bool = True, *,
-             noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+def max_drop(input: Tensor, p: float = 0.1, mode: Literal["feature", "channel"] = "feature", window: int = 1,
+             training: bool = True, *, noise: Tensor | None = None,
+             generator: torch.Generator | None = None) -> Tensor:
     """Drops the largest activation of every map, or of every position, with probability p.
 
     See :class:`~dropoutlib.MaxDrop`.
@@ -61,10 +65,9 @@ def max_drop(input: Tensor, p: float = 0.1, mode: str = "feature", window: int =
     """
     law = Bernoulli(p)
     _check(mode, window)
+    if not applies_noise(training, noise):
+        return unchanged(input, _require_real_images)
     _require_real_images(input)
-    if not training:
-        refuse_noise(noise)
-        return input
     if (p == 0 and noise is None) or input.numel() == 0:
         return input
     others = ~on_each_process(lambda maps: peaks(maps, mode, window), input, axes=3)
@@ -157,7 +160,7 @@ class MaxDrop(NoisyLayer, _DropoutNd):
         torch.Size([8, 16, 10, 10])
     """
 
-    def __init__(self, p: float = 0.1, mode: str = "feature", window: int = 1) -> None:
+    def __init__(self, p: float = 0.1, mode: Literal["feature", "channel"] = "feature", window: int = 1) -> None:
         super().__init__(Bernoulli(p).p)
         _check(mode, window)
         self.mode, self.window = mode, window

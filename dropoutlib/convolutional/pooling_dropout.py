@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import one_of, refuse_noise
+from ..arguments import applies_noise, boolean, one_of
 from ..documentation import RANKS
 from ..layer import NoisyLayer, draws
 from ..maps import Windows, on_each_process
@@ -21,6 +22,8 @@ from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance, noth
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "MaxPoolDropout1d", "MaxPoolDropout2d",
            "MaxPoolDropout3d", "StochasticPool2d", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
            "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "stochastic_pool2d"]
+
+_Inference = Literal["expected", "scaled"]
 
 _RANKS = {axes: words | {"window": "2" if axes == 1 else str((*(1 for _ in range(axes - 1)), 2))}
           for axes, words in RANKS.items()}
@@ -76,11 +79,10 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
     law = Bernoulli(p)
     _check_inference(inference)
     windows.check(input)
-    if training:
+    if applies_noise(training, noise):
         if law.p > 0 or noise is not None:
             input = apply(input, law, noise=noise, generator=generator)
         return _maximum(input, windows)
-    refuse_noise(noise)
     if law.p == 0:
         return _maximum(input, windows)
     if inference == "scaled":
@@ -92,8 +94,9 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
 @describe("pooling_dropout", Windows, like=_max_pool, **_RANKS[1])
 def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
-                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
-                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *,
+                       inference: _Inference = "expected", noise: Tensor | None = None,
+                       generator: torch.Generator | None = None) -> Tensor:
     windows = Windows(1, kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
@@ -102,8 +105,9 @@ def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 @describe("pooling_dropout", Windows, like=_max_pool, **_RANKS[2])
 def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
-                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
-                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *,
+                       inference: _Inference = "expected", noise: Tensor | None = None,
+                       generator: torch.Generator | None = None) -> Tensor:
     windows = Windows(2, kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
@@ -112,14 +116,15 @@ def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 @describe("pooling_dropout", Windows, like=_max_pool, **_RANKS[3])
 def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
-                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *, inference: str = "expected",
-                       noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+                       ceil_mode: bool = False, p: float = 0.5, training: bool = True, *,
+                       inference: _Inference = "expected", noise: Tensor | None = None,
+                       generator: torch.Generator | None = None) -> Tensor:
     windows = Windows(3, kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
 def _check_inference(inference: str) -> None:
-    one_of("inference", inference, ("expected", "scaled"))
+    one_of("inference", inference, get_args(_Inference))
 
 
 def _maximum(input: Tensor, windows: Windows) -> Tensor:
@@ -211,7 +216,7 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
 
     def __init__(self, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                  padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1, ceil_mode: bool = False,
-                 p: float = 0.5, inference: str = "expected") -> None:
+                 p: float = 0.5, inference: _Inference = "expected") -> None:
         super().__init__(Bernoulli(p).p)
         _check_inference(inference)
         self._windows = Windows(self._axes, kernel_size, stride, padding, dilation, ceil_mode)
@@ -327,7 +332,7 @@ def avg_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 
 def _average(input: Tensor, windows: Windows, count_include_pad: bool) -> Tensor:
     return _AVG_POOLS[windows.axes](input, windows.kernel, windows.stride, windows.padding, windows.ceil_mode,
-                                    count_include_pad)
+                                    boolean("count_include_pad", count_include_pad))
 
 
 @describe("pooling_dropout", _max_pool, shapes="of a shape that the layer takes", RuntimeError="{bad_maps}",
@@ -379,7 +384,8 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
         super().__init__(Bernoulli(p).p)
         self._windows = Windows(self._axes, kernel_size, stride, padding, 1, ceil_mode)
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
-        self.padding, self.ceil_mode, self.count_include_pad = padding, ceil_mode, count_include_pad
+        self.padding, self.ceil_mode = padding, ceil_mode
+        self.count_include_pad = boolean("count_include_pad", count_include_pad)
 
     def extra_repr(self) -> str:
         """{shown}"""
@@ -484,8 +490,7 @@ def _stochastic_pool(input: Tensor, windows: Windows, training: bool, *, noise: 
                      generator: torch.Generator | None = None) -> Tensor:
     windows.check(input)
     elements, chances = _chances(input, windows)
-    if not training:
-        refuse_noise(noise)
+    if not applies_noise(training, noise):
         return _in_format_of(input, (chances * elements).sum(-1).to(input.dtype))
     uniform = Uniform().sample(elements[..., 0].detach(), noise=noise, generator=generator)
     with torch.no_grad():

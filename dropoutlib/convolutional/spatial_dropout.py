@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import require_floating_point
+from ..arguments import boolean, require_one_size, unchanged
 from ..documentation import RANKS
 from ..layer import NoisyLayer, draws
 from ..methods import describe
@@ -35,7 +35,7 @@ def _shared(axes: int) -> tuple[int, ...]:
 
 
 def _require_maps(input: Tensor, axes: int) -> None:
-    require_floating_point(input)
+    require_one_size(input)
     dims, shapes = _SHAPES[axes]
     if input.dim() not in dims:
         raise RuntimeError(f"input has to be of shape {shapes}, but got the shape {tuple(input.shape)}"
@@ -78,7 +78,7 @@ def _spatial(input: Tensor, p: float, training: bool, inplace: bool, axes: int, 
         tensor([[[2., 2., 2., 2.],
                  [0., 0., 0., 0.]]])
     """
-    _require_maps(input, axes)
+    unchanged(input, partial(_require_maps, axes=axes))
     return inverted(input, p, training, inplace, _shared(axes), noise=noise, generator=generator)
 
 
@@ -138,7 +138,7 @@ class _SpatialDropout(NoisyLayer, _DropoutNd):
     _axes: int
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        super().__init__(Bernoulli(p).p, inplace)
+        super().__init__(Bernoulli(p).p, boolean("inplace", inplace))
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import is_eager, noise_pair, positive, real, refuse_noise, require_floating_point
+from ..arguments import applies_noise, is_eager, noise_pair, positive, real, require_floating_point, unchanged
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Coins, Gaussian, Uniform, apply, noise_variance
@@ -77,10 +77,9 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
     """
     low, high = _limits(low, high)
     normal = _normal(mean, std)
+    if not applies_noise(training, noise):
+        return unchanged(input)
     require_floating_point(input)
-    if not training:
-        refuse_noise(noise)
-        return input
     if high == 0 and noise is None:
         return input
     rate, mask = (None, None) if noise is None else noise_pair(noise, "the rate and the keep mask")
@@ -107,7 +106,8 @@ def _normal(mean: float | None, std: float | None) -> Gaussian | None:
 def _rate(input: Tensor, low: float, high: float, normal: Gaussian | None, *, noise: Tensor | float | None = None,
           generator: torch.Generator | None) -> Tensor:
     wide = torch.float64 if input.dtype in (torch.float64, torch.complex128) else torch.float32
-    like = input.new_empty((), dtype=wide)
+    new = torch.empty if input.is_nested else input.new_empty
+    like = new((), dtype=wide, device=input.device)
     if noise is not None:
         return _given_rate(like, noise, low, high)
     if low == high:  # nothing to draw

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import is_eager, noise_pair, positive, refuse_noise, require_floating_point, require_images
+from ..arguments import applies_noise, is_eager, noise_pair, positive, require_floating_point, require_images, unchanged
 from ..divergence import gathered
 from ..layer import NoisyLayer, draws, one_number_in_a_row
 from ..methods import describe
@@ -111,10 +111,9 @@ def concrete_dropout2d(input: Tensor, p_logit: Tensor | float, temperature: floa
 def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training: bool, shared: tuple[int, ...], *,
            noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
     positive("temperature", temperature)
+    if not applies_noise(training, noise):
+        return unchanged(input)
     require_floating_point(input)
-    if not training:
-        refuse_noise(noise)
-        return input
     uniform = Uniform().sample(input, shared=shared, noise=noise, generator=generator)
     logit = torch.as_tensor(p_logit, dtype=uniform.dtype, device=uniform.device)
     missing = input.dim() - logit.dim()

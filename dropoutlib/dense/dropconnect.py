@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,16 @@ from torch.nn import functional as F
 
 import dropoutlib.moments as moments
 
-from ..arguments import noise_pair, one_of, refuse_noise, require_callable, require_features
+from ..arguments import boolean, noise_pair, one_of, positive_integer, refuse_noise, require_callable, require_features
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import Moments
 from ..noise import Bernoulli, Gaussian, apply, masked_product, masks_of_weight, nothing
 
 __all__ = ["DropConnectLinear", "WeightNoise", "drop_connect_linear"]
+
+_Inference = Literal["gaussian", "mean", "sampled"]
+_Sharing = Literal["sample", "batch"]
 
 _CLOSED_FORMS: dict[Any, Callable[[Moments], Moments]] = {
     torch.relu: moments.relu, F.relu: moments.relu, nn.ReLU: moments.relu,
@@ -60,7 +63,7 @@ def _draw(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training
 @describe("dropconnect")
 def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5,
                         training: bool = True, *, activation: Callable[[Tensor], Tensor] | None = None,
-                        inference: str = "gaussian", num_samples: int = 100, sharing: str = "sample",
+                        inference: _Inference = "gaussian", num_samples: int = 100, sharing: _Sharing = "sample",
                         noise: Tensor | tuple[Tensor, Tensor] | None = None,
                         generator: torch.Generator | None = None) -> Tensor:
     """A linear layer with dropped weights, and an activation.
@@ -101,7 +104,7 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     law = Bernoulli(p)
     _check_choices(inference, num_samples, sharing)
     require_features(input, weight)
-    if training:
+    if boolean("training", training):
         pre_activation = _drop(input, weight, bias, law, sharing, noise=noise, generator=generator)
         return pre_activation if activation is None else activation(pre_activation)
     if inference == "sampled" and activation is not None:
@@ -115,10 +118,9 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
 
 
 def _check_choices(inference: str, num_samples: int, sharing: str) -> None:
-    one_of("inference", inference, ("gaussian", "mean", "sampled"))
-    one_of("sharing", sharing, ("sample", "batch"))
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples has to be a whole number, at least 1, but got {num_samples!r}")
+    one_of("inference", inference, get_args(_Inference))
+    one_of("sharing", sharing, get_args(_Sharing))
+    positive_integer("num_samples", num_samples)
 
 
 def _mean_weights(weight: Tensor, bias: Tensor | None, law: Bernoulli) -> tuple[Tensor, Tensor | None]:
@@ -253,14 +255,14 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5,
-                 activation: Callable[[Tensor], Tensor] | None = None, inference: str = "gaussian",
-                 num_samples: int = 100, sharing: str = "sample", *, device: torch.device | str | None = None,
+                 activation: Callable[[Tensor], Tensor] | None = None, inference: _Inference = "gaussian",
+                 num_samples: int = 100, sharing: _Sharing = "sample", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         p = Bernoulli(p).p
         _check_choices(inference, num_samples, sharing)
         if activation is not None:
             require_callable("activation", activation)
-        super().__init__(in_features, out_features, bias, device, dtype)
+        super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.p, self.activation = p, activation
         self.inference, self.num_samples, self.sharing = inference, num_samples, sharing
 

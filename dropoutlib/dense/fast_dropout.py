@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import dropoutlib.moments as moments
 
-from ..arguments import refuse_noise, require_features
+from ..arguments import applies_noise, boolean, require_features
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import Moments
@@ -61,8 +61,7 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     ratio = odds(p, "fast dropout")
     require_features(input, weight)
     mean = F.linear(input, weight, bias)
-    if not training:
-        refuse_noise(noise)
+    if not applies_noise(training, noise):
         return mean
     if p == 0 and noise is None:
         return mean
@@ -119,7 +118,7 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, *,
                  device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         odds(p, "fast dropout")
-        super().__init__(in_features, out_features, bias, device, dtype)
+        super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.p = float(p)
 
     def extra_repr(self) -> str:

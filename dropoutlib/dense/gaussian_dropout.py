@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import refuse_noise, require_floating_point
+from ..arguments import applies_noise, unchanged
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Gaussian, apply, noise_variance, odds
@@ -52,10 +52,8 @@ def gaussian_dropout(input: Tensor, p: float = 0.5, training: bool = True, *,
         tensor([ 0.5000,  1.0000, -0.2500])
     """
     law = _law(p)
-    if not training or (p == 0 and noise is None):
-        require_floating_point(input)
-        refuse_noise(noise)
-        return input
+    if not applies_noise(training, noise) or (p == 0 and noise is None):
+        return unchanged(input)
     return apply(input, law, noise=noise, generator=generator)
 
 

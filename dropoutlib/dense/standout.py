@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import one_of, real, refuse_noise, require_callable, require_features
+from ..arguments import applies_noise, boolean, one_of, real, require_callable, require_features
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Coins, apply
 
 __all__ = ["StandoutLinear", "standout_linear"]
+
+_Belief = Literal["shared", "learned"]
 
 
 def _logit(input: Tensor, pre_activation: Tensor, alpha: float, beta: float, belief_weight: Tensor | None,
@@ -81,8 +83,7 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
     pre_activation = F.linear(input, weight, bias)
     logit = _logit(input, pre_activation, alpha, beta, belief_weight, belief_bias)
     hidden = activation(pre_activation)
-    if not training:
-        refuse_noise(noise)
+    if not applies_noise(training, noise):
         return hidden * torch.sigmoid(logit)
     output = apply(hidden, _coins(logit), noise=noise, generator=generator)
     if belief_weight is None:
@@ -148,11 +149,11 @@ class StandoutLinear(NoisyLayer, nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True,
                  activation: Callable[[Tensor], Tensor] = torch.relu, alpha: float = 1.0, beta: float = 0.0,
-                 belief: str = "shared", *, device: torch.device | str | None = None,
+                 belief: _Belief = "shared", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
-        one_of("belief", belief, ("shared", "learned"))
+        one_of("belief", belief, get_args(_Belief))
         require_callable("activation", activation)
-        super().__init__(in_features, out_features, bias, device, dtype)
+        super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.activation = activation
         self.alpha, self.beta, self.belief = real("alpha", alpha), real("beta", beta), belief
         self.register_parameter("belief_weight", None)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import one_of, refuse_noise, require_features
+from ..arguments import applies_noise, boolean, one_of, require_features
 from ..divergence import gathered, log_uniform_kl
 from ..layer import NoisyLayer, draws, one_number_in_a_row
 from ..methods import describe
@@ -17,6 +17,8 @@ from ..moments import deviation, sum_variance
 from ..noise import Bernoulli, Gaussian
 
 __all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
+
+_Kind = Literal["A", "B"]
 
 _LAW = Gaussian(0.0, 1.0)
 
@@ -31,7 +33,7 @@ def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, kind: str, *,
 @draws(_normal)
 @describe("variational_dropout", fits="the output (kind A) or the input (kind B)")
 def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float,
-                               kind: str = "A", training: bool = True, *, noise: Tensor | None = None,
+                               kind: _Kind = "A", training: bool = True, *, noise: Tensor | None = None,
                                generator: torch.Generator | None = None) -> Tensor:
     """A linear layer with multiplicative Gaussian noise of variance ``alpha``.
 
@@ -64,8 +66,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
     """
     _check_kind(kind)
     require_features(input, weight)
-    if not training:
-        refuse_noise(noise)
+    if not applies_noise(training, noise):
         return F.linear(input, weight, bias)
     if kind == "B":
         factor = 1 + alpha**0.5 * _LAW.sample(input, noise=noise, generator=generator)
@@ -76,7 +77,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def _check_kind(kind: str) -> None:
-    one_of("kind", kind, ("A", "B"))
+    one_of("kind", kind, get_args(_Kind))
 
 
 @describe("variational_dropout", variational_dropout_linear)
@@ -130,8 +131,8 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         tensor(273.0788, grad_fn=<MulBackward0>)
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, kind: str = "A",
-                 alpha_per: str = "layer", *, device: torch.device | str | None = None,
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, kind: _Kind = "A",
+                 alpha_per: Literal["layer", "unit", "weight"] = "layer", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         p = Bernoulli(p).p
         if p in (0, 1):
@@ -143,7 +144,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         if kind == "B" and alpha_per == "weight":
             raise ValueError("alpha_per='weight' needs kind='A': in kind B the noise belongs to the inputs, "
                              "not to the weights")
-        super().__init__(in_features, out_features, bias, device, dtype)
+        super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.kind, self.alpha_per = kind, alpha_per
         self._start = math.log(p / (1 - p))
         self.log_alpha = nn.Parameter(torch.full(shapes[alpha_per], self._start, device=device, dtype=dtype))

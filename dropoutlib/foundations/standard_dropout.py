@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import refuse_noise, require_floating_point
+from ..arguments import applies_noise, boolean, require_floating_point
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Bernoulli, apply, inverted, inverted_mean, inverted_variance, noise_variance, raw_mean
@@ -75,9 +75,8 @@ def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True,
         tensor([0.7500, 0.7500, 0.7500, 0.7500])
     """
     law = Bernoulli(p)
-    if not training:
+    if not applies_noise(training, noise):
         require_floating_point(input)
-        refuse_noise(noise)
         return raw_mean(input, p)
     if p == 0 and noise is None:
         require_floating_point(input)
@@ -131,7 +130,7 @@ class Dropout(NoisyLayer, _DropoutNd):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        super().__init__(Bernoulli(p).p, inplace)
+        super().__init__(Bernoulli(p).p, boolean("inplace", inplace))
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import refuse_noise, require_floating_point
+from dropoutlib.arguments import applies_noise, boolean, unchanged
 from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu
 
@@ -45,6 +45,9 @@ def apply(input: Tensor, law: Bernoulli | Coins | Gaussian | Position, scale: fl
         >>> apply(torch.ones(3), Bernoulli(0.5), 2.0, noise=torch.tensor([1, 0, 1]))
         tensor([2., 0., 2.])
     """
+    if input.is_nested and input.layout is torch.strided and noise is None:  # torch has no draw for it
+        return torch.nested.as_nested_tensor([
+            apply(part, law, scale, shared=shared, as_mask=as_mask, generator=generator) for part in input.unbind()])
     draw: Callable[..., Tensor] = functools.partial(law.sample, input, noise=noise, generator=generator)
     drawn = draw(shared=shared) if shared else draw()
     keep = drawn if as_mask is None else as_mask(drawn)
@@ -114,10 +117,9 @@ def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, sha
                 [0., 0., 0.]])
     """
     law = Bernoulli(p)
-    if not training or (p == 0 and noise is None):
-        require_floating_point(input)
-        refuse_noise(noise)
-        return input
+    boolean("inplace", inplace)
+    if not applies_noise(training, noise) or (p == 0 and noise is None):
+        return unchanged(input)
     scale = 1 / (1 - p) if p < 1 else 1.0  # where everything is dropped, nothing is scaled
     output = apply(input, law, scale, shared=shared, noise=noise, generator=generator)
     return input.copy_(output) if inplace else output

@@ -338,6 +338,9 @@ def _given_positions(noise: Tensor, like: Tensor, sizes: tuple[int, ...]) -> Ten
 def _draw_shape(x: Tensor, shared: tuple[int, ...]) -> Tensor:
     """A tensor like ``x`` with size 1 along the axes ``shared``."""
     require_floating_point(x)
+    if x.is_nested and x.layout is torch.strided:
+        raise RuntimeError("draw() and noise= take no nested tensor of strided layout: make it with "
+                           "layout=torch.jagged")
     for axis in shared:
         x = x.narrow(axis, 0, 1) if x.shape[axis] != 0 else x
     return x
