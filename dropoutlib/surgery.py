@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from dropoutlib.methods import Layer, catalogue, facts
 
 __all__ = ["Finding", "Report", "audit", "replace"]
+
+_Name = TypeVar("_Name")
 
 _PAGES = {"What is dropped?": "book/convolutional/what_is_dropped",
           "Where dropout goes": "book/convolutional/placement"}
@@ -90,7 +92,8 @@ def audit(model: nn.Module, x: Any) -> Report:
     * element dropout on feature maps: on correlated neighbours it removes little,
     * dropout before batch norm, through any layers between: the variance that batch norm has learned is that with
       noise, the one at test time is another,
-    * dropout after the last layer with weights, on the output of the model,
+    * dropout after the last layer with weights, on the output of the model; what a layer with weights takes as well,
+      such as hidden states that are returned beside the logits, does not count,
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
     * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training.
 
@@ -139,7 +142,8 @@ def audit(model: nn.Module, x: Any) -> Report:
     findings += trace.findings
     findings += [_finding("dropout on the output", place, "No linear layer, convolution or the like follows: the "
                           "noise goes into the loss as it is, or scaled.")
-                 for place in _union(one.since_weights for one in facts)]
+                 for place, _ in _union(tuple(drop for drop in one.since_weights if drop not in trace.taken)
+                                        for one in facts)]
     if not any(one.kind == "noise in evaluation" for one in findings):
         with _left_as_it_was(model):
             torch.manual_seed(torch.initial_seed() + 1)  # other random numbers than in the first run
@@ -259,12 +263,19 @@ def _idle_recurrent_dropout(model: nn.Module) -> Iterator[Finding]:
                            "one: put a dropout layer behind it.")
 
 
+class _Drop(NamedTuple):
+    """One call of a dropout: a module that is used twice drops twice."""
+
+    place: str
+    call: int
+
+
 @dataclass
 class _Facts:
     """What is known of a tensor: where it is a feature map, and the dropout that it went through."""
 
     axes: int = 0  # spatial axes of a feature map, 0 where it is none
-    since_weights: tuple[str, ...] = ()
+    since_weights: tuple[_Drop, ...] = ()
     ever: tuple[str, ...] = ()
 
 
@@ -278,6 +289,7 @@ class _Trace(TorchFunctionMode):
         self.stack: list[str] = []
         self.noted: set[str] = set()
         self.before_batch_norm: set[str] = set()
+        self.taken: set[_Drop] = set()  # by a layer with weights, so that they are not on the output alone
         self._facts: dict[int, _Facts] = {}
         self._alive: list[Tensor] = []  # so that no id is used twice
 
@@ -288,7 +300,7 @@ class _Trace(TorchFunctionMode):
         hooks = []
         for name, module in self.model.named_modules():
             hooks += [module.register_forward_pre_hook(lambda *_, name=name: self._enter(name), prepend=True),
-                      module.register_forward_hook(self._leave)]
+                      module.register_forward_hook(self._leave, with_kwargs=True)]
         try:
             for tensor in _tensors(x):
                 self._remember(tensor, _Facts())
@@ -302,13 +314,13 @@ class _Trace(TorchFunctionMode):
         self.stack.append(name)
         self.noted.discard(name)
 
-    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Layers that are no more than an identity in evaluation call no function: the module itself is noted."""
         place = self.stack.pop()
         if not _is_noisy(module) or place in self.noted or not isinstance(output, Tensor) or _never_drops(module):
             return None
         name, layer = type(module).__name__, facts(type(module))
-        source = next((one for one in inputs if isinstance(one, Tensor)), output)
+        source = next(_tensors((args, kwargs)), output)
         elements = isinstance(module, (nn.Dropout, nn.AlphaDropout)) if layer is None else layer.site == "element"
         if layer is not None and layer.has_weights:
             known = self.facts(output)
@@ -339,6 +351,8 @@ class _Trace(TorchFunctionMode):
         if stores and place not in self.frozen:
             self._check_batch_norm(place, self.facts(sources[0]))
         traced = [self.facts(tensor) for tensor in _tensors((args, kwargs)) if id(tensor) in self._facts]
+        if name in _WITH_WEIGHTS:
+            self.taken.update(drop for one in traced for drop in one.since_weights)
         for output in outputs:
             self._remember(output, self._after(name, traced, output))
         return result
@@ -358,8 +372,8 @@ class _Trace(TorchFunctionMode):
         if elements:
             self._check_maps(place, name, source)
         output = output if inplace else output.view_as(output)
-        self._remember(output, _Facts(facts.axes, _union((facts.since_weights, (place,))),
-                                      _union((facts.ever, (place,)))))
+        drop = _Drop(place, call=len(self._alive))
+        self._remember(output, _Facts(facts.axes, (*facts.since_weights, drop), _union((facts.ever, (place,)))))
         return output
 
     def _check_maps(self, place: str, name: str, source: Tensor, layer: Layer | None = None) -> None:
@@ -374,10 +388,11 @@ class _Trace(TorchFunctionMode):
         axes = _CONVOLUTIONS.get(name, 0)
         if not axes and name not in _REARRANGING:
             axes = max((one.axes for one in sources if output.dim() in (one.axes + 1, one.axes + 2)), default=0)
-        since = [] if name in _WITH_WEIGHTS or not sources else [
-            place for place in sources[0].since_weights  # a sum with a branch without noise, as around a residual block
-            if all(place in one.since_weights for one in sources)]
-        return _Facts(axes, tuple(since), _union(one.ever for one in sources))
+        # Of a sum with a branch without noise, as around a residual block, nothing stays.
+        in_all = set.intersection(*({drop.place for drop in one.since_weights} for one in sources)) if sources else ()
+        since = () if name in _WITH_WEIGHTS else tuple(
+            drop for drop in _union(one.since_weights for one in sources) if drop.place in in_all)
+        return _Facts(axes, since, _union(one.ever for one in sources))
 
     def _remember(self, tensor: Tensor, facts: _Facts) -> None:
         self._alive.append(tensor)
@@ -392,7 +407,7 @@ def _layer_of_maps(axes: int, layer: Layer | None) -> str:
     return next(other.name for other in (*of_method, *of_torch) if other.site == "map")
 
 
-def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+def _union(groups: Iterable[tuple[_Name, ...]]) -> tuple[_Name, ...]:
     return tuple(dict.fromkeys(name for group in groups for name in group))
 
 

@@ -107,6 +107,13 @@ CASES = {
     # Dropout on the output
     "on the output": (nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Softmax(-1)), VECTORS, [("1", OUTPUT)]),
     "ours on the output": (nn.Sequential(nn.Linear(6, 4), dropoutlib.Dropout()), VECTORS, [("1", OUTPUT)]),
+    "on hidden states beside the logits": (Calls(lambda m, x: (lambda h: {"logits": m.head(h), "hidden": h})(
+        m.drop(m.body(x))), body=nn.Linear(6, 4), drop=nn.Dropout(), head=nn.Linear(4, 2)), VECTORS, []),
+    "on hidden states and on the logits": (Calls(lambda m, x: (lambda h: (m.drop(m.head(h)), h))(m.drop(m.body(x))),
+                                                 body=nn.Linear(6, 4), drop=nn.Dropout(), head=nn.Linear(4, 2)),
+                                           VECTORS, [("drop", OUTPUT)]),
+    "on both branches of a sum": (Calls(lambda m, x: m.drop(m.body(x)) + m.drop(x), body=nn.Linear(6, 6),
+                                        drop=nn.Dropout()), VECTORS, [("drop", OUTPUT)]),
     "in a residual branch": (Calls(lambda m, x: x + m.drop(m.body(x)), body=nn.Linear(6, 6), drop=nn.Dropout()),
                              VECTORS, []),
     "in a transformer": (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), SEQUENCES, []),
