@@ -20,11 +20,13 @@ __all__ = ["Finding", "Report", "audit", "replace"]
 _Name = TypeVar("_Name")
 
 _PAGES = {"What is dropped?": "book/convolutional/what_is_dropped",
-          "Where dropout goes": "book/convolutional/placement"}
+          "Where dropout goes": "book/convolutional/placement",
+          "Fast dropout": "book/dense/fast_dropout"}
 _CHAPTERS = {
     "element dropout on feature maps": "What is dropped?",
     "dropout before batch norm": "Where dropout goes",
     "dropout on the output": "Where dropout goes",
+    "dropout before fast dropout": "Fast dropout",
     "recurrent dropout without effect": "Where dropout goes",
     "noise in evaluation": "Where dropout goes",
 }
@@ -94,6 +96,7 @@ def audit(model: nn.Module, x: Any) -> Report:
       noise, the one at test time is another,
     * dropout after the last layer with weights, on the output of the model; what a layer with weights takes as well,
       such as hidden states that are returned beside the logits, does not count,
+    * dropout before :class:`~dropoutlib.FastDropoutLinear`, which stands for dropout and the linear layer behind it,
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
     * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training.
 
@@ -326,6 +329,8 @@ class _Trace(TorchFunctionMode):
             known = self.facts(output)
             if elements:  # those that go into the layer it wraps
                 self._check_maps(place, name, source, layer)
+            if layer.stands_for_dropout:
+                self._check_inputs(place, name, source)
             self._remember(output, _Facts(known.axes, known.since_weights, _union((known.ever, (place,)))))
             return None
         return self._note(place, name, elements, source, output, inplace=getattr(module, "inplace", False))
@@ -364,6 +369,12 @@ class _Trace(TorchFunctionMode):
                     "dropout before batch norm", dropout, f"Its noise reaches {place or 'a batch norm'}, which learns "
                     "another variance in training than it meets in evaluation."))
                 self.before_batch_norm.add(dropout)
+
+    def _check_inputs(self, place: str, name: str, source: Tensor) -> None:
+        self.findings += [_finding(
+            "dropout before fast dropout", dropout, f"Its noise reaches {place or 'the model'}, a {name}, which stands "
+            "for dropout and the linear layer behind it: inputs are dropped twice.")
+            for dropout in dict.fromkeys(drop.place for drop in self.facts(source).since_weights)]
 
     def _note(self, place: str, name: str, elements: bool, source: Tensor, output: Tensor, inplace: bool) -> Tensor:
         """Notes a dropout, and gives what comes out of it an identity of its own, unless it is what went in."""

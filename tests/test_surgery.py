@@ -18,7 +18,7 @@ from dropoutlib.surgery import Finding, Report
 
 IMAGES, VECTORS, SEQUENCES = torch.ones(2, 3, 8, 8), torch.ones(4, 6), torch.ones(2, 5, 6)
 MAPS, NORM, OUTPUT = "element dropout on feature maps", "dropout before batch norm", "dropout on the output"
-RECURRENT, EVALUATION = "recurrent dropout without effect", "noise in evaluation"
+FAST, RECURRENT, EVALUATION = "dropout before fast dropout", "recurrent dropout without effect", "noise in evaluation"
 
 
 class Calls(nn.Module):
@@ -117,6 +117,20 @@ CASES = {
     "in a residual branch": (Calls(lambda m, x: x + m.drop(m.body(x)), body=nn.Linear(6, 6), drop=nn.Dropout()),
                              VECTORS, []),
     "in a transformer": (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), SEQUENCES, []),
+    # Dropout before fast dropout
+    "before fast dropout": (nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.ReLU(), dropoutlib.FastDropoutLinear(4, 2)),
+                            VECTORS, [("1", FAST)]),
+    "before fast dropout, by name": (Calls(lambda m, x: m.head(input=m.drop(x)), drop=nn.Dropout(),
+                                           head=dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("drop", FAST)]),
+    "functional before fast dropout": (Calls(lambda m, x: m.head(F.dropout(x, 0.2, m.training)),
+                                             head=dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("", FAST)]),
+    "fast dropout in a row": (nn.Sequential(nn.Dropout(), nn.Linear(6, 4), dropoutlib.FastDropoutLinear(4, 4),
+                                            dropoutlib.FastDropoutLinear(4, 2)), VECTORS, []),
+    "before fast dropout without noise": (nn.Sequential(nn.Dropout(), dropoutlib.FastDropoutLinear(6, 2, p=0.0)),
+                                          VECTORS, []),
+    "before other noisy weights": (nn.Sequential(
+        nn.Dropout(), dropoutlib.VariationalDropoutLinear(6, 4), nn.Dropout(), dropoutlib.DropConnectLinear(4, 2)),
+        VECTORS, []),
     # Recurrent
     "one layer": (recurrent(dropout=0.5), SEQUENCES, [("body", RECURRENT)]),
     "two layers": (recurrent(dropout=0.5, num_layers=2), SEQUENCES, []),
