@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import metadata
 from typing import Any, NamedTuple, TypeVar
@@ -64,7 +66,10 @@ class Finding:
 
 
 class Report(tuple[Finding, ...]):
-    """What :func:`~dropoutlib.audit` found: a tuple of findings that prints them by kind, with chapters."""
+    """What :func:`~dropoutlib.audit` found: a tuple of findings that prints them by kind, with chapters.
+
+    Of findings that differ in numbers alone, as in layers that repeat, the first is printed, with places of the others.
+    """
 
     __slots__ = ()
 
@@ -72,8 +77,22 @@ class Report(tuple[Finding, ...]):
         lines = []
         for kind in dict.fromkeys(finding.kind for finding in self):
             lines.append(f"{kind} (see the chapter {_CHAPTERS[kind]!r}{_link(_CHAPTERS[kind])})")
-            lines += [f"  {finding}" for finding in self if finding.kind == kind]
+            alike: dict[str, list[Finding]] = {}
+            for finding in self:
+                if finding.kind == kind:
+                    alike.setdefault(re.sub(r"\d+", "0", str(finding)), []).append(finding)
+            for first, *others in alike.values():
+                lines.append(f"  {first}")
+                if others:
+                    lines.append(f"    The same at {_listed([finding.place for finding in others])}.")
         return "\n".join(lines) or "nothing found"
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and the number of the others."""
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    *first, last = [*names[:most], *more]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _link(chapter: str) -> str:
@@ -100,13 +119,14 @@ def audit(model: nn.Module, x: Any) -> Report:
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
     * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training.
 
-    A finding is a question, not a verdict. Noise that is added to a tensor without noise, as behind a residual branch,
-    does not count as noise on the output. What is not run for ``x`` in evaluation is not seen, nor what a
-    model computes without torch functions or writes into a part of a tensor; of the functions in
-    :mod:`dropoutlib.functional` only that they go on in evaluation; and not the ``dropout=`` inside of attention and
-    recurrent layers. A tensor whose axes are rearranged (``view``, ``permute``, ...) counts as a feature map again
-    behind the next convolution only. Dropout with p = 0 does not count. The model runs twice and is left as it was: its
-    mode, its buffers, the input and torch's random numbers.
+    A finding is a question, not a verdict. It says so where the dropout is the call of a function, which
+    :func:`~dropoutlib.replace` cannot exchange; its place is the module that calls. Noise that is added to a tensor
+    without noise, as behind a residual branch, does not count as noise on the output. What is not run for ``x`` in
+    evaluation is not seen, nor what a model computes without torch functions or writes into a part of a tensor; of the
+    functions in :mod:`dropoutlib.functional` only that they go on in evaluation; and not the ``dropout=`` inside of
+    attention and recurrent layers. A tensor whose axes are rearranged (``view``, ``permute``, ...) counts as a feature
+    map again behind the next convolution only. Dropout with p = 0 does not count. The model runs twice and is left as
+    it was: its mode, its buffers, the input and torch's random numbers.
 
     Args:
         model: any module.
@@ -144,7 +164,7 @@ def audit(model: nn.Module, x: Any) -> Report:
         facts = [trace.facts(tensor) for tensor in _tensors(output)]
     findings += trace.findings
     findings += [_finding("dropout on the output", place, "No linear layer, convolution or the like follows: the "
-                          "noise goes into the loss as it is, or scaled.")
+                          f"noise goes into the loss as it is, or scaled.{_of_call(model, place)}")
                  for place, _ in _union(tuple(drop for drop in one.since_weights if drop not in trace.taken)
                                         for one in facts)]
     if not any(one.kind == "noise in evaluation" for one in findings):
@@ -165,7 +185,7 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     A module that is used in several places is exchanged once and still shared. The new module is in the mode,
     training or evaluation, of the old one; its device, its type and the hooks of the old one are the factory's matter.
     Where a factory fails, nothing is exchanged. Functional dropout, and ``dropout=`` of recurrent and attention layers,
-    are no modules and stay.
+    are no modules and stay: write a module in the place of the function into the model's code.
 
     Args:
         model: the module to search.
@@ -175,6 +195,9 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
 
     Returns:
         nn.Module: the model itself, or the new module if the model is of one of the classes.
+
+    Warns:
+        UserWarning: if in some of the places there is no module of the classes, as where a function drops.
 
     Raises:
         ValueError: if the model has no module of the classes (in the places), or no module of a name in ``places``.
@@ -192,14 +215,21 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     _check_factories(factories)
     chosen = _modules_in(model, places)
+    among = set(chosen.values())
     new: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
-        if type(module) in factories and module in chosen:
+        if type(module) in factories and module in among:
             new[module] = _made(factories[type(module)], module, name)
+    others = [] if places is None else [f"{place or 'the model'} ({type(module).__name__})"
+                                        for place, module in chosen.items() if module not in new]
+    classes = ", ".join(kind.__name__ for kind in factories) or "(none given)"
     if not new:
-        raise ValueError(f"the model {type(model).__name__} has no module that is exactly of the classes "
-                         f"{', '.join(kind.__name__ for kind in factories) or '(none given)'}"
-                         f"{'' if places is None else ' in the given places'}")
+        raise ValueError(f"the model {type(model).__name__} has no module that is exactly of the classes {classes}"
+                         f"{f' in the given places, {_listed(others)}' if others else ''}; a call of a function, such "
+                         "as functional.dropout, is no module")
+    if others:
+        warnings.warn(f"nothing is exchanged at {_listed(others)}: what is there is not exactly of the classes "
+                      f"{classes}; a call of a function, such as functional.dropout, is no module", stacklevel=2)
     everything = set(model.modules())
     for parent in list(model.modules()):
         _exchange(parent, new)
@@ -211,16 +241,16 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     return new.get(model, model)
 
 
-def _modules_in(model: nn.Module, places: Iterable[str] | None) -> set[nn.Module]:
+def _modules_in(model: nn.Module, places: Iterable[str] | None) -> dict[str, nn.Module]:
     if places is None:
-        return set(model.modules())
+        return dict(model.named_modules())
     if isinstance(places, str):
         raise TypeError(f"places has to be a list of names of modules, but got the text {places!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
     places = list(places)
     if missing := [place for place in places if place not in modules]:
         raise ValueError(f"places has {missing[0]!r}, but the model {type(model).__name__} has no module of that name")
-    return {modules[place] for place in places}
+    return {place: modules[place] for place in places}
 
 
 def _exchange(parent: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
@@ -252,6 +282,13 @@ def _made(factory: Callable[[Any], nn.Module], old: nn.Module, name: str) -> nn.
         raise TypeError(f"the factory of {type(old).__name__} has to return a module, but got {new!r} "
                         f"for {name or 'the model'}")
     return new
+
+
+def _of_call(model: nn.Module, place: str) -> str:
+    """What is added to a message about dropout that is no module."""
+    module = model.get_submodule(place)
+    return "" if _is_noisy(module) else (f" It is the call of a function in {type(module).__name__}: replace() "
+                                         "exchanges modules, not calls.")
 
 
 def _finding(kind: str, place: str, message: str) -> Finding:
@@ -367,13 +404,13 @@ class _Trace(TorchFunctionMode):
             if dropout not in self.before_batch_norm:
                 self.findings.append(_finding(
                     "dropout before batch norm", dropout, f"Its noise reaches {place or 'a batch norm'}, which learns "
-                    "another variance in training than it meets in evaluation."))
+                    f"another variance in training than it meets in evaluation.{_of_call(self.model, dropout)}"))
                 self.before_batch_norm.add(dropout)
 
     def _check_inputs(self, place: str, name: str, source: Tensor) -> None:
         self.findings += [_finding(
             "dropout before fast dropout", dropout, f"Its noise reaches {place or 'the model'}, a {name}, which stands "
-            "for dropout and the linear layer behind it: inputs are dropped twice.")
+            f"for dropout and the linear layer behind it: inputs are dropped twice.{_of_call(self.model, dropout)}")
             for dropout in dict.fromkeys(drop.place for drop in self.facts(source).since_weights)]
 
     def _note(self, place: str, name: str, elements: bool, source: Tensor, output: Tensor, inplace: bool) -> Tensor:
@@ -393,7 +430,8 @@ class _Trace(TorchFunctionMode):
             instead = _layer_of_maps(axes, layer)
             self.findings.append(_finding(
                 "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(source.shape)}: "
-                f"neighbours can stand in for what is dropped. {instead} drops whole maps."))
+                f"neighbours can stand in for what is dropped. {instead} drops whole maps."
+                f"{_of_call(self.model, place)}"))
 
     def _after(self, name: str, sources: list[_Facts], output: Tensor) -> _Facts:
         axes = _CONVOLUTIONS.get(name, 0)

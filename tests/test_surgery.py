@@ -258,8 +258,40 @@ def test_a_report_prints_its_findings_by_kind() -> None:
     first, second, third, fourth, fifth = repr(report).splitlines()
     assert first == "element dropout on feature maps (see the chapter 'What is dropped?')"
     assert second.startswith("  1: dropout acts on maps of shape (2, 4, 6, 6)") and "SpatialDropout2d" in second
-    assert third.startswith("  3: ") and fourth.startswith("dropout on the output (see ") and fifth.startswith("  3: ")
+    assert third == "    The same at 3."
+    assert fourth.startswith("dropout on the output (see ") and fifth.startswith("  3: ")
+    assert "call of a function" not in repr(report), "replace exchanges modules"
     assert repr(audit(nn.Linear(6, 2), VECTORS)) == "nothing found"
+
+
+class DropsInAFunction(nn.Module):
+    """As a layer of a DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.body = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.body(self.norm(x)), 0.2, training=self.training)
+
+
+def test_functional_dropout_in_layers_that_repeat() -> None:
+    model = nn.Sequential(*(DropsInAFunction() for _ in range(6)), nn.Dropout(0.1), *head(192))
+    report = audit(model, IMAGES)
+    calls = [finding for finding in report if finding.place != "6"]
+    assert len(calls) == 6 + 5 and len(report) == len(calls) + 1
+    assert all("is the call of a function in DropsInAFunction: replace()" in finding.message for finding in calls)
+    starts = [line.split(":")[0].split(" (")[0] for line in repr(report).splitlines()]
+    assert starts == [MAPS, "  0", "    The same at 1, 2, 3 and 2 more.", "  6", NORM, "  0",
+                      "    The same at 1, 2, 3 and 1 more."]
+    factories = {nn.Dropout: lambda old: dropoutlib.SpatialDropout2d(old.p)}
+    places = [finding.place for finding in report if finding.kind == MAPS]
+    for some in (["0"], ["0", "1", "2", "3", "4"]):
+        with pytest.raises(ValueError, match=r"in the given places, 0 \(DropsInAFunction\).*; a call of a function"):
+            replace(model, factories, some)
+    with pytest.warns(UserWarning, match=r"at 0 \(DropsInAFunction\), 1 .* and 3 more: .*a call of a function"):
+        replace(model, factories, places)
+    assert type(model[6]) is dropoutlib.SpatialDropout2d
 
 
 def test_chapters_are_linked_where_the_address_of_the_book_is_known(monkeypatch):
