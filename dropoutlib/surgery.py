@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -125,8 +126,8 @@ def audit(model: nn.Module, x: Any) -> Report:
     evaluation is not seen, nor what a model computes without torch functions or writes into a part of a tensor; of the
     functions in :mod:`dropoutlib.functional` only that they go on in evaluation; and not the ``dropout=`` inside of
     attention and recurrent layers. A tensor whose axes are rearranged (``view``, ``permute``, ...) counts as a feature
-    map again behind the next convolution only. Dropout with p = 0 does not count. The model runs twice and is left as
-    it was: its mode, its buffers, the input and torch's random numbers.
+    map again behind the next convolution only. Dropout with p = 0 does not count. What was compiled is run uncompiled.
+    The model runs twice and is left as it was: its mode, its buffers, the input and torch's random numbers.
 
     Args:
         model: any module.
@@ -537,6 +538,13 @@ def _require_what_can_be_followed(model: nn.Module) -> None:
                              "then audit it")
 
 
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Has compiled modules and functions run as they were written, so that hooks and the trace see them."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and its import takes seconds
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
 @contextlib.contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Sets a model to evaluation; keeps its modes, its buffers and the random numbers; has every layer called."""
@@ -547,7 +555,7 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)  # it skips the layers inside a transformer
     try:
         model.eval()
-        with torch.random.fork_rng(devices=sorted(devices)):
+        with torch.random.fork_rng(devices=sorted(devices)), _uncompiled():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from email.message import Message
@@ -232,6 +233,37 @@ def test_audit_between_forward_and_backward() -> None:
     audit(model, VECTORS)
     output.backward()
     assert model[0].weight.grad is not None
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_part(model: nn.Module) -> nn.Module:
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+COMPILED = {"": compiled_in_place, "_orig_mod.": lambda model: torch.compile(model, backend="eager"),
+            " a part": compiled_part}
+
+
+@pytest.mark.parametrize("prefix", COMPILED)
+def test_audit_of_a_compiled_model(prefix: str, caplog, capfd) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.2)), *head())
+    expected = audit(model, IMAGES)
+    compiled = COMPILED[prefix](model)
+    compiled(IMAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = audit(compiled, IMAGES)
+    place = "0._orig_mod.1" if prefix == " a part" else f"{prefix}0.1"
+    assert [(one.place, one.kind) for one in report] == [(place, one.kind) for one in expected]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not any(capfd.readouterr())
+    replace(compiled, {nn.Dropout: lambda old: dropoutlib.SpatialDropout2d(old.p)}, [place])
+    assert not audit(compiled, IMAGES) and bool((compiled.eval()(IMAGES) == model(IMAGES)).all())
 
 
 def test_audit_where_values_cannot_be_compared() -> None:
