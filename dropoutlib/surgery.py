@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from dropoutlib.methods import Layer, catalogue, facts
@@ -183,10 +184,12 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
             places: Iterable[str] | None = None) -> nn.Module:
     """Exchanges all modules of some classes, or those of them in some places. Changes the model itself.
 
-    A module that is used in several places is exchanged once and still shared. The new module is in the mode,
-    training or evaluation, of the old one; its device, its type and the hooks of the old one are the factory's matter.
-    Where a factory fails, nothing is exchanged. Functional dropout, and ``dropout=`` of recurrent and attention layers,
-    are no modules and stay: write a module in the place of the function into the model's code.
+    A module that is used in several places is exchanged once and still shared. The new module is in the mode, training
+    or evaluation, of the old one; its device, its type and the hooks of the old one are the factory's matter. Where a
+    factory fails, nothing is exchanged. Weights that are tied stay tied: a parameter that the old module shares with
+    another one takes the place of its copy, of the same name and the same values, in the new module. Functional
+    dropout, and ``dropout=`` of recurrent and attention layers, are no modules and stay: write a module in the place of
+    the function into the model's code.
 
     Args:
         model: the module to search.
@@ -198,7 +201,8 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
         nn.Module: the model itself, or the new module if the model is of one of the classes.
 
     Warns:
-        UserWarning: if in some of the places there is no module of the classes, as where a function drops.
+        UserWarning: if in some of the places there is no module of the classes, as where a function drops; if a
+            parameter was shared with another module, and a new module with parameters has neither it nor a copy of it.
 
     Raises:
         ValueError: if the model has no module of the classes (in the places), or no module of a name in ``places``.
@@ -231,6 +235,7 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     if others:
         warnings.warn(f"nothing is exchanged at {_listed(others)}: what is there is not exactly of the classes "
                       f"{classes}; a call of a function, such as functional.dropout, is no module", stacklevel=2)
+    _tie(model, new)
     everything = set(model.modules())
     for parent in list(model.modules()):
         _exchange(parent, new)
@@ -290,6 +295,39 @@ def _of_call(model: nn.Module, place: str) -> str:
     module = model.get_submodule(place)
     return "" if _is_noisy(module) else (f" It is the call of a function in {type(module).__name__}: replace() "
                                          "exchanges modules, not calls.")
+
+
+def _tie(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Gives new modules the parameters that old ones share with others, where they have the same values."""
+    places = {module: name for name, module in model.named_modules()}
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in places:
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            holders.setdefault(id(parameter), []).append((module, _joined(places[module], name)))
+    for old, made in new.items():
+        inside, own = set(old.modules()), dict(made.named_parameters(remove_duplicate=False))
+        kept = {id(parameter) for parameter in own.values()}
+        for name, parameter in old.named_parameters(remove_duplicate=False):
+            elsewhere = [where for module, where in holders[id(parameter)] if module not in inside]
+            if not elsewhere or not own or id(parameter) in kept:
+                continue
+            if name in own and _is_copy(own[name], parameter):
+                path, _, attribute = name.rpartition(".")
+                setattr(made.get_submodule(path), attribute, parameter)
+            else:
+                warnings.warn(f"{_joined(places[old], name)} was one parameter with {_listed(elsewhere)}, and what the "
+                              "factory made is no copy of it: they are tied no more", stacklevel=3)
+
+
+def _joined(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
+
+
+def _is_copy(one: nn.Parameter, other: nn.Parameter) -> bool:
+    if is_lazy(one) or is_lazy(other):
+        return False
+    alike = all(getattr(one, fact) == getattr(other, fact) for fact in ("shape", "dtype", "device", "requires_grad"))
+    return alike and not _differ(one, other)
 
 
 def _finding(kind: str, place: str, message: str) -> Finding:

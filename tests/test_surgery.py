@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import warnings
@@ -406,6 +407,65 @@ def test_replace_by_a_wrapper() -> None:
     first = model[0]
     replace(model, {nn.Linear: dropoutlib.ConcreteDropout})
     assert model[0].module is first and not model[0].training and model(VECTORS).shape == (4, 2)
+
+
+class LanguageModel(nn.Module):
+    """The head has the weights of the embedding, as in a GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embedding(x))
+
+
+def loaded(old: nn.Linear) -> nn.Module:
+    new = dropoutlib.DropConnectLinear(old.in_features, old.out_features)
+    new.load_state_dict(old.state_dict())
+    return new
+
+
+def embedded(old: nn.Embedding) -> nn.Module:
+    return nn.Embedding(*old.weight.shape, _weight=old.weight.detach().clone())
+
+
+@pytest.mark.parametrize("factories", [{nn.Linear: loaded}, {nn.Linear: loaded, nn.Embedding: embedded},
+                                       {nn.Linear: dropoutlib.ConcreteDropout}])
+def test_tied_weights_stay_tied(factories) -> None:
+    model = LanguageModel()
+    weight = model.embedding.weight
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(model, factories)
+    assert getattr(model.head, "module", model.head).weight is model.embedding.weight is weight
+    assert sum(parameter is weight for parameter in model.parameters()) == 1
+
+
+def test_parts_that_are_replaced_as_one_stay_tied_to_others() -> None:
+    model = nn.ModuleDict({"model": LanguageModel(), "probe": nn.Bilinear(4, 1, 7)})
+    model["probe"].bias = model["model"].head.bias
+    replace(model, {LanguageModel: copy.deepcopy})
+    assert model["model"].head.bias is model["probe"].bias
+    assert model["model"].head.weight is model["model"].embedding.weight
+
+
+def frozen(old: nn.Linear) -> nn.Module:
+    return loaded(old).requires_grad_(False)
+
+
+@pytest.mark.parametrize("factory", [
+    lambda old: dropoutlib.DropConnectLinear(old.in_features, old.out_features), lambda old: loaded(old).double(),
+    lambda old: nn.Sequential(loaded(old)), frozen])
+def test_weights_that_are_tied_no_more_are_named(factory) -> None:
+    model = LanguageModel()
+    with pytest.warns(UserWarning, match=r"head\.weight was one parameter with embedding\.weight") as caught:
+        replace(model, {nn.Linear: factory})
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(LanguageModel(), {nn.Linear: lambda old: nn.Identity()})
 
 
 def test_replace_changes_nothing_where_a_factory_fails() -> None:
