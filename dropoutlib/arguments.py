@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from dropoutlib.documentation import document
 
@@ -253,7 +254,9 @@ def require_floating_point(input: Tensor, name: str = "input") -> None:
         RuntimeError: if it holds integers or booleans.
     """
     if not isinstance(input, Tensor):
-        raise TypeError(f"{name} has to be a tensor, but got {type(input).__name__}")
+        hint = (": torch.fx can follow a layer that is a part of the traced module, and a function that is called as "
+                "dropoutlib.functional.<name>, or is given to torch.fx.wrap") if isinstance(input, Proxy) else ""
+        raise TypeError(f"{name} has to be a tensor, but got {type(input).__name__}{hint}")
     if not (input.is_floating_point() or input.is_complex()):
         raise RuntimeError(f"{name} has to be a floating point or complex tensor, but got {input.dtype}")
     if input.layout not in (torch.strided, torch.jagged):

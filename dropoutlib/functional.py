@@ -5,8 +5,11 @@ where the law is Bernoulli, the factor itself where it is continuous. Where the 
 Gaussian is drawn for a sum, it is the number without parameters that the draw is made from (standard normal,
 uniform), so that gradients reach the parameters. It is refused where ``training`` is False, because nothing would
 use it. ``generator`` makes the draw reproducible without touching the global state of torch. :func:`draw` gives what
-a function would draw.
+a function would draw. For :func:`torch.fx.symbolic_trace` a function that is called as ``functional.dropout``, through
+this module, is one node; like every argument, ``training`` stays what it was.
 """
+
+from torch.fx import wrap
 
 from .convolutional.cutout import cutout
 from .convolutional.max_drop import max_drop
@@ -36,3 +39,6 @@ __all__ = ["avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d", "co
            "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "spatial_dropout1d",
            "spatial_dropout2d", "spatial_dropout3d", "standout_linear", "stochastic_pool2d", "stochastic_rate_dropout",
            "variational_dropout_linear", "weight_scaling_dropout"]
+
+for _name in __all__:
+    wrap(_name)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .documentation import document
 
@@ -96,6 +97,19 @@ def draw(function: Callable[..., Tensor], input: Tensor, *arguments: Any, genera
 @document()
 class NoisyLayer(nn.Module):
     """A layer that multiplies something by noise: it draws when called, or takes what was drawn before."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        input = arguments[0] if arguments else options.get("input")
+        if not isinstance(input, Proxy):
+            return super().__call__(*arguments, **options)
+        # A tracer of torch.fx keeps torch's own layers whole, and would run through this one: its mode and its rate
+        # would stay what they are now. So the layer asks for the node that a layer of torch gets.
+        tracer: Any = input.tracer
+
+        def node(*arguments: Any, **options: Any) -> Proxy:
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), arguments, options)
+
+        return tracer.call_module(self, node, arguments, options)
 
     def draw(self, input: Tensor, *, generator: torch.Generator | None = None) -> Any:
         """Draws what ``noise=`` takes for an input, without applying it.

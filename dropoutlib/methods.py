@@ -37,6 +37,7 @@ class Layer:
             ``"unit"`` or ``"image"``.
         has_weights: whether it computes with weights, its own or those of a layer that it wraps.
         replaces: class of :mod:`torch.nn` in whose place it stands.
+        stands_for_dropout: whether it stands for dropout *and* the layer behind it: no other dropout goes before it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Layer:
     site: Literal["element", "map", "window", "weight", "unit", "image"]
     has_weights: bool = False
     replaces: str | None = None
+    stands_for_dropout: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ _ROWS = (
         test_rule="mean; or moments carried through the whole network, without sampling",
         references={"wang2013fast": ""},
         facts=(Layer("FastDropoutLinear", "fast_dropout_linear", "assigned", "continuous", "unit", has_weights=True,
-                     replaces="Linear"),),
+                     replaces="Linear", stands_for_dropout=True),),
         used_by="the starting point of the local reparameterisation trick; sampling-free uncertainty",
     ),
     Method(

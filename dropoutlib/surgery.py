@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from dropoutlib.methods import Layer, catalogue, facts
 
 __all__ = ["Finding", "Report", "audit", "replace"]
 
+_Name = TypeVar("_Name")
+
 _PAGES = {"What is dropped?": "book/convolutional/what_is_dropped",
-          "Where dropout goes": "book/convolutional/placement"}
+          "Where dropout goes": "book/convolutional/placement",
+          "Fast dropout": "book/dense/fast_dropout"}
 _CHAPTERS = {
     "element dropout on feature maps": "What is dropped?",
     "dropout before batch norm": "Where dropout goes",
     "dropout on the output": "Where dropout goes",
+    "dropout before fast dropout": "Fast dropout",
     "recurrent dropout without effect": "Where dropout goes",
     "noise in evaluation": "Where dropout goes",
 }
@@ -60,7 +68,10 @@ class Finding:
 
 
 class Report(tuple[Finding, ...]):
-    """What :func:`~dropoutlib.audit` found: a tuple of findings that prints them by kind, with chapters."""
+    """What :func:`~dropoutlib.audit` found: a tuple of findings that prints them by kind, with chapters.
+
+    Of findings that differ in numbers alone, as in layers that repeat, the first is printed, with places of the others.
+    """
 
     __slots__ = ()
 
@@ -68,8 +79,22 @@ class Report(tuple[Finding, ...]):
         lines = []
         for kind in dict.fromkeys(finding.kind for finding in self):
             lines.append(f"{kind} (see the chapter {_CHAPTERS[kind]!r}{_link(_CHAPTERS[kind])})")
-            lines += [f"  {finding}" for finding in self if finding.kind == kind]
+            alike: dict[str, list[Finding]] = {}
+            for finding in self:
+                if finding.kind == kind:
+                    alike.setdefault(re.sub(r"\d+", "0", str(finding)), []).append(finding)
+            for first, *others in alike.values():
+                lines.append(f"  {first}")
+                if others:
+                    lines.append(f"    The same at {_listed([finding.place for finding in others])}.")
         return "\n".join(lines) or "nothing found"
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and the number of the others."""
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    *first, last = [*names[:most], *more]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _link(chapter: str) -> str:
@@ -90,17 +115,20 @@ def audit(model: nn.Module, x: Any) -> Report:
     * element dropout on feature maps: on correlated neighbours it removes little,
     * dropout before batch norm, through any layers between: the variance that batch norm has learned is that with
       noise, the one at test time is another,
-    * dropout after the last layer with weights, on the output of the model,
+    * dropout after the last layer with weights, on the output of the model; what a layer with weights takes as well,
+      such as hidden states that are returned beside the logits, does not count,
+    * dropout before :class:`~dropoutlib.FastDropoutLinear`, which stands for dropout and the linear layer behind it,
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
     * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training.
 
-    A finding is a question, not a verdict. Noise that is added to a tensor without noise, as behind a residual branch,
-    does not count as noise on the output. What is not run for ``x`` in evaluation is not seen, nor what a
-    model computes without torch functions or writes into a part of a tensor; of the functions in
-    :mod:`dropoutlib.functional` only that they go on in evaluation; and not the ``dropout=`` inside of attention and
-    recurrent layers. A tensor whose axes are rearranged (``view``, ``permute``, ...) counts as a feature map again
-    behind the next convolution only. Dropout with p = 0 does not count. The model runs twice and is left as it was: its
-    mode, its buffers, the input and torch's random numbers.
+    A finding is a question, not a verdict. It says so where the dropout is the call of a function, which
+    :func:`~dropoutlib.replace` cannot exchange; its place is the module that calls. Noise that is added to a tensor
+    without noise, as behind a residual branch, does not count as noise on the output. What is not run for ``x`` in
+    evaluation is not seen, nor what a model computes without torch functions or writes into a part of a tensor; of the
+    functions in :mod:`dropoutlib.functional` only that they go on in evaluation; and not the ``dropout=`` inside of
+    attention and recurrent layers. A tensor whose axes are rearranged (``view``, ``permute``, ...) counts as a feature
+    map again behind the next convolution only. Dropout with p = 0 does not count. What was compiled is run uncompiled.
+    The model runs twice and is left as it was: its mode, its buffers, the input and torch's random numbers.
 
     Args:
         model: any module.
@@ -138,8 +166,9 @@ def audit(model: nn.Module, x: Any) -> Report:
         facts = [trace.facts(tensor) for tensor in _tensors(output)]
     findings += trace.findings
     findings += [_finding("dropout on the output", place, "No linear layer, convolution or the like follows: the "
-                          "noise goes into the loss as it is, or scaled.")
-                 for place in _union(one.since_weights for one in facts)]
+                          f"noise goes into the loss as it is, or scaled.{_of_call(model, place)}")
+                 for place, _ in _union(tuple(drop for drop in one.since_weights if drop not in trace.taken)
+                                        for one in facts)]
     if not any(one.kind == "noise in evaluation" for one in findings):
         with _left_as_it_was(model):
             torch.manual_seed(torch.initial_seed() + 1)  # other random numbers than in the first run
@@ -155,10 +184,12 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
             places: Iterable[str] | None = None) -> nn.Module:
     """Exchanges all modules of some classes, or those of them in some places. Changes the model itself.
 
-    A module that is used in several places is exchanged once and still shared. The new module is in the mode,
-    training or evaluation, of the old one; its device, its type and the hooks of the old one are the factory's matter.
-    Where a factory fails, nothing is exchanged. Functional dropout, and ``dropout=`` of recurrent and attention layers,
-    are no modules and stay.
+    A module that is used in several places is exchanged once and still shared. The new module is in the mode, training
+    or evaluation, of the old one; its device, its type and the hooks of the old one are the factory's matter. Where a
+    factory fails, nothing is exchanged. Weights that are tied stay tied: a parameter that the old module shares with
+    another one takes the place of its copy, of the same name and the same values, in the new module. Functional
+    dropout, and ``dropout=`` of recurrent and attention layers, are no modules and stay: write a module in the place of
+    the function into the model's code.
 
     Args:
         model: the module to search.
@@ -168,6 +199,10 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
 
     Returns:
         nn.Module: the model itself, or the new module if the model is of one of the classes.
+
+    Warns:
+        UserWarning: if in some of the places there is no module of the classes, as where a function drops; if a
+            parameter was shared with another module, and a new module with parameters has neither it nor a copy of it.
 
     Raises:
         ValueError: if the model has no module of the classes (in the places), or no module of a name in ``places``.
@@ -185,14 +220,22 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     _check_factories(factories)
     chosen = _modules_in(model, places)
+    among = set(chosen.values())
     new: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
-        if type(module) in factories and module in chosen:
+        if type(module) in factories and module in among:
             new[module] = _made(factories[type(module)], module, name)
+    others = [] if places is None else [f"{place or 'the model'} ({type(module).__name__})"
+                                        for place, module in chosen.items() if module not in new]
+    classes = ", ".join(kind.__name__ for kind in factories) or "(none given)"
     if not new:
-        raise ValueError(f"the model {type(model).__name__} has no module that is exactly of the classes "
-                         f"{', '.join(kind.__name__ for kind in factories) or '(none given)'}"
-                         f"{'' if places is None else ' in the given places'}")
+        raise ValueError(f"the model {type(model).__name__} has no module that is exactly of the classes {classes}"
+                         f"{f' in the given places, {_listed(others)}' if others else ''}; a call of a function, such "
+                         "as functional.dropout, is no module")
+    if others:
+        warnings.warn(f"nothing is exchanged at {_listed(others)}: what is there is not exactly of the classes "
+                      f"{classes}; a call of a function, such as functional.dropout, is no module", stacklevel=2)
+    _tie(model, new)
     everything = set(model.modules())
     for parent in list(model.modules()):
         _exchange(parent, new)
@@ -204,16 +247,16 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     return new.get(model, model)
 
 
-def _modules_in(model: nn.Module, places: Iterable[str] | None) -> set[nn.Module]:
+def _modules_in(model: nn.Module, places: Iterable[str] | None) -> dict[str, nn.Module]:
     if places is None:
-        return set(model.modules())
+        return dict(model.named_modules())
     if isinstance(places, str):
         raise TypeError(f"places has to be a list of names of modules, but got the text {places!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
     places = list(places)
     if missing := [place for place in places if place not in modules]:
         raise ValueError(f"places has {missing[0]!r}, but the model {type(model).__name__} has no module of that name")
-    return {modules[place] for place in places}
+    return {place: modules[place] for place in places}
 
 
 def _exchange(parent: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
@@ -247,6 +290,46 @@ def _made(factory: Callable[[Any], nn.Module], old: nn.Module, name: str) -> nn.
     return new
 
 
+def _of_call(model: nn.Module, place: str) -> str:
+    """What is added to a message about dropout that is no module."""
+    module = model.get_submodule(place)
+    return "" if _is_noisy(module) else (f" It is the call of a function in {type(module).__name__}: replace() "
+                                         "exchanges modules, not calls.")
+
+
+def _tie(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Gives new modules the parameters that old ones share with others, where they have the same values."""
+    places = {module: name for name, module in model.named_modules()}
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in places:
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            holders.setdefault(id(parameter), []).append((module, _joined(places[module], name)))
+    for old, made in new.items():
+        inside, own = set(old.modules()), dict(made.named_parameters(remove_duplicate=False))
+        kept = {id(parameter) for parameter in own.values()}
+        for name, parameter in old.named_parameters(remove_duplicate=False):
+            elsewhere = [where for module, where in holders[id(parameter)] if module not in inside]
+            if not elsewhere or not own or id(parameter) in kept:
+                continue
+            if name in own and _is_copy(own[name], parameter):
+                path, _, attribute = name.rpartition(".")
+                setattr(made.get_submodule(path), attribute, parameter)
+            else:
+                warnings.warn(f"{_joined(places[old], name)} was one parameter with {_listed(elsewhere)}, and what the "
+                              "factory made is no copy of it: they are tied no more", stacklevel=3)
+
+
+def _joined(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
+
+
+def _is_copy(one: nn.Parameter, other: nn.Parameter) -> bool:
+    if is_lazy(one) or is_lazy(other):
+        return False
+    alike = all(getattr(one, fact) == getattr(other, fact) for fact in ("shape", "dtype", "device", "requires_grad"))
+    return alike and not _differ(one, other)
+
+
 def _finding(kind: str, place: str, message: str) -> Finding:
     return Finding(kind, place, message, _CHAPTERS[kind])
 
@@ -259,12 +342,19 @@ def _idle_recurrent_dropout(model: nn.Module) -> Iterator[Finding]:
                            "one: put a dropout layer behind it.")
 
 
+class _Drop(NamedTuple):
+    """One call of a dropout: a module that is used twice drops twice."""
+
+    place: str
+    call: int
+
+
 @dataclass
 class _Facts:
     """What is known of a tensor: where it is a feature map, and the dropout that it went through."""
 
     axes: int = 0  # spatial axes of a feature map, 0 where it is none
-    since_weights: tuple[str, ...] = ()
+    since_weights: tuple[_Drop, ...] = ()
     ever: tuple[str, ...] = ()
 
 
@@ -278,6 +368,7 @@ class _Trace(TorchFunctionMode):
         self.stack: list[str] = []
         self.noted: set[str] = set()
         self.before_batch_norm: set[str] = set()
+        self.taken: set[_Drop] = set()  # by a layer with weights, so that they are not on the output alone
         self._facts: dict[int, _Facts] = {}
         self._alive: list[Tensor] = []  # so that no id is used twice
 
@@ -288,7 +379,7 @@ class _Trace(TorchFunctionMode):
         hooks = []
         for name, module in self.model.named_modules():
             hooks += [module.register_forward_pre_hook(lambda *_, name=name: self._enter(name), prepend=True),
-                      module.register_forward_hook(self._leave)]
+                      module.register_forward_hook(self._leave, with_kwargs=True)]
         try:
             for tensor in _tensors(x):
                 self._remember(tensor, _Facts())
@@ -302,18 +393,20 @@ class _Trace(TorchFunctionMode):
         self.stack.append(name)
         self.noted.discard(name)
 
-    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Layers that are no more than an identity in evaluation call no function: the module itself is noted."""
         place = self.stack.pop()
         if not _is_noisy(module) or place in self.noted or not isinstance(output, Tensor) or _never_drops(module):
             return None
         name, layer = type(module).__name__, facts(type(module))
-        source = next((one for one in inputs if isinstance(one, Tensor)), output)
+        source = next(_tensors((args, kwargs)), output)
         elements = isinstance(module, (nn.Dropout, nn.AlphaDropout)) if layer is None else layer.site == "element"
         if layer is not None and layer.has_weights:
             known = self.facts(output)
             if elements:  # those that go into the layer it wraps
                 self._check_maps(place, name, source, layer)
+            if layer.stands_for_dropout:
+                self._check_inputs(place, name, source)
             self._remember(output, _Facts(known.axes, known.since_weights, _union((known.ever, (place,)))))
             return None
         return self._note(place, name, elements, source, output, inplace=getattr(module, "inplace", False))
@@ -339,6 +432,8 @@ class _Trace(TorchFunctionMode):
         if stores and place not in self.frozen:
             self._check_batch_norm(place, self.facts(sources[0]))
         traced = [self.facts(tensor) for tensor in _tensors((args, kwargs)) if id(tensor) in self._facts]
+        if name in _WITH_WEIGHTS:
+            self.taken.update(drop for one in traced for drop in one.since_weights)
         for output in outputs:
             self._remember(output, self._after(name, traced, output))
         return result
@@ -348,8 +443,14 @@ class _Trace(TorchFunctionMode):
             if dropout not in self.before_batch_norm:
                 self.findings.append(_finding(
                     "dropout before batch norm", dropout, f"Its noise reaches {place or 'a batch norm'}, which learns "
-                    "another variance in training than it meets in evaluation."))
+                    f"another variance in training than it meets in evaluation.{_of_call(self.model, dropout)}"))
                 self.before_batch_norm.add(dropout)
+
+    def _check_inputs(self, place: str, name: str, source: Tensor) -> None:
+        self.findings += [_finding(
+            "dropout before fast dropout", dropout, f"Its noise reaches {place or 'the model'}, a {name}, which stands "
+            f"for dropout and the linear layer behind it: inputs are dropped twice.{_of_call(self.model, dropout)}")
+            for dropout in dict.fromkeys(drop.place for drop in self.facts(source).since_weights)]
 
     def _note(self, place: str, name: str, elements: bool, source: Tensor, output: Tensor, inplace: bool) -> Tensor:
         """Notes a dropout, and gives what comes out of it an identity of its own, unless it is what went in."""
@@ -358,8 +459,8 @@ class _Trace(TorchFunctionMode):
         if elements:
             self._check_maps(place, name, source)
         output = output if inplace else output.view_as(output)
-        self._remember(output, _Facts(facts.axes, _union((facts.since_weights, (place,))),
-                                      _union((facts.ever, (place,)))))
+        drop = _Drop(place, call=len(self._alive))
+        self._remember(output, _Facts(facts.axes, (*facts.since_weights, drop), _union((facts.ever, (place,)))))
         return output
 
     def _check_maps(self, place: str, name: str, source: Tensor, layer: Layer | None = None) -> None:
@@ -368,16 +469,18 @@ class _Trace(TorchFunctionMode):
             instead = _layer_of_maps(axes, layer)
             self.findings.append(_finding(
                 "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(source.shape)}: "
-                f"neighbours can stand in for what is dropped. {instead} drops whole maps."))
+                f"neighbours can stand in for what is dropped. {instead} drops whole maps."
+                f"{_of_call(self.model, place)}"))
 
     def _after(self, name: str, sources: list[_Facts], output: Tensor) -> _Facts:
         axes = _CONVOLUTIONS.get(name, 0)
         if not axes and name not in _REARRANGING:
             axes = max((one.axes for one in sources if output.dim() in (one.axes + 1, one.axes + 2)), default=0)
-        since = [] if name in _WITH_WEIGHTS or not sources else [
-            place for place in sources[0].since_weights  # a sum with a branch without noise, as around a residual block
-            if all(place in one.since_weights for one in sources)]
-        return _Facts(axes, tuple(since), _union(one.ever for one in sources))
+        # Of a sum with a branch without noise, as around a residual block, nothing stays.
+        in_all = set.intersection(*({drop.place for drop in one.since_weights} for one in sources)) if sources else ()
+        since = () if name in _WITH_WEIGHTS else tuple(
+            drop for drop in _union(one.since_weights for one in sources) if drop.place in in_all)
+        return _Facts(axes, since, _union(one.ever for one in sources))
 
     def _remember(self, tensor: Tensor, facts: _Facts) -> None:
         self._alive.append(tensor)
@@ -392,7 +495,7 @@ def _layer_of_maps(axes: int, layer: Layer | None) -> str:
     return next(other.name for other in (*of_method, *of_torch) if other.site == "map")
 
 
-def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+def _union(groups: Iterable[tuple[_Name, ...]]) -> tuple[_Name, ...]:
     return tuple(dict.fromkeys(name for group in groups for name in group))
 
 
@@ -473,6 +576,13 @@ def _require_what_can_be_followed(model: nn.Module) -> None:
                              "then audit it")
 
 
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Has compiled modules and functions run as they were written, so that hooks and the trace see them."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and its import takes seconds
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
 @contextlib.contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Sets a model to evaluation; keeps its modes, its buffers and the random numbers; has every layer called."""
@@ -483,7 +593,7 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)  # it skips the layers inside a transformer
     try:
         model.eval()
-        with torch.random.fork_rng(devices=sorted(devices)):
+        with torch.random.fork_rng(devices=sorted(devices)), _uncompiled():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

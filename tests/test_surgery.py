@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import re
 import warnings
 from email.message import Message
@@ -18,7 +20,7 @@ from dropoutlib.surgery import Finding, Report
 
 IMAGES, VECTORS, SEQUENCES = torch.ones(2, 3, 8, 8), torch.ones(4, 6), torch.ones(2, 5, 6)
 MAPS, NORM, OUTPUT = "element dropout on feature maps", "dropout before batch norm", "dropout on the output"
-RECURRENT, EVALUATION = "recurrent dropout without effect", "noise in evaluation"
+FAST, RECURRENT, EVALUATION = "dropout before fast dropout", "recurrent dropout without effect", "noise in evaluation"
 
 
 class Calls(nn.Module):
@@ -107,9 +109,30 @@ CASES = {
     # Dropout on the output
     "on the output": (nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Softmax(-1)), VECTORS, [("1", OUTPUT)]),
     "ours on the output": (nn.Sequential(nn.Linear(6, 4), dropoutlib.Dropout()), VECTORS, [("1", OUTPUT)]),
+    "on hidden states beside the logits": (Calls(lambda m, x: (lambda h: {"logits": m.head(h), "hidden": h})(
+        m.drop(m.body(x))), body=nn.Linear(6, 4), drop=nn.Dropout(), head=nn.Linear(4, 2)), VECTORS, []),
+    "on hidden states and on the logits": (Calls(lambda m, x: (lambda h: (m.drop(m.head(h)), h))(m.drop(m.body(x))),
+                                                 body=nn.Linear(6, 4), drop=nn.Dropout(), head=nn.Linear(4, 2)),
+                                           VECTORS, [("drop", OUTPUT)]),
+    "on both branches of a sum": (Calls(lambda m, x: m.drop(m.body(x)) + m.drop(x), body=nn.Linear(6, 6),
+                                        drop=nn.Dropout()), VECTORS, [("drop", OUTPUT)]),
     "in a residual branch": (Calls(lambda m, x: x + m.drop(m.body(x)), body=nn.Linear(6, 6), drop=nn.Dropout()),
                              VECTORS, []),
     "in a transformer": (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), SEQUENCES, []),
+    # Dropout before fast dropout
+    "before fast dropout": (nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.ReLU(), dropoutlib.FastDropoutLinear(4, 2)),
+                            VECTORS, [("1", FAST)]),
+    "before fast dropout, by name": (Calls(lambda m, x: m.head(input=m.drop(x)), drop=nn.Dropout(),
+                                           head=dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("drop", FAST)]),
+    "functional before fast dropout": (Calls(lambda m, x: m.head(F.dropout(x, 0.2, m.training)),
+                                             head=dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("", FAST)]),
+    "fast dropout in a row": (nn.Sequential(nn.Dropout(), nn.Linear(6, 4), dropoutlib.FastDropoutLinear(4, 4),
+                                            dropoutlib.FastDropoutLinear(4, 2)), VECTORS, []),
+    "before fast dropout without noise": (nn.Sequential(nn.Dropout(), dropoutlib.FastDropoutLinear(6, 2, p=0.0)),
+                                          VECTORS, []),
+    "before other noisy weights": (nn.Sequential(
+        nn.Dropout(), dropoutlib.VariationalDropoutLinear(6, 4), nn.Dropout(), dropoutlib.DropConnectLinear(4, 2)),
+        VECTORS, []),
     # Recurrent
     "one layer": (recurrent(dropout=0.5), SEQUENCES, [("body", RECURRENT)]),
     "two layers": (recurrent(dropout=0.5, num_layers=2), SEQUENCES, []),
@@ -213,6 +236,37 @@ def test_audit_between_forward_and_backward() -> None:
     assert model[0].weight.grad is not None
 
 
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_part(model: nn.Module) -> nn.Module:
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+COMPILED = {"": compiled_in_place, "_orig_mod.": lambda model: torch.compile(model, backend="eager"),
+            " a part": compiled_part}
+
+
+@pytest.mark.parametrize("prefix", COMPILED)
+def test_audit_of_a_compiled_model(prefix: str, caplog, capfd) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.2)), *head())
+    expected = audit(model, IMAGES)
+    compiled = COMPILED[prefix](model)
+    compiled(IMAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = audit(compiled, IMAGES)
+    place = "0._orig_mod.1" if prefix == " a part" else f"{prefix}0.1"
+    assert [(one.place, one.kind) for one in report] == [(place, one.kind) for one in expected]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not any(capfd.readouterr())
+    replace(compiled, {nn.Dropout: lambda old: dropoutlib.SpatialDropout2d(old.p)}, [place])
+    assert not audit(compiled, IMAGES) and bool((compiled.eval()(IMAGES) == model(IMAGES)).all())
+
+
 def test_audit_where_values_cannot_be_compared() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), *head()).to("meta")
     assert [finding.kind for finding in audit(model, IMAGES.to("meta"))] == [MAPS]
@@ -237,8 +291,40 @@ def test_a_report_prints_its_findings_by_kind() -> None:
     first, second, third, fourth, fifth = repr(report).splitlines()
     assert first == "element dropout on feature maps (see the chapter 'What is dropped?')"
     assert second.startswith("  1: dropout acts on maps of shape (2, 4, 6, 6)") and "SpatialDropout2d" in second
-    assert third.startswith("  3: ") and fourth.startswith("dropout on the output (see ") and fifth.startswith("  3: ")
+    assert third == "    The same at 3."
+    assert fourth.startswith("dropout on the output (see ") and fifth.startswith("  3: ")
+    assert "call of a function" not in repr(report), "replace exchanges modules"
     assert repr(audit(nn.Linear(6, 2), VECTORS)) == "nothing found"
+
+
+class DropsInAFunction(nn.Module):
+    """As a layer of a DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.body = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.body(self.norm(x)), 0.2, training=self.training)
+
+
+def test_functional_dropout_in_layers_that_repeat() -> None:
+    model = nn.Sequential(*(DropsInAFunction() for _ in range(6)), nn.Dropout(0.1), *head(192))
+    report = audit(model, IMAGES)
+    calls = [finding for finding in report if finding.place != "6"]
+    assert len(calls) == 6 + 5 and len(report) == len(calls) + 1
+    assert all("is the call of a function in DropsInAFunction: replace()" in finding.message for finding in calls)
+    starts = [line.split(":")[0].split(" (")[0] for line in repr(report).splitlines()]
+    assert starts == [MAPS, "  0", "    The same at 1, 2, 3 and 2 more.", "  6", NORM, "  0",
+                      "    The same at 1, 2, 3 and 1 more."]
+    factories = {nn.Dropout: lambda old: dropoutlib.SpatialDropout2d(old.p)}
+    places = [finding.place for finding in report if finding.kind == MAPS]
+    for some in (["0"], ["0", "1", "2", "3", "4"]):
+        with pytest.raises(ValueError, match=r"in the given places, 0 \(DropsInAFunction\).*; a call of a function"):
+            replace(model, factories, some)
+    with pytest.warns(UserWarning, match=r"at 0 \(DropsInAFunction\), 1 .* and 3 more: .*a call of a function"):
+        replace(model, factories, places)
+    assert type(model[6]) is dropoutlib.SpatialDropout2d
 
 
 def test_chapters_are_linked_where_the_address_of_the_book_is_known(monkeypatch):
@@ -321,6 +407,65 @@ def test_replace_by_a_wrapper() -> None:
     first = model[0]
     replace(model, {nn.Linear: dropoutlib.ConcreteDropout})
     assert model[0].module is first and not model[0].training and model(VECTORS).shape == (4, 2)
+
+
+class LanguageModel(nn.Module):
+    """The head has the weights of the embedding, as in a GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embedding(x))
+
+
+def loaded(old: nn.Linear) -> nn.Module:
+    new = dropoutlib.DropConnectLinear(old.in_features, old.out_features)
+    new.load_state_dict(old.state_dict())
+    return new
+
+
+def embedded(old: nn.Embedding) -> nn.Module:
+    return nn.Embedding(*old.weight.shape, _weight=old.weight.detach().clone())
+
+
+@pytest.mark.parametrize("factories", [{nn.Linear: loaded}, {nn.Linear: loaded, nn.Embedding: embedded},
+                                       {nn.Linear: dropoutlib.ConcreteDropout}])
+def test_tied_weights_stay_tied(factories) -> None:
+    model = LanguageModel()
+    weight = model.embedding.weight
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(model, factories)
+    assert getattr(model.head, "module", model.head).weight is model.embedding.weight is weight
+    assert sum(parameter is weight for parameter in model.parameters()) == 1
+
+
+def test_parts_that_are_replaced_as_one_stay_tied_to_others() -> None:
+    model = nn.ModuleDict({"model": LanguageModel(), "probe": nn.Bilinear(4, 1, 7)})
+    model["probe"].bias = model["model"].head.bias
+    replace(model, {LanguageModel: copy.deepcopy})
+    assert model["model"].head.bias is model["probe"].bias
+    assert model["model"].head.weight is model["model"].embedding.weight
+
+
+def frozen(old: nn.Linear) -> nn.Module:
+    return loaded(old).requires_grad_(False)
+
+
+@pytest.mark.parametrize("factory", [
+    lambda old: dropoutlib.DropConnectLinear(old.in_features, old.out_features), lambda old: loaded(old).double(),
+    lambda old: nn.Sequential(loaded(old)), frozen])
+def test_weights_that_are_tied_no_more_are_named(factory) -> None:
+    model = LanguageModel()
+    with pytest.warns(UserWarning, match=r"head\.weight was one parameter with embedding\.weight") as caught:
+        replace(model, {nn.Linear: factory})
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(LanguageModel(), {nn.Linear: lambda old: nn.Identity()})
 
 
 def test_replace_changes_nothing_where_a_factory_fails() -> None:

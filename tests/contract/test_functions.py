@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from subjects import assert_raises, assert_same, example
+from torch import fx
 
-from dropoutlib import functional
+from dropoutlib import SpatialDropout2d, functional
 
 WEIGHT, BIAS = ("weight", (4, 6)), ("bias", (4,))
 
@@ -75,6 +77,27 @@ def test_nothing_is_drawn_outside_of_training(call: str, device: str) -> None:
     rule = {"inference": "mean"} if "sampled" in call else {}
     assert_raises(ValueError, "draws nothing", lambda: functional.draw(
         function, x, *further, **options | rule | {"training": False}))
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if "activation" not in CALLS[call][2]])  # no node takes one
+def test_a_function_is_one_node_of_a_symbolic_trace(call: str, device: str) -> None:
+    function, x, further, options = arguments(call, device)
+    traced = fx.symbolic_trace(lambda x: getattr(functional, call.split()[0])(x, *further, **options))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [function]
+    for _ in range(2):
+        state = torch.get_rng_state()
+        expected = function(x, *further, **options)
+        torch.set_rng_state(state)
+        assert_same(traced(x), expected)
+    (node,) = (node for node in pickle.loads(pickle.dumps(traced)).graph.nodes if node.op == "call_function")
+    assert node.target is function
+
+
+def test_a_tracer_that_cannot_follow_is_told_why() -> None:
+    words = "got Proxy: torch.fx can follow a layer that is a part of the traced module"
+    assert_raises(TypeError, words, lambda: fx.symbolic_trace(SpatialDropout2d()))
+    dropout = functional.dropout
+    assert_raises(TypeError, words, lambda: fx.symbolic_trace(lambda x: dropout(x)))
 
 
 def test_what_draws_nothing_is_named() -> None:

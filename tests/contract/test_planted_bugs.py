@@ -277,6 +277,14 @@ class ForgetsTheMaskInTheGradientOfTheBias(dropoutlib.DropConnectLinear):
         return output if noise is None else output + (self.bias - self.bias.detach())
 
 
+class IsTracedThrough(dropoutlib.Dropout):
+    def __call__(self, *arguments, **options):
+        return nn.Module.__call__(self, *arguments, **options)
+
+    def forward(self, input, *, noise=None, generator=None):
+        return nn.functional.dropout(input, self.p, self.training)
+
+
 class DropsEachWindow(dropoutlib.AvgPoolDropout1d):
     def forward(self, input, *, noise=None, generator=None):
         output = nn.functional.avg_pool1d(input, self.kernel_size, self.stride, self.padding)
@@ -397,6 +405,7 @@ PLANTED = [
     (DrawsLessThanACall, "check_draw"),
     (DrawsAgainWhenCalled, "check_draw"),
     (ForgetsTheMaskInTheGradientOfTheBias, "check_draw"),
+    (IsTracedThrough, "check_symbolic_trace"),
     (DropsEachWindow, "check_exact_moments"),
     (DropsEachWindow, "check_statistics"),
     (SharesAMaskOfAPoolOverTheChannels, "check_statistics"),

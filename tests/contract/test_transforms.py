@@ -25,7 +25,7 @@ from subjects import (
     subject,
     without_bias,
 )
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
@@ -114,6 +114,47 @@ def check_export(layer: Layer, device: torch.device) -> None:
         tags = getattr(node.target, "tags", [])
         assert torch.Tag.nondeterministic_seeded not in tags, f"{node.target} is random"
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+class NamesModules(fx.Tracer):
+    """A tracer as torchvision's: it calls every module through its own method, and knows the module of every node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.modules = "", {}
+
+    def call_module(self, m: nn.Module, forward, args, kwargs):
+        outside, self.inside = self.inside, self.path_of_module(m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self.inside = outside
+
+    def create_proxy(self, *arguments, **options):
+        proxy = super().create_proxy(*arguments, **options)
+        self.modules[proxy.node.name] = self.inside
+        return proxy
+
+
+def check_symbolic_trace(layer: Layer, device: torch.device) -> None:
+    x = layer.example(LARGE, device)
+    module = layer(0.3, x)
+    seen: list[Tensor] = []
+    module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model, tracer = nn.Sequential(nn.Identity(), module), NamesModules()
+    traced = fx.GraphModule(model, tracer.trace(model))
+    assert not seen, "a hook was called while the layer was traced"
+    assert list(tracer.modules.values()) == ["", "0", "1"]
+    assert traced.get_submodule("1") is module
+    for mode in (True, False, True):
+        traced.train(mode)
+        torch.manual_seed(1)
+        expected = model(x)
+        torch.manual_seed(1)
+        assert_same(traced(x), expected)
+    if "p" in vars(module):
+        module.p = 0.0
+        assert_same(traced(x), module(x))
 
 
 def check_onnx(layer: Layer, device: torch.device) -> None:
