@@ -96,7 +96,21 @@ def draw(function: Callable[..., Tensor], input: Tensor, *arguments: Any, genera
 
 @document()
 class NoisyLayer(nn.Module):
-    """A layer that multiplies something by noise: it draws when called, or takes what was drawn before."""
+    """A layer that multiplies something by noise: it draws when called, or takes what was drawn before.
+
+    Every layer of the library that draws is one. So Monte Carlo dropout, which leaves the noise on in a model that is
+    evaluated, is a loop:
+
+    Example:
+        >>> from torch import nn
+        >>> from dropoutlib import Dropout, NoisyLayer
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Dropout()).eval()
+        >>> for module in model.modules():
+        ...     if isinstance(module, NoisyLayer):
+        ...         _ = module.train()
+        >>> [module.training for module in model]
+        [False, False, True]
+    """
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         input = arguments[0] if arguments else options.get("input")
