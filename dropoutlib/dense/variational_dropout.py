@@ -173,9 +173,15 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
     @property
     def alpha(self) -> Tensor:
-        """Variance of the multiplicative noise, in float32 for layers of half precision."""
+        """Variance of the multiplicative noise, in float32 for layers of half precision, from e^-40 to e^40.
+
+        Beyond, ``log_alpha`` counts as the bound (in float16 as 16, or -16), so that everything stays finite. Gradients
+        still reach it, as they are at the bound.
+        """
         log_alpha = self._log_alpha()
-        return (log_alpha if log_alpha.dtype == torch.float64 else log_alpha.float()).exp()
+        bound = 16.0 if log_alpha.dtype == torch.float16 else 40.0
+        wide = log_alpha if log_alpha.dtype == torch.float64 else log_alpha.float()
+        return (wide + (wide.clamp(-bound, bound) - wide).detach()).exp()
 
     @property
     def p(self) -> Tensor:

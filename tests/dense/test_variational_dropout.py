@@ -170,3 +170,16 @@ BAD = {
 def test_bad_input(call, words) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["A", "B"])
+@pytest.mark.parametrize("logarithm", [-1e4, -90.0, 0.0, 90.0, 1e4])
+def test_every_log_alpha_gives_finite_values_and_gradients(dtype, kind, logarithm):
+    layer = VariationalDropoutLinear(4, 3, kind=kind, dtype=dtype)
+    torch.nn.init.constant_(layer.log_alpha, logarithm)
+    y = layer(torch.rand(5, 4, dtype=dtype))
+    (y.float().tanh().sum() + layer.kl()).backward()
+    assert y.isfinite().all() and layer.kl().isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+    assert (layer.log_alpha.grad != 0).all() or logarithm > 0  # from below, the divergence leads back
