@@ -224,7 +224,12 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
     {loads} Masks are drawn example by example, again in
     backward, and never fill a tensor of shape (batch, out, in); this holds in eager mode. Dropping selects: a dropped
     ``inf`` or ``nan`` weight leaves nothing behind. An ``inf`` input times a dropped weight, though, is a ``nan`` of
-    the matrix product.
+    the matrix product. A mask of its own for every example costs: forward and backward of 128 examples through 512 x
+    512 weights take 44 times as long as those of a linear layer at p = 0.5, and 83 times at p = 0.3, on one thread of a
+    CPU (:doc:`/book/reference/performance`); ``sharing="batch"`` costs next to nothing.
+
+    Examples lie along the first axis. For a sequence ``(time, batch, in_features)`` that is the time, and all sequences
+    of a step share a mask: transpose it to ``(batch, time, in_features)``, where all steps of a sequence share one.
 
     Args:
         {in_features} {out_features}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,10 +10,11 @@ from torch.nn import functional as F
 
 from ..arguments import applies_noise, boolean, one_of, require_features
 from ..divergence import gathered, log_uniform_kl
-from ..layer import NoisyLayer, draws, one_number_in_a_row
+from ..layer import NoisyLayer, draws
+from ..learned_rate import logit_of, one_number_in_a_row, set_rate, shown_rate
 from ..methods import describe
 from ..moments import deviation, sum_variance
-from ..noise import Bernoulli, Gaussian
+from ..noise import Gaussian
 
 __all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
 
@@ -134,10 +134,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, kind: _Kind = "A",
                  alpha_per: Literal["layer", "unit", "weight"] = "layer", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
-        p = Bernoulli(p).p
-        if p in (0, 1):
-            raise ValueError(f"dropout probability has to be between 0 and 1, both excluded, but got {p}: "
-                             "the logarithm of alpha would be infinite")
+        start = logit_of(p)
         _check_kind(kind)
         shapes = {"layer": (1,), "unit": (in_features,), "weight": (out_features, in_features)}
         one_of("alpha_per", alpha_per, shapes)
@@ -146,7 +143,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
                              "not to the weights")
         super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.kind, self.alpha_per = kind, alpha_per
-        self._start = math.log(p / (1 - p))
+        self._start = start
         self.log_alpha = nn.Parameter(torch.full(shapes[alpha_per], self._start, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
@@ -169,7 +166,8 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
     def extra_repr(self) -> str:
         """{shown}"""
-        return f"{super().extra_repr()}, kind={self.kind!r}, alpha_per={self.alpha_per!r}"
+        rate = [shown_rate(self.log_alpha)] if shown_rate(self.log_alpha) else []
+        return ", ".join([super().extra_repr(), *rate, f"kind={self.kind!r}, alpha_per={self.alpha_per!r}"])
 
     @property
     def alpha(self) -> Tensor:
@@ -187,6 +185,10 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
     def p(self) -> Tensor:
         """The probability of dropping for which an inverted mask has the variance alpha, alpha/(1 + alpha)."""
         return torch.sigmoid(self._log_alpha())
+
+    @p.setter
+    def p(self, p: float) -> None:
+        set_rate(self.log_alpha, p)
 
     def _log_alpha(self) -> Tensor:
         log_alpha = gathered(self.log_alpha)

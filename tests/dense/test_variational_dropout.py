@@ -87,8 +87,22 @@ def test_silent_inputs_have_finite_gradients(device: str) -> None:
 def test_alpha_and_p() -> None:
     layer = VariationalDropoutLinear(3, 2, p=0.2)
     assert layer.alpha.item() == pytest.approx(0.25) and layer.p.item() == pytest.approx(0.2)
-    with pytest.raises(AttributeError):
-        layer.p = 0.5
+    layer.p = 0.5
+    assert layer.alpha.item() == pytest.approx(1.0) and "p=0.5," in repr(layer)
+    with pytest.raises(ValueError, match="0"):
+        layer.p = 0.0
+    several = VariationalDropoutLinear(3, 2, alpha_per="unit")
+    torch.nn.init.uniform_(several.log_alpha)
+    assert f"p={several.p.min().item():.4g} to {several.p.max().item():.4g}" in repr(several)
+
+
+def test_a_rate_that_was_saved_as_a_number_loads() -> None:
+    layer = VariationalDropoutLinear(3, 2, p=0.2)
+    state = layer.state_dict()
+    old = {**state, "log_alpha": state["log_alpha"].squeeze()}
+    other = VariationalDropoutLinear(3, 2)
+    other.load_state_dict(old)
+    assert torch.equal(other.log_alpha, layer.log_alpha) and old["log_alpha"].shape == ()
 
 
 def test_trained_weights_of_linear_load() -> None:
