@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from ..noise import Gaussian
 
 __all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
 
-_Kind = Literal["A", "B"]
-
 _LAW = Gaussian(0.0, 1.0)
 
 
@@ -33,7 +31,7 @@ def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, kind: str, *,
 @draws(_normal)
 @describe("variational_dropout", fits="the output (kind A) or the input (kind B)")
 def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float,
-                               kind: _Kind = "A", training: bool = True, *, noise: Tensor | None = None,
+                               kind: Literal["A", "B"] = "A", training: bool = True, *, noise: Tensor | None = None,
                                generator: torch.Generator | None = None) -> Tensor:
     """A linear layer with multiplicative Gaussian noise of variance ``alpha``.
 
@@ -77,7 +75,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def _check_kind(kind: str) -> None:
-    one_of("kind", kind, get_args(_Kind))
+    one_of("kind", kind, ("A", "B"))
 
 
 @describe("variational_dropout", variational_dropout_linear)
@@ -131,8 +129,9 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         tensor(273.0788, grad_fn=<MulBackward0>)
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, kind: _Kind = "A",
-                 alpha_per: Literal["layer", "unit", "weight"] = "layer", *, device: torch.device | str | None = None,
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5,
+                 kind: Literal["A", "B"] = "A", alpha_per: Literal["layer", "unit", "weight"] = "layer", *,
+                 device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         start = logit_of(p)
         _check_kind(kind)
