@@ -3,9 +3,8 @@
 Sums and independent factors are exact.  A non-linearity is exact for a Gaussian value; the chapters on the Gaussian
 approximation measure what that costs.  Squares of float16 numbers above 255 overflow: carry moments in float32.
 
-A :class:`Moments` counts its elements as independent.  The outputs of a linear layer are not, and training makes the
-difference large: in the chapter on fast dropout, the standard deviations behind a hidden layer come out as half of the
-true ones, those behind three hidden layers as less.  A :class:`JointMoments` carries the covariances too.
+A :class:`Moments` counts its elements as independent.  The outputs of a linear layer are not, and training makes that
+matter: :func:`linear` says how much.  A :class:`JointMoments` carries the covariances too.
 """
 
 from __future__ import annotations
@@ -40,6 +39,9 @@ class JointMoments(NamedTuple):
 
     :func:`linear`, :func:`multiply`, :func:`relu` and :meth:`dropoutlib.FastDropoutLinear.moments` carry it, and the
     losses and :func:`expectation`, which need no covariance, take it.  The others refuse it.
+
+    It is for layers of up to a few hundred units.  On one core, two layers of 256 units behind dropout take 4 ms and
+    2 MB for every example in float32, as long as 200 passes with masks; of 1024 units 170 ms and 20 MB, 700 passes.
     """
 
     mean: Tensor
@@ -122,6 +124,8 @@ def linear(value: Moments | JointMoments, weight: Tensor, bias: Tensor | None = 
            covariance: bool = False) -> Moments | JointMoments:
     """Moments of ``value @ weight.T + bias``.  Exact.
 
+    {too_sure}
+
     Args:
         value: moments of shape ``(..., in)``, of independent elements unless it is a :class:`JointMoments`.
         weight: shape ``(out, in)``, not random.
@@ -133,7 +137,8 @@ def linear(value: Moments | JointMoments, weight: Tensor, bias: Tensor | None = 
         outputs share their inputs, so they are correlated.  A Moments has their exact variances and forgets the
         correlation: what follows counts them as independent.
 
-    {Raises}
+    Raises:
+        {Raises}
 
     Example:
         >>> import torch
@@ -187,6 +192,8 @@ def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0) -> 
 def relu(value: _Value) -> _Value:
     """Moments of max(0, Z) for Gaussian Z.
 
+    {too_sure}
+
     With r = mean/standard deviation, the mean is ``mean * Phi(r) + std * phi(r)`` and the second moment
     ``(mean**2 + variance) * Phi(r) + mean * std * phi(r)``.  Where the variance is zero, it is max(0, mean).  Both are
     computed in float64: their terms cancel where r is large.
@@ -201,7 +208,8 @@ def relu(value: _Value) -> _Value:
     Returns:
         {Returns}
 
-    {Raises}
+    Raises:
+        {Raises}
 
     Example:
         >>> import torch
@@ -243,9 +251,11 @@ def sigmoid(value: Moments) -> Moments:
         {value}
 
     Returns:
-        {Returns}
+        Moments: of the same shape.
 
-    {Raises}
+    Raises:
+        TypeError: if ``value`` is no Moments, or a :class:`JointMoments`.
+        ValueError: if its shapes do not fit, or a variance is negative.
 
     Example:
         >>> import torch
@@ -270,9 +280,11 @@ def probit(value: Moments) -> Moments:
         {value}
 
     Returns:
-        {Returns}
+        Moments: of the same shape.
 
-    {Raises}
+    Raises:
+        TypeError: if ``value`` is no Moments, or a :class:`JointMoments`.
+        ValueError: if its shapes do not fit, or a variance is negative.
 
     Example:
         >>> import torch
@@ -305,7 +317,8 @@ def expectation(function: Callable[[Tensor], Tensor], value: Moments | JointMome
     Returns:
         Tensor: of the same shape.
 
-    {Raises}
+    Raises:
+        {Raises}
 
     Example:
         >>> import torch
@@ -371,7 +384,8 @@ def logistic_loss(value: Moments | JointMoments, target: Tensor) -> Tensor:
     Returns:
         {Returns}
 
-    {Raises}
+    Raises:
+        {Raises}
 
     Example:
         >>> import torch
@@ -404,7 +418,9 @@ def _require(value: object, *, joint: bool = False) -> None:
     elif not _broadcasts(mean.shape, spread.shape):
         raise ValueError("value.mean and value.variance have to be of shapes that broadcast, "
                          f"but got {tuple(mean.shape)} and {tuple(spread.shape)}")
-    if is_eager(spread) and not spread.is_complex() and (value.variance < 0).any():
+    if not is_eager(spread) or spread.is_complex() or (spread.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return  # there are no values to read
+    if (value.variance < 0).any():
         raise ValueError(f"value.variance has to be at least 0, but got {value.variance.min().item():g}")
 
 

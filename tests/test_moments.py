@@ -1,7 +1,10 @@
 """Moments through the layers of a network, judged by quadrature and by enumeration."""
 
 import functools
+import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from dropoutlib import Dropout, moments, noise
+from dropoutlib import Dropout, FastDropoutLinear, moments, noise
+from dropoutlib.documentation import WORDS
 from dropoutlib.enumeration import distribution
 
 GAUSSIANS = [(0.0, 1.0), (1.5, 0.3), (-2.0, 4.0), (0.3, 1e-4), (-8.0, 1.0)]
@@ -295,6 +299,20 @@ def test_multiply_and_linear_of_correlated_values_are_exact(p, device):
     result = moments.linear(moments.multiply(value, law, scale=2.0), weight.to(device))
     torch.testing.assert_close(result.mean.cpu(), truth.mean(), rtol=0, atol=1e-6)
     torch.testing.assert_close(result.covariance.cpu(), truth.covariance(), rtol=0, atol=1e-6)
+
+
+def test_docstrings_say_the_numbers_that_the_chapter_prints():
+    chapter = json.loads((Path(__file__).parents[1] / "book/dense/fast_dropout.ipynb").read_text(encoding="utf-8"))
+    printed = "".join(line for cell in chapter["cells"] for output in cell.get("outputs", [])
+                      for line in output.get("text", []))
+    rows = re.findall(r"(\d) hidden, +(\d+) steps:" + r" +([\d.]+)" * 4, printed)
+    (_, *before), (_, *after) = (row[1:] for row in rows if row[0] == "1")
+    (_, *deep_before), (_, *deep_after) = (row[1:] for row in rows if row[0] == "3")
+    assert all(float(ratio) > 0.85 for ratio in before + deep_before)
+    said = re.findall(r"\d\.\d\d", WORDS["too_sure"])
+    assert said == after[:2] + deep_after[:2] + after[2:] + deep_after[2:]
+    assert all("0.47" in function.__doc__ for function in (moments.relu, moments.linear, FastDropoutLinear,
+                                                           FastDropoutLinear.moments))
 
 
 def test_rounding_makes_no_variance_negative():

@@ -88,9 +88,10 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
     behind it: put no other dropout before it.
 
     {loads} :meth:`moments` carries both moments through a
-    network without drawing at all; :mod:`dropoutlib.moments` has activations and losses for it. It takes the units of a
-    layer for independent, which fits an untrained network. In a trained one units agree, and the variances of the next
-    layer come out too small: carry covariances with ``covariance=True``, or read the numbers in the chapter first.
+    network without drawing at all; :mod:`dropoutlib.moments` has activations and losses for it.
+
+    {too_sure} So give ``covariance=True`` where layers are narrow enough for it:
+    :class:`~dropoutlib.moments.JointMoments` says what that costs.
 
     Args:
         {in_features} {out_features}
@@ -160,11 +161,13 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
                 covariance: bool = False) -> Moments | JointMoments:
         """Mean and variance of the outputs, for inputs that are themselves random. In training and evaluation alike.
 
+        {too_sure}
+
         Args:
             mean: means of the inputs, of shape ``(..., in_features)``, or a
                 :class:`~dropoutlib.moments.Moments` or :class:`~dropoutlib.moments.JointMoments` of both.
             variance: variances of the inputs, which count as independent; ``None`` for inputs without noise.
-            covariance: whether the covariances of the outputs are computed.
+            covariance: whether the covariances of the outputs are computed, n^2 numbers for n outputs.
 
         Returns:
             Moments: of shape ``(..., out_features)``, exact for independent inputs; a JointMoments, exact for any
