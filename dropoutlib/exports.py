@@ -23,12 +23,13 @@ from .dense.variational_dropout import VariationalDropoutLinear
 from .divergence import kl_divergence
 from .foundations.max_norm import MaxNorm, max_norm_
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
+from .layer import NoisyLayer
 from .methods import catalogue
 from .surgery import audit, replace
 
-__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d", "Cutout",
-           "DropConnectLinear", "Dropout", "FastDropoutLinear", "GaussianDropout", "MaxDrop", "MaxNorm",
-           "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d", "SpatialDropout1d", "SpatialDropout2d",
-           "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
+__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d",
+           "Cutout", "DropConnectLinear", "Dropout", "FastDropoutLinear", "GaussianDropout", "MaxDrop", "MaxNorm",
+           "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d", "NoisyLayer", "SpatialDropout1d",
+           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
            "VariationalDropoutLinear", "WeightScalingDropout", "audit", "catalogue", "functional", "kl_divergence",
            "max_norm_", "replace"]

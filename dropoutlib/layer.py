@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +13,6 @@ from torch.fx import Proxy
 from .documentation import document
 
 __all__ = ["NoisyLayer", "draw", "draws"]
-
-@contextlib.contextmanager
-def one_number_in_a_row(state_dict: dict[str, Any], key: str) -> Iterator[None]:
-    """Loads a learned rate that was saved as a number: it has the shape ``(1,)``, because FSDP takes no numbers."""
-    saved = state_dict.get(key)
-    if not isinstance(saved, Tensor) or saved.dim() > 0:
-        yield
-        return
-    state_dict[key] = saved.reshape(1)
-    try:
-        yield
-    finally:
-        state_dict[key] = saved
-
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 _DRAWS: dict[Callable[..., Tensor], Callable[..., Any]] = {}
@@ -96,12 +81,33 @@ def draw(function: Callable[..., Tensor], input: Tensor, *arguments: Any, genera
 
 @document()
 class NoisyLayer(nn.Module):
-    """A layer that multiplies something by noise: it draws when called, or takes what was drawn before."""
+    """A layer that multiplies something by noise: it draws when called, or takes what was drawn before.
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        input = arguments[0] if arguments else options.get("input")
-        if not isinstance(input, Proxy):
+    Every layer of the library that draws is one. So Monte Carlo dropout, which leaves the noise on in a model that is
+    evaluated, is a loop:
+
+    Example:
+        >>> from torch import nn
+        >>> from dropoutlib import Dropout, NoisyLayer
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Dropout()).eval()
+        >>> for module in model.modules():
+        ...     if isinstance(module, NoisyLayer):
+        ...         _ = module.train()
+        >>> [module.training for module in model]
+        [False, False, True]
+    """
+
+    if TYPE_CHECKING:
+        # Torch says that a module takes anything: a misspelt name would pass every checker.
+        def __call__(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor: ...
+    else:
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            input = arguments[0] if arguments else options.get("input")
+            if isinstance(input, Proxy):
+                return self._traced(input, arguments, options)
             return super().__call__(*arguments, **options)
+
+    def _traced(self, input: Proxy, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         # A tracer of torch.fx keeps torch's own layers whole, and would run through this one: its mode and its rate
         # would stay what they are now. So the layer asks for the node that a layer of torch gets.
         tracer: Any = input.tracer

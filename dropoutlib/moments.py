@@ -219,7 +219,9 @@ def relu(value: _Value) -> _Value:
     """
     _require(value, joint=True)
     dtype = value.mean.dtype if value.mean.is_floating_point() else torch.get_default_dtype()
-    mean, variance = (part if part.is_mps else part.double() for part in (value.mean, value.variance))  # no float64
+    # mps has no float64, and runtimes of ONNX have no error function of it.
+    single = value.mean.is_mps or torch.compiler.is_exporting()
+    mean, variance = (part if single else part.double() for part in (value.mean, value.variance))
     certain = variance == 0
     std = torch.where(certain, 1.0, variance).sqrt()  # 1 keeps the gradient of the unused branch finite
     ratio = mean / std

@@ -332,7 +332,7 @@ def test_nbval_compares_what_is_stored(tmp_path: Path) -> None:
 def started(*paths: Path) -> all_cores.Kernels:
     """The kernels of a build of these notebooks."""
     kernels = all_cores.Kernels()
-    config = SimpleNamespace(nb_execution_timeout=60, nb_execution_allow_errors=False)
+    config = SimpleNamespace(nb_execution_mode="force", nb_execution_timeout=60, nb_execution_allow_errors=False)
     kernels.start(SimpleNamespace(config=config), SimpleNamespace(doc2path=str), [*map(str, paths), "page.md"])
     return kernels
 

@@ -23,6 +23,13 @@ def test_every_layer_is_exported_and_its_docstring_gives_the_four_answers():
             assert row.chapter.removesuffix(".ipynb") in documentation, f"{name} does not name its chapter"
 
 
+def test_every_layer_that_draws_is_a_noisy_layer():
+    for row in catalogue().values():
+        for layer in row.facts:
+            kind = getattr(dropoutlib, layer.name)
+            assert (isinstance(kind, type) and issubclass(kind, dropoutlib.NoisyLayer)) is (layer.law != "none")
+
+
 def test_the_box_and_the_table_show_every_answer():
     table = catalogue()
     whole = table._repr_markdown_()

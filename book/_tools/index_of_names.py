@@ -43,6 +43,7 @@ def rows() -> list[tuple[str, ...]]:
         found[name] = (f"`{name}`", "", f"[]({page}.md)", f"`{source}`", f"`{tests}`")
     found["draw"] = ("`functional.draw`", "", "[](functional.md)", "`dropoutlib/layer.py`",
                      "`tests/contract/test_functions.py`")
+    found["NoisyLayer"] = ("`NoisyLayer`", "", "[](noise.md)", "`dropoutlib/layer.py`", "`tests/contract/test_law.py`")
     missing = {*dropoutlib.__all__, *functional.__all__} - {*found, "functional"}
     if missing:
         raise SystemExit(f"no row for {', '.join(sorted(missing))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,8 +22,6 @@ from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance, noth
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "MaxPoolDropout1d", "MaxPoolDropout2d",
            "MaxPoolDropout3d", "StochasticPool2d", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
            "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "stochastic_pool2d"]
-
-_Inference = Literal["expected", "scaled"]
 
 _RANKS = {axes: words | {"window": "2" if axes == 1 else str((*(1 for _ in range(axes - 1)), 2))}
           for axes, words in RANKS.items()}
@@ -95,7 +93,7 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
 def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *,
-                       inference: _Inference = "expected", noise: Tensor | None = None,
+                       inference: Literal["expected", "scaled"] = "expected", noise: Tensor | None = None,
                        generator: torch.Generator | None = None) -> Tensor:
     windows = Windows(1, kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
@@ -106,7 +104,7 @@ def max_pool_dropout1d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *,
-                       inference: _Inference = "expected", noise: Tensor | None = None,
+                       inference: Literal["expected", "scaled"] = "expected", noise: Tensor | None = None,
                        generator: torch.Generator | None = None) -> Tensor:
     windows = Windows(2, kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
@@ -117,14 +115,14 @@ def max_pool_dropout2d(input: Tensor, kernel_size: int | tuple[int, ...], stride
 def max_pool_dropout3d(input: Tensor, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                        padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                        ceil_mode: bool = False, p: float = 0.5, training: bool = True, *,
-                       inference: _Inference = "expected", noise: Tensor | None = None,
+                       inference: Literal["expected", "scaled"] = "expected", noise: Tensor | None = None,
                        generator: torch.Generator | None = None) -> Tensor:
     windows = Windows(3, kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pool(input, windows, p, training, inference, noise=noise, generator=generator)
 
 
 def _check_inference(inference: str) -> None:
-    one_of("inference", inference, get_args(_Inference))
+    one_of("inference", inference, ("expected", "scaled"))
 
 
 def _maximum(input: Tensor, windows: Windows) -> Tensor:
@@ -216,7 +214,7 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
 
     def __init__(self, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                  padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1, ceil_mode: bool = False,
-                 p: float = 0.5, inference: _Inference = "expected") -> None:
+                 p: float = 0.5, inference: Literal["expected", "scaled"] = "expected") -> None:
         super().__init__(Bernoulli(p).p)
         _check_inference(inference)
         self._windows = Windows(self._axes, kernel_size, stride, padding, dilation, ceil_mode)

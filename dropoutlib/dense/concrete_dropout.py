@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import applies_noise, is_eager, noise_pair, positive, require_floating_point, require_images, unchanged
+from ..arguments import applies_noise, noise_pair, positive, require_floating_point, require_images, unchanged
 from ..divergence import gathered
-from ..layer import NoisyLayer, draws, one_number_in_a_row
+from ..layer import NoisyLayer, draws
+from ..learned_rate import logit_of, one_number_in_a_row, set_rate, shown_rate
 from ..methods import describe
-from ..noise import Bernoulli, Uniform
+from ..noise import Uniform
 
 __all__ = ["ConcreteDropout", "ConcreteDropout2d", "WrapperNoise", "concrete_dropout", "concrete_dropout2d"]
 
@@ -186,14 +186,10 @@ class ConcreteDropout(NoisyLayer):
         if not isinstance(module, nn.Module) or not isinstance(weight, Tensor) or _inputs(module) is None:
             raise TypeError("module has to be a linear or convolutional layer, with a weight and in_features or "
                             f"in_channels, but got {type(module).__name__}: wrap the layers of a Sequential one by one")
-        p = Bernoulli(p).p
-        if p in (0, 1):
-            raise ValueError(f"dropout probability has to be between 0 and 1, both excluded, but got {p}: "
-                             "its logit, which is learned, would be infinite")
+        self._start = logit_of(p)
         self.module = module
         self.temperature = positive("temperature", temperature)
         self.length_scale = positive("length_scale", length_scale)
-        self._start = math.log(p / (1 - p))
         self.p_logit = nn.Parameter(torch.full((1,), self._start, device=weight.device, dtype=weight.dtype))
 
     _shared: tuple[int, ...] = ()
@@ -208,13 +204,17 @@ class ConcreteDropout(NoisyLayer):
 
     def extra_repr(self) -> str:
         """{shown}"""
-        p = "" if self.p_logit.is_meta or not is_eager(self.p_logit) else f"p={self.p.item():.4g}, "
-        return f"{p}temperature={self.temperature}, length_scale={self.length_scale}"
+        rate = [shown_rate(self.p_logit)] if shown_rate(self.p_logit) else []
+        return ", ".join([*rate, f"temperature={self.temperature}, length_scale={self.length_scale}"])
 
     @property
     def p(self) -> Tensor:
         """The probability of dropping."""
         return torch.sigmoid(gathered(self.p_logit).squeeze(0))
+
+    @p.setter
+    def p(self, p: float) -> None:
+        set_rate(self.p_logit, p)
 
     def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
         """Applies the module to the masked input in training, to the input in evaluation. {call}"""

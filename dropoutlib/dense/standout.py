@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from ..methods import describe
 from ..noise import Coins, apply
 
 __all__ = ["StandoutLinear", "standout_linear"]
-
-_Belief = Literal["shared", "learned"]
 
 
 def _logit(input: Tensor, pre_activation: Tensor, alpha: float, beta: float, belief_weight: Tensor | None,
@@ -149,9 +147,9 @@ class StandoutLinear(NoisyLayer, nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True,
                  activation: Callable[[Tensor], Tensor] = torch.relu, alpha: float = 1.0, beta: float = 0.0,
-                 belief: _Belief = "shared", *, device: torch.device | str | None = None,
+                 belief: Literal["shared", "learned"] = "shared", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
-        one_of("belief", belief, get_args(_Belief))
+        one_of("belief", belief, ("shared", "learned"))
         require_callable("activation", activation)
         super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.activation = activation

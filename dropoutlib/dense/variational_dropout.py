@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +10,13 @@ from torch.nn import functional as F
 
 from ..arguments import applies_noise, boolean, one_of, require_features
 from ..divergence import gathered, log_uniform_kl
-from ..layer import NoisyLayer, draws, one_number_in_a_row
+from ..layer import NoisyLayer, draws
+from ..learned_rate import logit_of, one_number_in_a_row, set_rate, shown_rate
 from ..methods import describe
 from ..moments import deviation, sum_variance
-from ..noise import Bernoulli, Gaussian
+from ..noise import Gaussian
 
 __all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
-
-_Kind = Literal["A", "B"]
 
 _LAW = Gaussian(0.0, 1.0)
 
@@ -33,7 +31,7 @@ def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, kind: str, *,
 @draws(_normal)
 @describe("variational_dropout", fits="the output (kind A) or the input (kind B)")
 def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float,
-                               kind: _Kind = "A", training: bool = True, *, noise: Tensor | None = None,
+                               kind: Literal["A", "B"] = "A", training: bool = True, *, noise: Tensor | None = None,
                                generator: torch.Generator | None = None) -> Tensor:
     """A linear layer with multiplicative Gaussian noise of variance ``alpha``.
 
@@ -77,7 +75,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def _check_kind(kind: str) -> None:
-    one_of("kind", kind, get_args(_Kind))
+    one_of("kind", kind, ("A", "B"))
 
 
 @describe("variational_dropout", variational_dropout_linear)
@@ -131,13 +129,11 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         tensor(273.0788, grad_fn=<MulBackward0>)
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, kind: _Kind = "A",
-                 alpha_per: Literal["layer", "unit", "weight"] = "layer", *, device: torch.device | str | None = None,
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5,
+                 kind: Literal["A", "B"] = "A", alpha_per: Literal["layer", "unit", "weight"] = "layer", *,
+                 device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
-        p = Bernoulli(p).p
-        if p in (0, 1):
-            raise ValueError(f"dropout probability has to be between 0 and 1, both excluded, but got {p}: "
-                             "the logarithm of alpha would be infinite")
+        start = logit_of(p)
         _check_kind(kind)
         shapes = {"layer": (1,), "unit": (in_features,), "weight": (out_features, in_features)}
         one_of("alpha_per", alpha_per, shapes)
@@ -146,7 +142,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
                              "not to the weights")
         super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.kind, self.alpha_per = kind, alpha_per
-        self._start = math.log(p / (1 - p))
+        self._start = start
         self.log_alpha = nn.Parameter(torch.full(shapes[alpha_per], self._start, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
@@ -169,18 +165,29 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
     def extra_repr(self) -> str:
         """{shown}"""
-        return f"{super().extra_repr()}, kind={self.kind!r}, alpha_per={self.alpha_per!r}"
+        rate = [shown_rate(self.log_alpha)] if shown_rate(self.log_alpha) else []
+        return ", ".join([super().extra_repr(), *rate, f"kind={self.kind!r}, alpha_per={self.alpha_per!r}"])
 
     @property
     def alpha(self) -> Tensor:
-        """Variance of the multiplicative noise, in float32 for layers of half precision."""
+        """Variance of the multiplicative noise, in float32 for layers of half precision, from e^-40 to e^40.
+
+        Beyond, ``log_alpha`` counts as the bound (in float16 as 16, or -16), so that everything stays finite. Gradients
+        still reach it, as they are at the bound.
+        """
         log_alpha = self._log_alpha()
-        return (log_alpha if log_alpha.dtype == torch.float64 else log_alpha.float()).exp()
+        bound = 16.0 if log_alpha.dtype == torch.float16 else 40.0
+        wide = log_alpha if log_alpha.dtype == torch.float64 else log_alpha.float()
+        return (wide + (wide.clamp(-bound, bound) - wide).detach()).exp()
 
     @property
     def p(self) -> Tensor:
         """The probability of dropping for which an inverted mask has the variance alpha, alpha/(1 + alpha)."""
         return torch.sigmoid(self._log_alpha())
+
+    @p.setter
+    def p(self, p: float) -> None:
+        set_rate(self.log_alpha, p)
 
     def _log_alpha(self) -> Tensor:
         log_alpha = gathered(self.log_alpha)

@@ -70,6 +70,8 @@ def select(x: Tensor, keep: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         ``x * scale`` where ``keep`` is True, else 0; differentiable in ``x``.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import select
         >>> select(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]), scale=2.0)
         tensor([2., 0.])
     """
@@ -90,6 +92,8 @@ def nothing(x: Tensor) -> Tensor:
         Tensor of the shape, dtype and memory format of ``x``, in its graph.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import nothing
         >>> nothing(torch.tensor([1.0, float("inf")], requires_grad=True))
         tensor([0., 0.], grad_fn=<WhereBackward0>)
     """

@@ -34,6 +34,8 @@ class Bernoulli:
         TypeError: ``p`` is not a real number.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Bernoulli
         >>> law = Bernoulli(p=0.2)
         >>> law.mean, round(law.variance, 12)
         (0.8, 0.16)
@@ -104,6 +106,8 @@ class Coins:
             is kept, so that the ``nan`` is seen.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Coins
         >>> law = Coins(torch.tensor([0.0, 1.0]))
         >>> law.sample(torch.ones(3, 2)).all(0)
         tensor([ True, False])
@@ -159,6 +163,8 @@ class Gaussian:
         TypeError: one of the two is not a real number.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Gaussian
         >>> law = Gaussian(mean=1.0, variance=0.25)
         >>> law.sample(torch.ones(2, 3)).shape
         torch.Size([2, 3])
@@ -224,6 +230,8 @@ class Uniform:
     """Uniform numbers between 0 and 1: what a rate that is learned, or that depends on the input, is compared with.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Uniform
         >>> Uniform().mean, round(Uniform().variance, 12)
         (0.5, 0.083333333333)
         >>> bool((Uniform().sample(torch.ones(2, 3)) < 1).all())
@@ -281,6 +289,8 @@ class Position:
         count: number of positions for every image.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Position
         >>> positions = Position(5).sample(torch.empty(8, 3, 32, 48))
         >>> positions.shape, bool((positions < torch.tensor([32, 48])).all())
         (torch.Size([8, 5, 2]), True)

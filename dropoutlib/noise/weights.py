@@ -38,6 +38,8 @@ def masked_product(input: Tensor, weight: Tensor, law: Bernoulli, *, noise: Tens
         ``input[b] @ (mask[b] * weight).T`` for every example b, of shape ``(batch, rows, out)``.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Bernoulli, masked_product
         >>> weight, keep = torch.tensor([[3.0, 4.0]]), torch.tensor([[[1, 0]], [[1, 1]]])
         >>> masked_product(torch.ones(2, 1, 2), weight, Bernoulli(0.5), noise=keep).flatten()
         tensor([3., 7.])
@@ -69,6 +71,8 @@ def masks_of_weight(input: Tensor, weight: Tensor, law: Bernoulli, *,
         Bool tensor of shape ``(batch, out, in)``.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Bernoulli, masks_of_weight
         >>> masks_of_weight(torch.ones(5, 2), torch.ones(3, 2), Bernoulli(0.5)).shape
         torch.Size([5, 3, 2])
     """
@@ -96,6 +100,8 @@ class Replay:
         RuntimeError: as for :meth:`Bernoulli.sample`.
 
     Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Bernoulli, Replay
         >>> masks = Replay(Bernoulli(0.5), torch.empty(2, 3), batch=4)
         >>> first, second = (torch.cat([keep for _, keep in masks]) for _ in range(2))
         >>> first.shape, torch.equal(first, second)

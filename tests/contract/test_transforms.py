@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from subjects import (
     LARGE,
     SMALL,
     Layer,
-    Pool,
     assert_homogeneous,
     assert_mean,
     assert_noisy,
@@ -28,6 +28,8 @@ from subjects import (
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
+
+import dropoutlib
 
 
 def check_compile(layer: Layer, device: torch.device) -> None:
@@ -157,20 +159,6 @@ def check_symbolic_trace(layer: Layer, device: torch.device) -> None:
         assert_same(traced(x), module(x))
 
 
-def check_onnx(layer: Layer, device: torch.device) -> None:
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnx")
-    x = layer.example(SMALL, torch.device("cpu"), torch.float32)
-    model = nn.Sequential(*(() if not layer.elementwise else (nn.Linear(5, 5),)), layer(0.3, x)).eval()
-    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
-    operations = {node.op_type for node in program.model.graph}
-    assert not operations & {"Dropout", "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike",
-                             "RandomUniform", "RandomUniformLike"}, operations
-    if not isinstance(layer, Pool):  # the rule of a pool has operations of its own
-        assert operations <= {"Gemm", "Mul", "MatMul", "Add", "Transpose", "Identity", "Constant", "Relu", "Sigmoid",
-                              "Conv", "Reshape", "Unsqueeze", "Squeeze"}, operations
-
-
 def check_checkpoint(layer: Layer, device: torch.device) -> None:
     for shape in (SMALL, LARGE):
         for reentrant in (False, True):
@@ -252,3 +240,51 @@ def test_full_compiler(device: str) -> None:
             if kind.elementwise else None
     layers.eval()
     torch.testing.assert_close(compiled(x), function(x))
+
+
+class Beside(nn.ModuleDict):
+    """Layers side by side, so that they are exported at once."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [layer(x) for layer in self.values()]
+
+
+def onnx_groups() -> dict[tuple[int, ...], list[str]]:
+    """The layers that take the same input."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted({name for name, _ in covered(CHECKS)}):
+        groups.setdefault(subject(name).axes, []).append(name)
+    return groups
+
+
+def assert_runs_in_onnx(layers: dict[str, nn.Module], x: Tensor) -> None:
+    """The graphs of the layers hold nothing random, run, and give the same."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = Beside(layers).eval()
+    graph = torch.onnx.export(model, (x,), dynamo=True, verbose=False).model_proto
+    operations = " ".join(node.op_type for node in graph.graph.node)
+    assert not re.search("Dropout|Bernoulli|Multinomial|Random", operations), operations
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for name, output, expected in zip(layers, outputs, model(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(output), expected.detach(), msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("axes", onnx_groups(), ids=str)
+def test_exported_to_onnx(axes: tuple[int, ...]) -> None:
+    names = onnx_groups()[axes]
+    x = subject(names[0]).example(SMALL, torch.device("cpu"), torch.float32)
+    assert_runs_in_onnx({name: subject(name)(0.3, x) for name in names}, x)
+
+
+def test_test_rules_exported_to_onnx() -> None:
+    activations = {"relu": torch.relu, "sigmoid": torch.sigmoid, "GELU": nn.GELU()}
+    rules = {f"{rule} of {name}": dropoutlib.DropConnectLinear(8, 5, activation=activation, inference=rule)
+             for name, activation in activations.items() for rule in ("gaussian", "mean")}
+    assert_runs_in_onnx({**rules, "learned": dropoutlib.StandoutLinear(8, 5, belief="learned")}, torch.rand(6, 8) - 0.5)
+
+
+def test_noise_in_an_exported_graph_is_noticed() -> None:
+    sampled = dropoutlib.DropConnectLinear(8, 5, activation=torch.relu, inference="sampled")
+    assert_raises(AssertionError, "Random", lambda: assert_runs_in_onnx({"sampled": sampled}, torch.rand(6, 8)))

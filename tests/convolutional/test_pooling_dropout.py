@@ -133,13 +133,6 @@ def test_gradients_and_transforms_of_windows(layer: nn.Module) -> None:
     torch.testing.assert_close(layer(image), layer(image.contiguous()))
 
 
-def test_the_test_rule_is_exported_to_onnx() -> None:
-    pytest.importorskip("onnxscript")
-    x = torch.rand(1, 2, 6, 6)
-    program = torch.onnx.export(MaxPoolDropout2d(2).eval(), (x,), dynamo=True, verbose=False)
-    assert not any("Random" in node.op_type for node in program.model.graph)
-
-
 def by_hand(values: Tensor, uniform: float) -> float:
     """The element in whose part of [0, sum) the number falls."""
     total = 0.0

@@ -211,3 +211,14 @@ def test_the_parameters_of_the_module_keep_their_place() -> None:
     x = torch.randn(2, 4)
     assert torch.equal(layer.eval()(x), layer.module(x))
     assert "p=0.25" in repr(layer)
+
+
+def test_p_can_be_set_and_an_old_state_loads() -> None:
+    layer, other = (ConcreteDropout(nn.Linear(4, 3)) for _ in range(2))
+    layer.p = 0.3
+    assert layer.p.item() == pytest.approx(0.3) and "p=0.3," in repr(layer)
+    state = layer.state_dict()
+    other.load_state_dict({**state, "p_logit": state["p_logit"].squeeze()})
+    assert torch.equal(other.p_logit, layer.p_logit)
+    with pytest.raises(ValueError, match="1"):
+        layer.p = 1.0

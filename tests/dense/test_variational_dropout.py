@@ -87,8 +87,22 @@ def test_silent_inputs_have_finite_gradients(device: str) -> None:
 def test_alpha_and_p() -> None:
     layer = VariationalDropoutLinear(3, 2, p=0.2)
     assert layer.alpha.item() == pytest.approx(0.25) and layer.p.item() == pytest.approx(0.2)
-    with pytest.raises(AttributeError):
-        layer.p = 0.5
+    layer.p = 0.5
+    assert layer.alpha.item() == pytest.approx(1.0) and "p=0.5," in repr(layer)
+    with pytest.raises(ValueError, match="0"):
+        layer.p = 0.0
+    several = VariationalDropoutLinear(3, 2, alpha_per="unit")
+    torch.nn.init.uniform_(several.log_alpha)
+    assert f"p={several.p.min().item():.4g} to {several.p.max().item():.4g}" in repr(several)
+
+
+def test_a_rate_that_was_saved_as_a_number_loads() -> None:
+    layer = VariationalDropoutLinear(3, 2, p=0.2)
+    state = layer.state_dict()
+    old = {**state, "log_alpha": state["log_alpha"].squeeze()}
+    other = VariationalDropoutLinear(3, 2)
+    other.load_state_dict(old)
+    assert torch.equal(other.log_alpha, layer.log_alpha) and old["log_alpha"].shape == ()
 
 
 def test_trained_weights_of_linear_load() -> None:
@@ -170,3 +184,16 @@ BAD = {
 def test_bad_input(call, words) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["A", "B"])
+@pytest.mark.parametrize("logarithm", [-1e4, -90.0, 0.0, 90.0, 1e4])
+def test_every_log_alpha_gives_finite_values_and_gradients(dtype, kind, logarithm):
+    layer = VariationalDropoutLinear(4, 3, kind=kind, dtype=dtype)
+    torch.nn.init.constant_(layer.log_alpha, logarithm)
+    y = layer(torch.rand(5, 4, dtype=dtype))
+    (y.float().tanh().sum() + layer.kl()).backward()
+    assert y.isfinite().all() and layer.kl().isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+    assert (layer.log_alpha.grad != 0).all() or logarithm > 0  # from below, the divergence leads back

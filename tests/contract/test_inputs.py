@@ -1,0 +1,181 @@
+"""What users bring: another default device, inputs of other layouts and types, arguments in the wrong place."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from subjects import FACTS, LARGE, LAYERS, OPT_OUTS, SMALL, assert_raises, assert_same, subject
+from torch import Tensor
+from torch.autograd.functional import jacobian
+
+import dropoutlib
+from dropoutlib import functional
+
+CPU = torch.device("cpu")
+NAMES = [name for name in LAYERS if (name, "*") not in OPT_OUTS]
+OF_ELEMENTS = [name for name in NAMES if subject(name).elementwise and FACTS[name.split()[0]].law != "none"]
+ROWS = {layer: row for row in dropoutlib.catalogue().values() for layer in row.layers}
+IDENTITIES = [name for name in NAMES if ROWS[name.split()[0]].test_rule == "identity"]
+OF_ONE_SIZE = [name for name in NAMES if subject(name).axes and not FACTS[name.split()[0]].has_weights]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_device_is_not_asked(name: str) -> None:
+    kind = subject(name)
+    for shape in (SMALL, LARGE):
+        x = kind.example(shape, CPU).requires_grad_()
+        layer = kind(0.5, x)
+        torch.set_default_device("meta")
+        try:
+            outputs = [layer(x), layer(x, noise=layer.draw(x)), layer.eval()(x)]
+            if hasattr(layer, "mean"):
+                outputs += [layer.mean(x), layer.variance(x)]
+            sum(output.sum() for output in outputs).backward()
+            repr(layer)
+        finally:
+            torch.set_default_device(None)
+        assert all(output.device == CPU for output in outputs) and x.grad.device == CPU
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_leaves_the_graph(name: str) -> None:
+    """Where everything is dropped, or nothing, too."""
+    kind = subject(name)
+    x = kind.example(SMALL, CPU).requires_grad_()
+    for p in (0.0, 0.5, 1.0):
+        try:
+            layer = kind(p, x)
+        except (ValueError, ZeroDivisionError):  # it has no such p
+            continue
+        moments = [layer.mean, layer.variance] if hasattr(layer, "mean") else []
+        for function in (layer, *moments, layer.eval()):
+            assert function(x).requires_grad, function
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_a_quantised_tensor_is_returned_in_evaluation(name: str) -> None:
+    kind = subject(name)
+    x = torch.quantize_per_tensor(kind.example(SMALL, CPU, torch.float32), 0.1, 0, torch.quint8)
+    layer = kind(0.5, kind.example(SMALL, CPU))
+    assert layer.eval()(x) is x
+    assert_raises(RuntimeError, "quint8", lambda: layer.train()(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sparse_and_tiny_numbers_are_refused_alike_in_both_modes(name: str) -> None:
+    kind = subject(name)
+    x = kind.example(SMALL, CPU, torch.float32)
+    layer = kind(0.5, x)
+    for training in (True, False):
+        layer.train(training)
+        assert_raises(RuntimeError, "to_dense", lambda: layer(x.to_sparse()))
+        assert_raises(RuntimeError, "float8", lambda: layer(x.to(torch.float8_e4m3fn)))
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("name", OF_ELEMENTS)
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors_of_both_layouts_are_dropped(name: str, layout: torch.layout) -> None:
+    parts = [torch.ones(300, 4), torch.ones(200, 4)]
+    x = torch.nested.nested_tensor(parts, layout=layout, requires_grad=True)
+    layer = subject(name)(0.5, parts[0])
+    y = layer(x)
+    assert [part.shape for part in y.unbind()] == [part.shape for part in parts]
+    assert all(len(part.unique()) > 1 for part in y.unbind())
+    sum(part.sum() for part in y.unbind()).backward()
+    for gradient, part in zip(x.grad.unbind(), y.unbind(), strict=True):
+        torch.testing.assert_close(gradient, part.detach())     # of ones, the gradient is the output
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("name", OF_ONE_SIZE)
+def test_maps_of_several_sizes_are_refused(name: str) -> None:
+    x = torch.nested.nested_tensor([torch.ones(3, 4, 4), torch.ones(3, 2, 4)])
+    for training in (True, False):
+        layer = subject(name)(0.5, torch.ones(1, 1, 4, 4)).train(training)
+        assert_raises(RuntimeError, "nested", lambda layer=layer: layer(x))
+
+
+def test_a_copy_on_write_tensor_is_not_copied() -> None:
+    x = torch._lazy_clone(torch.ones(1 << 16))
+    dropoutlib.arguments.is_eager(x)
+    assert torch._C._is_cow_tensor(x)
+
+
+x = torch.ones(1, 4, 4)
+WEIGHT = torch.ones(2, 4)
+WRONG = {
+    "a rate for the bias of DropConnect": ("bias.*0.1.*p=", lambda: dropoutlib.DropConnectLinear(8, 4, 0.1)),
+    "a rate of 0 for the bias": ("bias.*0.0", lambda: dropoutlib.DropConnectLinear(8, 4, 0.0)),
+    "a function for the bias": ("bias.*tanh", lambda: dropoutlib.StandoutLinear(8, 4, torch.tanh)),
+    "fast dropout": ("bias", lambda: dropoutlib.FastDropoutLinear(8, 4, 0.1)),
+    "variational dropout": ("bias", lambda: dropoutlib.VariationalDropoutLinear(8, 4, 0.1)),
+    "inplace": ("inplace", lambda: dropoutlib.Dropout(0.5, 0.1)),
+    "inplace of maps": ("inplace", lambda: dropoutlib.SpatialDropout2d(0.5, 1)),
+    "ceil_mode": ("ceil_mode", lambda: dropoutlib.MaxPoolDropout2d(2, 2, 0, 1, 0.5)),
+    "count_include_pad": ("count_include_pad", lambda: dropoutlib.AvgPoolDropout2d(2, 2, 0, False, 0.5)),
+    "stochastic pooling": ("ceil_mode", lambda: dropoutlib.StochasticPool2d(2, 2, 0, 0.5)),
+    "num_samples": ("num_samples", lambda: dropoutlib.DropConnectLinear(8, 4, num_samples=True)),
+    "a word for a function": ("activation.*relu", lambda: dropoutlib.DropConnectLinear(8, 4, activation="relu")),
+    "functional inplace": ("inplace", lambda: functional.dropout(x, 0.5, True, 0.1)),
+    **{f"training of {name}": ("training", lambda name=name, arguments=arguments: getattr(functional, name)(
+        *arguments, training=0.5)) for name, arguments in {
+            "dropout": (x,), "weight_scaling_dropout": (x,), "gaussian_dropout": (x,), "cutout": (x, 2),
+            "max_drop": (x,), "stochastic_rate_dropout": (x,), "concrete_dropout": (x, 0.0),
+            "spatial_dropout3d": (x[None, None],), "max_pool_dropout2d": (x, 2), "avg_pool_dropout2d": (x, 2),
+            "stochastic_pool2d": (x, 2), "drop_connect_linear": (x, WEIGHT), "standout_linear": (x, WEIGHT),
+            "fast_dropout_linear": (x, WEIGHT), "variational_dropout_linear": (x, WEIGHT, None, 1.0)}.items()},
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_what_is_no_truth_value_is_not_taken_for_one(mistake: str) -> None:
+    words, call = WRONG[mistake]
+    assert_raises(TypeError, words, call)
+
+
+def test_a_function_for_a_word_is_refused() -> None:
+    for layer, argument in ((dropoutlib.DropConnectLinear, "inference"), (dropoutlib.DropConnectLinear, "sharing"),
+                            (dropoutlib.VariationalDropoutLinear, "kind"), (dropoutlib.StandoutLinear, "belief")):
+        for value in (torch.relu, ["A"], 1):
+            assert_raises(ValueError, argument, lambda layer=layer, argument=argument, value=value: layer(
+                8, 4, **{argument: value}))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_batched_derivatives_of_dropconnect_are_those_of_its_masks(bias: bool) -> None:
+    layer = dropoutlib.DropConnectLinear(8, 3, bias=bias, dtype=torch.float64)
+    x = torch.randn(4, 8, dtype=torch.float64)
+    torch.manual_seed(3)
+    noise = layer.draw(x)
+
+    def given(x: Tensor) -> Tensor:
+        return layer(x, noise=noise)
+
+    expected = jacobian(given, x)
+    torch.manual_seed(3)
+    assert_same(jacobian(layer, x, vectorize=True), expected)
+    assert_same(jacobian(given, x, vectorize=True, strategy="forward-mode"), expected)
+    leaf = x.requires_grad_()
+    torch.manual_seed(3)
+    y = layer(leaf)
+    assert_same(torch.autograd.grad(y, leaf, torch.eye(12, dtype=x.dtype).reshape(12, 4, 3), is_grads_batched=True)[0],
+                expected.reshape(12, 4, 8))
+
+    def drawn(x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return layer(x)
+
+    assert torch.autograd.gradcheck(drawn, leaf, check_batched_grad=True, check_forward_ad=True)
+    assert torch.autograd.gradcheck(given, leaf, check_batched_grad=True, check_forward_ad=True,
+                                    check_batched_forward_grad=True)
+    assert torch.autograd.gradgradcheck(drawn, leaf, check_batched_grad=True)
+
+
+def test_a_rate_that_requires_a_gradient_is_taken_in_silence(recwarn: pytest.WarningsRecorder) -> None:
+    rate = torch.tensor(0.2, requires_grad=True)
+    y = dropoutlib.StochasticRateDropout()(torch.ones(4), noise=(rate, torch.ones(4)))
+    (gradient,) = torch.autograd.grad(y.sum(), rate)
+    assert math.isclose(gradient.item(), 4 / 0.8**2, rel_tol=1e-6) and not recwarn.list
