@@ -2,6 +2,9 @@
 
 Sums and independent factors are exact.  A non-linearity is exact for a Gaussian value; the chapters on the Gaussian
 approximation measure what that costs.  Squares of float16 numbers above 255 overflow: carry moments in float32.
+
+A :class:`Moments` counts its elements as independent.  The outputs of a linear layer are not, and training makes that
+matter: :func:`linear` says how much.  A :class:`JointMoments` carries the covariances too.
 """
 
 from __future__ import annotations
@@ -9,24 +12,48 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar, final, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropoutlib.arguments import is_autocast
+from dropoutlib.arguments import is_autocast, is_eager
 from dropoutlib.documentation import document
 
-__all__ = ["Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "probit",
+__all__ = ["JointMoments", "Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "probit",
            "relu", "sigmoid", "squared_error", "sum_variance"]
 
 
+@final
 class Moments(NamedTuple):
     """Mean and variance of independent random values, element by element."""
 
     mean: Tensor
     variance: Tensor
+
+
+@final
+class JointMoments(NamedTuple):
+    """Mean, of shape ``(..., n)``, and covariance, of shape ``(..., n, n)``, of random values that are not independent.
+
+    :func:`linear`, :func:`multiply`, :func:`relu` and :meth:`dropoutlib.FastDropoutLinear.moments` carry it, and the
+    losses and :func:`expectation`, which need no covariance, take it.  The others refuse it.
+
+    It is for layers of up to a few hundred units.  On one core, two layers of 256 units behind dropout take 4 ms and
+    2 MB for every example in float32, as long as 200 passes with masks; of 1024 units 170 ms and 20 MB, 700 passes.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @property
+    def variance(self) -> Tensor:
+        """The diagonal of the covariance."""
+        return self.covariance.diagonal(dim1=-2, dim2=-1)
+
+
+_Value = TypeVar("_Value", Moments, JointMoments)
 
 
 class Law(Protocol):
@@ -39,8 +66,10 @@ class Law(Protocol):
     def variance(self) -> float: ...
 
 
-def multiply(value: Moments, law: Law, scale: float = 1.0) -> Moments:
+def multiply(value: _Value, law: Law, scale: float = 1.0) -> _Value:
     """Moments of ``scale * noise * value``, noise and value independent.  Exact.
+
+    Every element has a noise of its own, so a covariance is multiplied by the square of the mean noise.
 
     Args:
         value: moments of any shape.
@@ -48,7 +77,11 @@ def multiply(value: Moments, law: Law, scale: float = 1.0) -> Moments:
         scale: a constant factor, such as 1/(1 - p) of inverted dropout.
 
     Returns:
-        Moments: of the same shape.
+        Moments: of the same shape, a :class:`JointMoments` for one.
+
+    Raises:
+        TypeError: if ``value`` is no Moments.
+        ValueError: if its shapes do not fit, or a variance is negative.
 
     Example:
         >>> import torch
@@ -57,21 +90,55 @@ def multiply(value: Moments, law: Law, scale: float = 1.0) -> Moments:
         >>> moments.multiply(value, noise.Bernoulli(0.5), scale=2.0).variance.item()
         2.0
     """
+    _require(value, joint=True)
     variance = law.variance * (value.mean**2 + value.variance) + law.mean**2 * value.variance
-    return Moments(scale * law.mean * value.mean, scale**2 * variance)
+    mean = scale * law.mean * value.mean
+    if isinstance(value, Moments):
+        return Moments(mean, scale**2 * variance)
+    factor = scale * law.mean * torch.ones_like(value.mean)  # the law of each element may be another
+    return JointMoments(mean, _with_diagonal(_outer(factor) * value.covariance, scale**2 * variance))
 
 
-def linear(value: Moments, weight: Tensor, bias: Tensor | None = None) -> Moments:
-    """Moments of ``value @ weight.T + bias`` for independent elements of ``value``.  Exact.
+@overload
+def linear(value: Moments, weight: Tensor, bias: Tensor | None = None, *,
+           covariance: Literal[False] = False) -> Moments: ...
+
+
+@overload
+def linear(value: Moments, weight: Tensor, bias: Tensor | None = None, *,
+           covariance: Literal[True]) -> JointMoments: ...
+
+
+@overload
+def linear(value: JointMoments, weight: Tensor, bias: Tensor | None = None, *,
+           covariance: bool = False) -> JointMoments: ...
+
+
+@overload
+def linear(value: Moments | JointMoments, weight: Tensor, bias: Tensor | None = None, *,
+           covariance: bool = False) -> Moments | JointMoments: ...
+
+
+@document(multiply)
+def linear(value: Moments | JointMoments, weight: Tensor, bias: Tensor | None = None, *,
+           covariance: bool = False) -> Moments | JointMoments:
+    """Moments of ``value @ weight.T + bias``.  Exact.
+
+    {too_sure}
 
     Args:
-        value: moments of shape ``(..., in)``.
+        value: moments of shape ``(..., in)``, of independent elements unless it is a :class:`JointMoments`.
         weight: shape ``(out, in)``, not random.
         bias: shape ``(out,)``, not random.
+        covariance: whether the covariances of the outputs are computed: n outputs have n^2 of them for every example.
 
     Returns:
-        Moments: of shape ``(..., out)``.  The outputs share their inputs, so they are correlated; the variances are
-        exact all the same.
+        Moments: of shape ``(..., out)``; a :class:`JointMoments` with ``covariance=True`` or for a JointMoments.  The
+        outputs share their inputs, so they are correlated.  A Moments has their exact variances and forgets the
+        correlation: what follows counts them as independent.
+
+    Raises:
+        {Raises}
 
     Example:
         >>> import torch
@@ -79,8 +146,19 @@ def linear(value: Moments, weight: Tensor, bias: Tensor | None = None) -> Moment
         >>> value = moments.Moments(torch.ones(2), torch.ones(2))
         >>> moments.linear(value, torch.tensor([[1.0, 2.0]]))
         Moments(mean=tensor([3.]), variance=tensor([5.]))
+        >>> moments.linear(value, torch.tensor([[1.0, 2.0], [2.0, 1.0]]), covariance=True).covariance
+        tensor([[5., 4.],
+                [4., 5.]])
     """
-    return Moments(F.linear(value.mean, weight, bias), F.linear(value.variance, weight**2))
+    _require(value, joint=True)
+    mean = F.linear(value.mean, weight, bias)
+    if isinstance(value, JointMoments):
+        spread = weight @ value.covariance @ weight.mT
+        return JointMoments(mean, _with_diagonal(spread, spread.diagonal(dim1=-2, dim2=-1).clamp(min=0)))
+    variance = value.variance.expand(torch.broadcast_shapes(value.mean.shape, value.variance.shape))
+    if covariance:
+        return JointMoments(mean, (weight * variance.unsqueeze(-2)) @ weight.mT)
+    return Moments(mean, F.linear(variance, weight**2))
 
 
 @document(linear)
@@ -111,12 +189,18 @@ def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0) -> 
 
 
 @document(multiply)
-def relu(value: Moments) -> Moments:
+def relu(value: _Value) -> _Value:
     """Moments of max(0, Z) for Gaussian Z.
+
+    {too_sure}
 
     With r = mean/standard deviation, the mean is ``mean * Phi(r) + std * phi(r)`` and the second moment
     ``(mean**2 + variance) * Phi(r) + mean * std * phi(r)``.  Where the variance is zero, it is max(0, mean).  Both are
     computed in float64: their terms cancel where r is large.
+
+    The covariance c of two elements becomes ``c * Phi(r) * Phi(r') + c**2/2 * phi(r)/std * phi(r')/std'``, two terms
+    of a series in c.  The error is at most ``0.015 * abs(correlation)**3 * std * std'``, and the result is a
+    covariance matrix again.
 
     Args:
         {value}
@@ -124,16 +208,20 @@ def relu(value: Moments) -> Moments:
     Returns:
         {Returns}
 
+    Raises:
+        {Raises}
+
     Example:
         >>> import torch
         >>> from dropoutlib import moments
         >>> moments.relu(moments.Moments(torch.tensor(0.0), torch.tensor(1.0))).mean  # 1/sqrt(2 pi)
         tensor(0.3989)
     """
+    _require(value, joint=True)
     dtype = value.mean.dtype if value.mean.is_floating_point() else torch.get_default_dtype()
     # mps has no float64, and runtimes of ONNX have no error function of it.
     single = value.mean.is_mps or torch.compiler.is_exporting()
-    mean, variance = (part if single else part.double() for part in value)
+    mean, variance = (part if single else part.double() for part in (value.mean, value.variance))
     certain = variance == 0
     std = torch.where(certain, 1.0, variance).sqrt()  # 1 keeps the gradient of the unused branch finite
     ratio = mean / std
@@ -142,8 +230,15 @@ def relu(value: Moments) -> Moments:
     first = std * (ratio * above + pdf)
     # E[relu^2] - E[relu]^2, multiplied out so that for a large ratio nothing large cancels
     spread = variance * (above + ratio**2 * above * below + ratio * pdf * (below - above) - pdf**2)
-    return Moments(torch.where(certain, mean.clamp(min=0), first.clamp(min=0)).to(dtype),
-                   torch.where(certain, 0.0, spread.clamp(min=0)).to(dtype))
+    mean = torch.where(certain, mean.clamp(min=0), first.clamp(min=0)).to(dtype)
+    variance = torch.where(certain, 0.0, spread.clamp(min=0)).to(dtype)
+    if isinstance(value, Moments):
+        return Moments(mean, variance)
+    # The covariance is a sum over k of c^k/k! E[relu^(k)] E[relu^(k)]', from k = 1 (Price's theorem).  On the diagonal
+    # what the first two leave of the variance is at most 0.015 std^2, so by Cauchy and Schwarz the rest is bounded.
+    slope, bend = above.to(dtype), (pdf / std).to(dtype)
+    bent = value.covariance * bend.unsqueeze(-1)
+    return JointMoments(mean, _with_diagonal(_outer(slope) * value.covariance + bent * bent.mT / 2, variance))
 
 
 @document(multiply)
@@ -158,7 +253,11 @@ def sigmoid(value: Moments) -> Moments:
         {value}
 
     Returns:
-        {Returns}
+        Moments: of the same shape.
+
+    Raises:
+        TypeError: if ``value`` is no Moments, or a :class:`JointMoments`.
+        ValueError: if its shapes do not fit, or a variance is negative.
 
     Example:
         >>> import torch
@@ -166,6 +265,7 @@ def sigmoid(value: Moments) -> Moments:
         >>> moments.sigmoid(moments.Moments(torch.tensor(0.0), torch.tensor(3.0))).mean
         tensor(0.5000)
     """
+    _require(value)
     mean = torch.sigmoid(value.mean / torch.sqrt(1 + math.pi * value.variance / 8))
     scaled = Moments(math.sqrt(math.pi / 8) * value.mean, math.pi / 8 * value.variance)
     return Moments(mean, probit(scaled).variance)
@@ -182,7 +282,11 @@ def probit(value: Moments) -> Moments:
         {value}
 
     Returns:
-        {Returns}
+        Moments: of the same shape.
+
+    Raises:
+        TypeError: if ``value`` is no Moments, or a :class:`JointMoments`.
+        ValueError: if its shapes do not fit, or a variance is negative.
 
     Example:
         >>> import torch
@@ -190,6 +294,7 @@ def probit(value: Moments) -> Moments:
         >>> moments.probit(moments.Moments(torch.tensor(0.0), torch.tensor(1e9))).variance  # that of a fair coin
         tensor(0.2500)
     """
+    _require(value)
     height = value.mean / torch.sqrt(1 + value.variance)
     lower = 1 / torch.sqrt(1 + 2 * value.variance)
     length = 2 * value.variance / (1 + 2 * value.variance) / (1 + lower)  # 1 - lower, without cancellation
@@ -201,7 +306,7 @@ def probit(value: Moments) -> Moments:
 
 
 @document(multiply)
-def expectation(function: Callable[[Tensor], Tensor], value: Moments) -> Tensor:
+def expectation(function: Callable[[Tensor], Tensor], value: Moments | JointMoments) -> Tensor:
     """Mean of a function of a Gaussian, by Gauss-Hermite quadrature with 32 points.
 
     Exact for polynomials up to degree 63; for tanh of a value with standard deviation up to 2 the error is below 1e-3;
@@ -214,6 +319,9 @@ def expectation(function: Callable[[Tensor], Tensor], value: Moments) -> Tensor:
     Returns:
         Tensor: of the same shape.
 
+    Raises:
+        {Raises}
+
     Example:
         >>> import torch
         >>> from dropoutlib import moments
@@ -221,6 +329,7 @@ def expectation(function: Callable[[Tensor], Tensor], value: Moments) -> Tensor:
         >>> moments.expectation(torch.square, value)
         tensor(5.0000)
     """
+    _require(value, joint=True)
     std = deviation(value.variance)
     return torch.stack([weight * function(value.mean + node * std) for node, weight in _HERMITE]).sum(0)
 
@@ -239,18 +348,19 @@ def deviation(variance: Tensor) -> Tensor:
     return torch.where(certain, 0, torch.where(certain, 1, variance).sqrt())
 
 
-def squared_error(value: Moments, target: Tensor) -> Tensor:
+def squared_error(value: Moments | JointMoments, target: Tensor) -> Tensor:
     """Mean of (Y - target)^2 for a random output Y, which depends on its two moments alone.  Exact.
 
     Args:
         value: moments of the output.
-        target: of the same shape.
+        target: of the same shape; integers and booleans are converted.
 
     Returns:
         Tensor: the expected loss of every element.
 
     Raises:
-        ValueError: if the shapes differ.
+        TypeError: if ``value`` is no Moments or ``target`` no tensor.
+        ValueError: if the shapes differ, or a variance is negative.
 
     Example:
         >>> import torch
@@ -258,14 +368,12 @@ def squared_error(value: Moments, target: Tensor) -> Tensor:
         >>> moments.squared_error(moments.Moments(torch.tensor(1.0), torch.tensor(2.0)), torch.tensor(4.0))
         tensor(11.)
     """
-    if target.shape != value.mean.shape:
-        raise ValueError(f"target has to be of the shape {tuple(value.mean.shape)} of the output, "
-                         f"but got {tuple(target.shape)}")
-    return (value.mean - target) ** 2 + value.variance
+    _require(value, joint=True)
+    return (value.mean - _as_target(target, value.mean)) ** 2 + value.variance
 
 
 @document(squared_error)
-def logistic_loss(value: Moments, target: Tensor) -> Tensor:
+def logistic_loss(value: Moments | JointMoments, target: Tensor) -> Tensor:
     """Mean of the logistic loss of a Gaussian output, by the probit approximation.
 
     With k = sqrt(1 + pi * variance/8), it is ``k`` times the logistic loss of ``mean / k`` (Wang and Manning, 2013,
@@ -273,10 +381,13 @@ def logistic_loss(value: Moments, target: Tensor) -> Tensor:
 
     Args:
         value: moments of the output before the logistic function.
-        target: 0 or 1, or a probability, of the same shape.
+        target: 0 or 1, or a probability, of the same shape; integers and booleans are converted.
 
     Returns:
         {Returns}
+
+    Raises:
+        {Raises}
 
     Example:
         >>> import torch
@@ -285,8 +396,57 @@ def logistic_loss(value: Moments, target: Tensor) -> Tensor:
         >>> moments.logistic_loss(certain, torch.tensor(1.0))  # log 2
         tensor(0.6931)
     """
+    _require(value, joint=True)
     widening = torch.sqrt(1 + math.pi * value.variance / 8)
-    return widening * F.binary_cross_entropy_with_logits(value.mean / widening, target, reduction="none")
+    logits = value.mean / widening
+    return widening * F.binary_cross_entropy_with_logits(logits, _as_target(target, logits), reduction="none")
+
+
+def _require(value: object, *, joint: bool = False) -> None:
+    """Refuses what is no Moments, and one whose parts cannot be mean and variance of the same values."""
+    if not isinstance(value, (Moments, JointMoments) if joint else Moments):
+        hint = (": the covariances behind this function are not known; Moments(value.mean, value.variance) leaves them "
+                "out" if isinstance(value, JointMoments) else ": Moments(mean, variance) holds both")
+        raise TypeError(f"value has to be a Moments, but got {type(value).__name__}{hint}")
+    for name, part in value._asdict().items():
+        if not isinstance(part, Tensor):
+            raise TypeError(f"value.{name} has to be a tensor, but got {type(part).__name__}")
+    mean, spread = value
+    if isinstance(value, JointMoments):
+        size = mean.shape[-1:]
+        if not size or spread.shape[-2:] != size + size or not _broadcasts(mean.shape[:-1], spread.shape[:-2]):
+            raise ValueError("value.covariance has to be of shape (..., n, n) for a mean of shape (..., n), "
+                             f"but got {tuple(spread.shape)} and {tuple(mean.shape)}")
+    elif not _broadcasts(mean.shape, spread.shape):
+        raise ValueError("value.mean and value.variance have to be of shapes that broadcast, "
+                         f"but got {tuple(mean.shape)} and {tuple(spread.shape)}")
+    if not is_eager(spread) or spread.is_complex() or (spread.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return  # there are no values to read
+    if (value.variance < 0).any():
+        raise ValueError(f"value.variance has to be at least 0, but got {value.variance.min().item():g}")
+
+
+def _broadcasts(one: torch.Size, other: torch.Size) -> bool:
+    return all(1 in sizes or sizes[0] == sizes[1] for sizes in zip(reversed(one), reversed(other), strict=False))
+
+
+def _as_target(target: object, output: Tensor) -> Tensor:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target has to be a tensor, but got {type(target).__name__}")
+    if target.shape != output.shape:
+        raise ValueError(f"target has to be of the shape {tuple(output.shape)} of the output, "
+                         f"but got {tuple(target.shape)}")
+    return target if target.is_floating_point() else target.to(output.dtype)
+
+
+def _outer(x: Tensor) -> Tensor:
+    return x.unsqueeze(-1) * x.unsqueeze(-2)
+
+
+def _with_diagonal(covariance: Tensor, variance: Tensor) -> Tensor:
+    """A covariance with other variances: those that are known exactly, or that rounding has not made negative."""
+    diagonal = torch.eye(covariance.shape[-1], dtype=torch.bool, device=covariance.device)
+    return torch.where(diagonal, variance.unsqueeze(-1), covariance)
 
 
 def _quadrature(off_diagonal: list[float]) -> list[tuple[float, float]]:

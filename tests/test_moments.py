@@ -1,6 +1,10 @@
 """Moments through the layers of a network, judged by quadrature and by enumeration."""
 
+import functools
+import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +12,8 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from dropoutlib import Dropout, moments, noise
+from dropoutlib import Dropout, FastDropoutLinear, moments, noise
+from dropoutlib.documentation import WORDS
 from dropoutlib.enumeration import distribution
 
 GAUSSIANS = [(0.0, 1.0), (1.5, 0.3), (-2.0, 4.0), (0.3, 1e-4), (-8.0, 1.0)]
@@ -181,6 +186,207 @@ def test_a_sum_of_squares_is_exact_and_wide():
 def test_whole_numbers_become_floating_point():
     value = moments.relu(moments.Moments(torch.tensor(1), torch.tensor(2)))
     assert value.mean.dtype == torch.float32 and value.mean.item() != 1
+
+
+def joint(mean, covariance, device="cpu"):
+    return moments.JointMoments(torch.tensor(mean, dtype=torch.float64, device=device),
+                                torch.tensor(covariance, dtype=torch.float64, device=device))
+
+
+def pair(one, two, correlation):
+    (mean, std), (other_mean, other_std) = one, two
+    product = correlation * std * other_std
+    return joint([mean, other_mean], [[std**2, product], [product, other_std**2]])
+
+
+@functools.cache
+def covariance_of_relus(one, two, correlation):
+    """By a Gauss-Legendre rule in two dimensions, over the quadrant where both are positive."""
+    value = pair(one, two, correlation)
+    mean, covariance = value
+    points, weights = np.polynomial.legendre.leggauss(200)
+    halves = [(center + 9 * std) / 2 for center, std in (one, two)]
+    x, y = (torch.from_numpy(half * (1 + points)) for half in halves)
+    grid = torch.stack(torch.meshgrid(x, y, indexing="ij"), -1)
+    density = torch.distributions.MultivariateNormal(mean, covariance).log_prob(grid).exp()
+    total = torch.from_numpy(weights) @ (density * grid.prod(-1)) @ torch.from_numpy(weights) * halves[0] * halves[1]
+    return (total - moments.relu(value).mean.prod()).item()
+
+
+PLACES = [(0.0, 1.0), (-1.5, 1.0), (1.0, 2.0), (0.3, 0.3)]
+CORRELATIONS = (-0.95, -0.5, -0.1, 0.2, 0.6, 0.95)
+
+
+def worst_relu(relu):
+    """The largest error of a covariance, as a multiple of the bound that relu states."""
+    worst = 0.0
+    for index, one in enumerate(PLACES):
+        for two in PLACES[index:]:
+            for correlation in CORRELATIONS:
+                found = relu(pair(one, two, correlation)).covariance[0, 1].item()
+                error = abs(found - covariance_of_relus(one, two, correlation))
+                worst = max(worst, error / (0.015 * abs(correlation) ** 3 * one[1] * two[1]))
+    return worst
+
+
+def test_the_quadrature_knows_what_is_known_in_closed_form():
+    for correlation in CORRELATIONS:
+        angle = math.acos(correlation)
+        closed = (math.sin(angle) + (math.pi - angle) * correlation - 1) / (2 * math.pi)
+        assert covariance_of_relus((0.0, 1.0), (0.0, 1.0), correlation) == pytest.approx(closed, abs=1e-9)
+
+
+def test_covariances_behind_relu_are_within_their_stated_error():
+    assert 0.3 < worst_relu(moments.relu) < 1
+
+
+def one_term(value):
+    slope = torch.special.ndtr(value.mean / value.variance.sqrt())
+    return moments.JointMoments(value.mean, slope[:, None] * slope * value.covariance)
+
+
+@pytest.mark.parametrize("planted", [
+    lambda value: moments.JointMoments(value.mean, torch.diag(value.variance)),  # forgets the covariance
+    lambda value: value,  # takes relu for the identity
+    one_term,
+])
+def test_a_wrong_covariance_behind_relu_is_found(planted):
+    assert worst_relu(planted) > 3
+
+
+def test_the_variances_behind_relu_are_those_without_covariances_and_the_rest_is_a_covariance(device):
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(3, 8, 5, generator=generator, dtype=torch.float64)  # singular: 8 values from 5
+    value = joint(torch.randn(3, 8, generator=generator).tolist(), (root @ root.mT).tolist(), device)
+    result = moments.relu(value)
+    alone = moments.relu(moments.Moments(value.mean, value.variance))
+    assert torch.equal(result.mean, alone.mean) and torch.equal(result.variance, alone.variance)
+    assert torch.equal(result.covariance, result.covariance.mT)
+    assert torch.linalg.eigvalsh(result.covariance).min() > -1e-12
+
+
+def test_covariances_of_certain_values_have_finite_gradients(device):
+    mean = torch.tensor([-1.0, 0.0, 2.0], device=device, requires_grad=True)
+    covariance = torch.zeros(3, 3, device=device, requires_grad=True)
+    result = moments.relu(moments.JointMoments(mean, covariance))
+    assert result.covariance.eq(0).all()
+    (result.mean.sum() + result.covariance.sum()).backward()
+    assert mean.grad.isfinite().all() and covariance.grad.isfinite().all()
+
+
+def test_gradients_of_covariances():
+    def function(mean, root):
+        value = moments.JointMoments(mean, root @ root.mT)
+        value = moments.linear(moments.multiply(moments.relu(value), noise.Bernoulli(0.3)), torch.ones(2, 3).double())
+        return tuple(value)
+
+    values = (torch.tensor([-1.0, 0.4, 2.0], dtype=torch.float64, requires_grad=True),
+              torch.tensor([[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [-0.3, 0.4, 2.0]], dtype=torch.float64,
+                           requires_grad=True))
+    assert torch.autograd.gradcheck(function, values)
+
+
+@pytest.mark.parametrize("p", [0.3, [0.3, 0.0, 0.9]])
+def test_multiply_and_linear_of_correlated_values_are_exact(p, device):
+    """Three values that are sums of four coins, and a mask on each of them: 2^7 outcomes."""
+    generator = torch.Generator().manual_seed(0)
+    mix, weight = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, 4), (2, 3)))
+    rates = torch.cat([torch.full((4,), 0.5), torch.tensor(p).expand(3)])
+    values = distribution(lambda coins: mix @ coins, (4,), 0.5)
+    truth = distribution(lambda bits: weight @ (2 * bits[4:] * (mix @ bits[:4])), (7,), rates)
+    law = noise.Bernoulli(p) if isinstance(p, float) else noise.Coins(torch.tensor(p, device=device))
+    value = moments.JointMoments(values.mean().to(device), values.covariance().to(device))
+    result = moments.linear(moments.multiply(value, law, scale=2.0), weight.to(device))
+    torch.testing.assert_close(result.mean.cpu(), truth.mean(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.covariance.cpu(), truth.covariance(), rtol=0, atol=1e-6)
+
+
+def test_docstrings_say_the_numbers_that_the_chapter_prints():
+    chapter = json.loads((Path(__file__).parents[1] / "book/dense/fast_dropout.ipynb").read_text(encoding="utf-8"))
+    printed = "".join(line for cell in chapter["cells"] for output in cell.get("outputs", [])
+                      for line in output.get("text", []))
+    rows = re.findall(r"(\d) hidden, +(\d+) steps:" + r" +([\d.]+)" * 4, printed)
+    (_, *before), (_, *after) = (row[1:] for row in rows if row[0] == "1")
+    (_, *deep_before), (_, *deep_after) = (row[1:] for row in rows if row[0] == "3")
+    assert all(float(ratio) > 0.85 for ratio in before + deep_before)
+    said = re.findall(r"\d\.\d\d", WORDS["too_sure"])
+    assert said == after[:2] + deep_after[:2] + after[2:] + deep_after[2:]
+    assert all("0.47" in function.__doc__ for function in (moments.relu, moments.linear, FastDropoutLinear,
+                                                           FastDropoutLinear.moments))
+
+
+def test_rounding_makes_no_variance_negative():
+    certain = torch.full((50, 50), 1e6)  # of a value times (1, ..., 1), which the weights take the sum out of
+    weight = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    weight = weight - weight.mean(1, keepdim=True)
+    result = moments.linear(moments.JointMoments(torch.zeros(50), certain), weight)
+    assert (result.variance >= 0).all() and not (weight @ certain @ weight.T).diagonal().ge(0).all()
+
+
+FUNCTIONS = {
+    "multiply": lambda value: moments.multiply(value, noise.Bernoulli(0.5)),
+    "linear": lambda value: moments.linear(value, torch.ones(1, 2)),
+    "relu": moments.relu, "sigmoid": moments.sigmoid, "probit": moments.probit,
+    "expectation": lambda value: moments.expectation(torch.tanh, value),
+    "squared_error": lambda value: moments.squared_error(value, torch.ones(2)),
+    "logistic_loss": lambda value: moments.logistic_loss(value, torch.ones(2)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_no_moments_is_refused(name):
+    ones = torch.ones(2)
+    for value in (ones, (ones, ones), 1.0, None):
+        with pytest.raises(TypeError, match=rf"value has to be a Moments, but got {type(value).__name__}"):
+            FUNCTIONS[name](value)
+    with pytest.raises(TypeError, match=r"value\.variance has to be a tensor, but got float"):
+        FUNCTIONS[name](moments.Moments(ones, 1.0))
+    with pytest.raises(TypeError, match=r"value\.covariance has to be a tensor, but got NoneType"):
+        moments.relu(moments.JointMoments(ones, None))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_cannot_be_mean_and_variance_is_refused(name):
+    ones = torch.ones(2)
+    with pytest.raises(ValueError, match=r"value\.variance has to be at least 0, but got -0\.5"):
+        FUNCTIONS[name](moments.Moments(ones, torch.tensor([1.0, -0.5])))
+    with pytest.raises(ValueError, match=r"value\.mean and value\.variance.*broadcast.*\(2,\) and \(3,\)"):
+        FUNCTIONS[name](moments.Moments(ones, torch.ones(3)))
+    broadcast, whole = (FUNCTIONS[name](moments.Moments(ones, variance)) for variance in (torch.ones(()), ones))
+    torch.testing.assert_close(broadcast, whole)
+    assert torch.isnan(FUNCTIONS[name](moments.Moments(ones, ones * math.nan))[-1]).any(), "nan has to be seen"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_joint_moments_are_taken_where_they_mean_something(name):
+    value = joint([1.0, 2.0], [[1.0, 0.5], [0.5, 1.0]])
+    value = moments.JointMoments(*(part.float() for part in value))
+    if name in ("sigmoid", "probit"):
+        with pytest.raises(TypeError, match=r"JointMoments.*Moments\(value\.mean, value\.variance\) leaves them out"):
+            FUNCTIONS[name](value)
+    else:
+        result, alone = FUNCTIONS[name](value), FUNCTIONS[name](moments.Moments(value.mean, value.variance))
+        if isinstance(result, moments.JointMoments):
+            torch.testing.assert_close(result.mean, alone.mean)
+        else:
+            torch.testing.assert_close(result, alone)
+    for covariance in (torch.ones(2), torch.ones(2, 3), torch.ones(3, 3), torch.ones(4, 2, 2)):
+        mean = torch.ones(3, 2) if covariance.dim() == 3 else torch.ones(2)
+        if name not in ("sigmoid", "probit"):
+            with pytest.raises(ValueError, match=r"value\.covariance has to be of shape \(\.\.\., n, n\)"):
+                FUNCTIONS[name](moments.JointMoments(mean, covariance))
+
+
+def test_targets_of_the_losses():
+    value = moments.Moments(torch.tensor([1.0, -2.0]), torch.ones(2))
+    for loss in (moments.logistic_loss, moments.squared_error):
+        expected = loss(value, torch.tensor([1.0, 0.0]))
+        for target in (torch.tensor([1, 0]), torch.tensor([True, False]), torch.tensor([1, 0], dtype=torch.uint8)):
+            torch.testing.assert_close(loss(value, target), expected)
+        with pytest.raises(ValueError, match=r"target has to be of the shape \(2,\) of the output, but got \(1,\)"):
+            loss(value, torch.ones(1))
+        with pytest.raises(TypeError, match="target has to be a tensor, but got float"):
+            loss(value, 1.0)
 
 
 def test_the_squared_error_does_not_broadcast():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +13,7 @@ import dropoutlib.moments as moments
 from ..arguments import applies_noise, boolean, require_features
 from ..layer import NoisyLayer, draws
 from ..methods import describe
-from ..moments import Moments
+from ..moments import JointMoments, Moments
 from ..noise import Bernoulli, Gaussian, nothing, odds
 
 __all__ = ["FastDropoutLinear", "fast_dropout_linear"]
@@ -88,6 +90,9 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
     {loads} :meth:`moments` carries both moments through a
     network without drawing at all; :mod:`dropoutlib.moments` has activations and losses for it.
 
+    {too_sure} So give ``covariance=True`` where layers are narrow enough for it:
+    :class:`~dropoutlib.moments.JointMoments` says what that costs.
+
     Args:
         {in_features} {out_features}
         bias: whether a bias is added; it is not dropped.
@@ -113,6 +118,9 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
         >>> hidden = moments.relu(layer.moments(x))  # no draw
         >>> hidden.mean.shape, hidden.variance.shape
         (torch.Size([32, 10]), torch.Size([32, 10]))
+        >>> hidden = moments.relu(layer.moments(x, covariance=True))  # for another layer behind it
+        >>> hidden.covariance.shape
+        torch.Size([32, 10, 10])
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, p: float = 0.5, *,
@@ -134,29 +142,54 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _normal(input, self.weight, self.bias, self.p, generator=generator)
 
-    def moments(self, mean: Tensor, variance: Tensor | None = None) -> Moments:
+    @overload
+    def moments(self, mean: Tensor | Moments, variance: Tensor | None = None, *,
+                covariance: Literal[False] = False) -> Moments: ...
+
+    @overload
+    def moments(self, mean: Tensor | Moments, variance: Tensor | None = None, *,
+                covariance: Literal[True]) -> JointMoments: ...
+
+    @overload
+    def moments(self, mean: JointMoments, variance: None = None, *, covariance: bool = False) -> JointMoments: ...
+
+    @overload
+    def moments(self, mean: Tensor | Moments | JointMoments, variance: Tensor | None = None, *,
+                covariance: bool = False) -> Moments | JointMoments: ...
+
+    def moments(self, mean: Tensor | Moments | JointMoments, variance: Tensor | None = None, *,
+                covariance: bool = False) -> Moments | JointMoments:
         """Mean and variance of the outputs, for inputs that are themselves random. In training and evaluation alike.
+
+        {too_sure}
 
         Args:
             mean: means of the inputs, of shape ``(..., in_features)``, or a
-                :class:`~dropoutlib.moments.Moments` of both.
+                :class:`~dropoutlib.moments.Moments` or :class:`~dropoutlib.moments.JointMoments` of both.
             variance: variances of the inputs, which count as independent; ``None`` for inputs without noise.
+            covariance: whether the covariances of the outputs are computed, n^2 numbers for n outputs.
 
         Returns:
-            Moments: of shape ``(..., out_features)``, exact for independent inputs.
+            Moments: of shape ``(..., out_features)``, exact for independent inputs; a JointMoments, exact for any
+            inputs with these covariances, with ``covariance=True`` or for a JointMoments.
 
         Raises:
-            ValueError: if ``mean`` is a Moments and ``variance`` is given as well.
-            RuntimeError: if shapes do not fit or the means are integers.
+            ValueError: if ``mean`` is a Moments and ``variance`` is given as well, if the shapes of mean and variance
+                do not fit each other, or if a variance is negative.
+            RuntimeError: if shapes do not fit the layer or the means are integers.
+            TypeError: if ``mean`` is neither a tensor nor a Moments, or ``covariance`` no truth value.
         """
-        if isinstance(mean, Moments):
-            if variance is not None:
-                raise ValueError("variance was given, but mean is a Moments, which has one")
-            mean, variance = mean
-        value = Moments(mean, nothing(mean) if variance is None else variance)
+        value: Any = mean
+        if isinstance(mean, Tensor):
+            value = Moments(mean, nothing(mean) if variance is None else variance)
+        elif not isinstance(mean, (Moments, JointMoments)):
+            raise TypeError(f"mean has to be a tensor or a Moments, but got {type(mean).__name__}")
+        elif variance is not None:
+            raise ValueError("variance was given, but mean is a Moments, which has one")
         odds(self.p, "fast dropout")
-        require_features(mean, self.weight)
-        return moments.linear(moments.multiply(value, Bernoulli(self.p), 1 / (1 - self.p)), self.weight, self.bias)
+        require_features(value.mean, self.weight)
+        dropped = moments.multiply(value, Bernoulli(self.p), 1 / (1 - self.p))
+        return moments.linear(dropped, self.weight, self.bias, covariance=boolean("covariance", covariance))
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: the output without noise. {moment}"""

@@ -85,6 +85,68 @@ def test_a_network_without_sampling_is_near_the_sum_over_all_masks() -> None:
     assert abs(result.variance / law.variance() - 1) < 0.3
 
 
+def test_covariances_through_two_layers_without_activation_are_exact() -> None:
+    """Four dropped inputs and three dropped units: 2^7 masks."""
+    first, second = layer_of(4, 3), layer_of(3, 2)
+    x, dropout = torch.randn(4, dtype=torch.float64), Dropout(P)
+
+    def network(keep):
+        hidden = nn.functional.linear(dropout(x, noise=keep[:4]), first.weight, first.bias)
+        return nn.functional.linear(dropout(hidden, noise=keep[4:]), second.weight, second.bias)
+
+    law = distribution(network, (7,), P)
+    hidden = first.moments(x, covariance=True)
+    result = second.moments(hidden)
+    torch.testing.assert_close(result.mean, law.mean(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.covariance, law.covariance(), rtol=0, atol=1e-12)
+    forgetful = second.moments(hidden._replace(covariance=hidden.variance.diag()))
+    assert (forgetful.covariance - law.covariance()).abs().max() > 1e-3, "this test would not see a lost covariance"
+
+
+def test_covariances_from_random_inputs_are_those_of_the_diagonal() -> None:
+    layer, x = layer_of(5, 3), torch.rand(4, 5, dtype=torch.float64)
+    variance = torch.rand(5, dtype=torch.float64)
+    joint = moments.JointMoments(x, torch.diag_embed(variance.expand(4, 5)))
+    for value in (layer.moments(x, variance, covariance=True), layer.moments(moments.Moments(x, variance.expand(4, 5)),
+                                                                            covariance=True)):
+        torch.testing.assert_close(value, layer.moments(joint))
+        torch.testing.assert_close(value.variance, layer.moments(x, variance).variance)
+
+
+def test_units_that_agree_need_their_covariances() -> None:
+    """Positive weights, as far as training drives units to agree: the sum over 2^14 masks is the judge."""
+    torch.manual_seed(3)
+    first, second = (FastDropoutLinear(10, 4, dtype=torch.float64), FastDropoutLinear(4, 1, dtype=torch.float64))
+    for parameter in (first.weight, second.weight):
+        parameter.data.abs_()
+    x = torch.rand(10, dtype=torch.float64)
+
+    def network(keep):
+        hidden = torch.relu(nn.functional.linear(Dropout(0.5)(x, noise=keep[:10]), first.weight, first.bias))
+        return nn.functional.linear(Dropout(0.5)(hidden, noise=keep[10:]), second.weight, second.bias)
+
+    std = distribution(network, (14,), 0.5).variance().sqrt()
+    without = second.moments(moments.relu(first.moments(x))).variance.sqrt()
+    within = second.moments(moments.relu(first.moments(x, covariance=True))).variance.sqrt()
+    assert without / std < 0.9
+    assert abs(within / std - 1) < 0.02
+
+
+def test_moments_refuse_what_is_none() -> None:
+    layer, x = FastDropoutLinear(2, 2), torch.ones(2)
+    for value in (1.0, None, (x, x)):
+        with pytest.raises(TypeError, match=f"mean has to be a tensor or a Moments, but got {type(value).__name__}"):
+            layer.moments(value)
+    with pytest.raises(ValueError, match=r"variance has to be at least 0, but got -1"):
+        layer.moments(x, -x)
+    with pytest.raises(ValueError, match=r"broadcast, but got \(2,\) and \(3,\)"):
+        layer.moments(x, torch.ones(3))
+    with pytest.raises(TypeError, match="covariance has to be True or False"):
+        layer.moments(x, covariance=torch.eye(2))
+    with pytest.raises(ValueError, match="variance was given"):
+        layer.moments(moments.JointMoments(x, torch.eye(2)), x)
+
+
 def test_silent_inputs_have_finite_gradients(device: str) -> None:
     layer = FastDropoutLinear(5, 3, device=device)
     x = torch.zeros(2, 5, device=device, requires_grad=True)
