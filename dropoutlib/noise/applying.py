@@ -45,7 +45,8 @@ def apply(input: Tensor, law: Bernoulli | Coins | Gaussian | Position, scale: fl
         >>> apply(torch.ones(3), Bernoulli(0.5), 2.0, noise=torch.tensor([1, 0, 1]))
         tensor([2., 0., 2.])
     """
-    if input.is_nested and input.layout is torch.strided and noise is None:  # torch has no draw for it
+    if isinstance(input, Tensor) and input.is_nested and input.layout is torch.strided and noise is None:
+        # torch has no draw for this layout
         return torch.nested.as_nested_tensor([
             apply(part, law, scale, shared=shared, as_mask=as_mask, generator=generator) for part in input.unbind()])
     draw: Callable[..., Tensor] = functools.partial(law.sample, input, noise=noise, generator=generator)
