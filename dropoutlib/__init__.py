@@ -1,7 +1,8 @@
 """Dropout methods for PyTorch, each held to an executable derivation.
 
-``p`` is always the probability of dropping. Every layer takes ``noise=`` (a given draw) and ``generator=`` (a
-private source of randomness) in ``forward``, and has a functional twin in :mod:`dropoutlib.functional`.
+``p`` is always the probability of dropping. Every layer with noise takes ``noise=`` (a given draw) and
+``generator=`` (a private source of randomness) in ``forward``, and has a functional twin in
+:mod:`dropoutlib.functional`.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The table of methods: one row a method, and nothing else repeats it.
+"""The table of methods: one row a method, and nothing else repeats it by hand.
 
 A method is an answer to four questions: what is multiplied (site), by which noise (law), over which axes one draw is
 shared (sharing), and what replaces the noise at test time (test rule).  The intro page, the box that opens a method's

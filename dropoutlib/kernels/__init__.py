@@ -2,5 +2,6 @@
 
 A fast path is eager only (``is_eager`` in ``arguments.py``). Under a transform (``torch.compile``, ``torch.func``,
 export, fake tensors, tensor subclasses) the plain torch expressions of :mod:`dropoutlib.noise` run instead, so a kernel
-needs no rule for any of them. A kernel of another device is one more module here and one more branch there.
+needs no rule for any of them. A kernel of another device is one more module here, one branch where masks are drawn
+(``draw_mask`` in ``noise/laws.py``) and one where they are applied (``select`` in ``noise/applying.py``).
 """

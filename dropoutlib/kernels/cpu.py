@@ -29,7 +29,7 @@ _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _in_forward_mode() -> bool:
-    """Whether x may carry a tangent; torch does not say, and Function finds out by itself."""
+    """Whether tensors may carry tangents; torch does not say of which, and Function finds out by itself."""
     return bool(getattr(forward_ad, "_current_level", 0) >= 0)
 
 
@@ -41,13 +41,12 @@ def can_draw_mask(x: Tensor) -> bool:
 def draw_mask(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
     """Draws a bool mask in the memory format of ``x``, each element False with probability ``p``.
 
-    For p = 1/2 an element is a random bit. Else it is dropped when its random word of ``b`` bits is below
-    ``p * 2**b``. Where that is no integer,
-    the threshold is rounded up with the probability of the missing fraction, anew for every chunk: so the
-    probability of a drop is ``p`` to ``2**-32``, not the nearest multiple of ``2**-b``, and the kept values may
-    be scaled by exactly ``1 / (1 - p)``. The price is a covariance of at most ``2**-34`` (``b = 16``) between
-    elements of one chunk. Against the variance ``p * (1 - p)`` that is nothing, except for a ``p`` near 0 or 1:
-    there the words have 32 bits, and the covariance is at most ``2**-66``.
+    For p = 1/2 an element is a random bit. Else it is dropped when its random word of ``b`` bits is below ``p *
+    2**b``. Where that is no integer, the threshold is rounded up with the probability of the missing fraction, anew
+    for every chunk: so the probability of a drop is ``p`` to ``2**-32``, not the nearest multiple of ``2**-b``, and
+    the kept values may be scaled by exactly ``1 / (1 - p)``. The price is a covariance of at most ``2**-34`` (``b =
+    16``) between elements of one chunk. Against the variance ``p * (1 - p)`` that is nothing, except for a ``p`` near
+    0 or 1: there the words have 32 bits, and the covariance is at most ``2**-66``.
     """
     bits = 8 if (p * 256).is_integer() else 16 if 2**-8 < p < 1 - 2**-8 else 32
     half, threshold = 1 << bits - 1, math.ldexp(p, bits)
@@ -88,7 +87,7 @@ def _toss_coins(keep: Tensor, generator: torch.Generator | None) -> None:
 
 
 def _round(threshold: float, bits: int, word: int) -> int:
-    """Rounds up for the share of all ``words`` that the fraction of ``threshold`` says, else down."""
+    """Rounds up for the share of all random words that the fraction of ``threshold`` says, else down."""
     fraction, whole = math.modf(threshold)
     return int(whole) + (word < math.ldexp(fraction, bits))
 

@@ -1,8 +1,8 @@
 """Noise: the only room of the library that draws randomness.
 
-A law says how the noise is distributed (its ``mean`` and ``variance``) and draws it (``sample``); :func:`apply` draws
-and applies it in one step, and :func:`select` applies a keep mask that is at hand. A method draws once and applies what
-it drew, so forward and backward see the same noise by construction.
+A law says how the noise is distributed (its ``mean`` and ``variance``, which positions have not) and draws it
+(``sample``); :func:`apply` draws and applies it in one step, and :func:`select` applies a keep mask that is at hand. A
+method draws once and applies what it drew, so forward and backward see the same noise by construction.
 """
 
 from .applying import (
