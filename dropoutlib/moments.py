@@ -420,8 +420,8 @@ def _require(value: object, *, joint: bool = False) -> None:
     elif not _broadcasts(mean.shape, spread.shape):
         raise ValueError("value.mean and value.variance have to be of shapes that broadcast, "
                          f"but got {tuple(mean.shape)} and {tuple(spread.shape)}")
-    if not is_eager(spread) or spread.is_complex() or (spread.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return  # there are no values to read
+    if not is_eager(spread) or not spread.is_cpu or spread.is_complex():
+        return  # there are no values to read, or a GPU would have to be waited for
     if (value.variance < 0).any():
         raise ValueError(f"value.variance has to be at least 0, but got {value.variance.min().item():g}")
 
