@@ -16,6 +16,7 @@ def test_rows_are_found_by_their_name():
 def test_every_layer_is_exported_and_its_docstring_gives_the_four_answers():
     for row in catalogue().values():
         for name in row.layers:
+            assert hasattr(dropoutlib, name), f"{name} is to be exported in dropoutlib/exports.py"
             documentation = " ".join(getattr(dropoutlib, name).__doc__.split())
             for answer in row.answers.values():
                 assert answer.replace("`", "``") in documentation, (name, answer)

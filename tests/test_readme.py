@@ -31,7 +31,7 @@ def test_the_two_commands_can_be_found():
 
 
 def test_its_table_is_that_of_the_methods():
-    assert index_of_names.with_methods(TEXT) == TEXT
+    assert index_of_names.with_methods(TEXT) == TEXT, "python book/_tools/index_of_names.py renders it"
     assert all(f"`{layer}`" in TEXT for row in dropoutlib.catalogue().values() for layer in row.layers)
 
 

@@ -56,7 +56,8 @@ def arguments(call: str, device: str) -> tuple[Any, torch.Tensor, tuple[Any, ...
 
 
 def test_every_function_is_here() -> None:
-    assert {call.split()[0] for call in CALLS} == set(functional.__all__) - {"draw", "max_norm_"}
+    assert {call.split()[0] for call in CALLS} == set(functional.__all__) - {"draw", "max_norm_"}, \
+        "a function needs a call in CALLS"
 
 
 @pytest.mark.parametrize("call", CALLS)
