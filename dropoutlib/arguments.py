@@ -300,7 +300,6 @@ def unchanged(input: Tensor, check: Callable[[Tensor], None] = require_floating_
     return input
 
 
-
 @document(require_floating_point)
 def require_images(input: Tensor) -> None:
     """Refuses what is neither one image nor a batch of images.

@@ -204,8 +204,8 @@ class ConcreteDropout(NoisyLayer):
 
     def extra_repr(self) -> str:
         """{shown}"""
-        rate = [shown_rate(self.p_logit)] if shown_rate(self.p_logit) else []
-        return ", ".join([*rate, f"temperature={self.temperature}, length_scale={self.length_scale}"])
+        own = f"temperature={self.temperature}, length_scale={self.length_scale}"
+        return ", ".join(filter(None, [shown_rate(self.p_logit), own]))
 
     @property
     def p(self) -> Tensor:

@@ -170,8 +170,9 @@ def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sh
           generator: torch.Generator | None) -> Tensor:
     of_weight, of_bias = (noise, None) if noise is None or bias is None else noise_pair(
         noise, "the masks of the weight and of the bias")
-    batch = _batch(input, law, sharing)
-    if noise is not None:
+    if noise is None:
+        batch = _batch(input, law, sharing)
+    else:
         is_shared = _fits_all(of_weight, weight) and (bias is None or _fits_all(of_bias, bias))
         batch = torch.Size() if is_shared else _examples(input, sharing)
     scale = 1 / (1 - law.p) if law.p < 1 else 1.0

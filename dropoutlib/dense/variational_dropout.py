@@ -165,8 +165,8 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
     def extra_repr(self) -> str:
         """{shown}"""
-        rate = [shown_rate(self.log_alpha)] if shown_rate(self.log_alpha) else []
-        return ", ".join([super().extra_repr(), *rate, f"kind={self.kind!r}, alpha_per={self.alpha_per!r}"])
+        own = f"kind={self.kind!r}, alpha_per={self.alpha_per!r}"
+        return ", ".join(filter(None, [super().extra_repr(), shown_rate(self.log_alpha), own]))
 
     @property
     def alpha(self) -> Tensor:

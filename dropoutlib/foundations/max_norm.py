@@ -232,16 +232,13 @@ class MaxNorm:
     def _apply(self, model: nn.Module, stepped: Collection[int]) -> None:
         if not any(id(parameter) in stepped for parameter in model.parameters()):
             return
-        if _is_sharded(model):  # its weights are pieces of other parameters, until they are gathered
-            with _gathered(model):
-                held = [(weight, groups) for weight, groups in _weights(model) if weight.requires_grad]
-                _project(held, self.max_norm, dim=0)
-        elif _lies_in_pieces(model):
+        sharded = _is_sharded(model)  # its weights are pieces of other parameters, until they are gathered
+        if not sharded and _lies_in_pieces(model):
             raise RuntimeError(f"{type(model).__name__} was wrapped into FullyShardedDataParallel after MaxNorm was "
                                "made of it: make MaxNorm of the wrapped model")
-        else:
+        with _gathered(model):
             held = [(weight, groups) for weight, groups in _weights(model)
-                    if id(weight) in stepped and weight.requires_grad]
+                    if weight.requires_grad and (sharded or id(weight) in stepped)]
             _project(held, self.max_norm, dim=0)
 
     def __repr__(self) -> str:

@@ -385,6 +385,8 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
 ]
 OPT_OUTS = {(name, check): reason for name in LAYERS for has, checks, reason in _TRAITS
             if has(FACTS[name.split()[0]]) for check in checks}
+HELD = [name for name in LAYERS if (name, "*") not in OPT_OUTS]
+ON_VECTORS = [name for name in HELD if not subject(name).axes]
 
 
 def random_state(device: torch.device) -> list[Tensor]:

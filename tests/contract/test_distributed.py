@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from subjects import FACTS, LAYERS, OPT_OUTS, assert_same, subject
+from subjects import FACTS, HELD, ON_VECTORS, assert_same, subject
 from torch import Tensor, nn
 
 import dropoutlib
@@ -14,8 +14,6 @@ from dropoutlib import MaxNorm, kl_divergence
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
 
-NAMES = [name for name in LAYERS if (name, "*") not in OPT_OUTS]
-ON_VECTORS = [name for name in NAMES if not subject(name).axes]
 CPU = torch.device("cpu")
 
 
@@ -77,7 +75,7 @@ def sharded(rank: int, directory: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
-    for name in NAMES:
+    for name in HELD:
         for every_layer in (False, True):
             model, x = network(name)
             MaxNorm(model, 0.5)
@@ -113,7 +111,7 @@ def distributed_inputs(rank: int, directory: str) -> None:
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
-    for name in NAMES:
+    for name in HELD:
         if FACTS[name.split()[0]].has_weights:
             continue
         kind = subject(name)

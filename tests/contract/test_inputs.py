@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from subjects import FACTS, LARGE, LAYERS, OPT_OUTS, SMALL, assert_raises, assert_same, subject
+from subjects import FACTS, HELD, LARGE, SMALL, assert_raises, assert_same, subject
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
@@ -14,14 +14,13 @@ import dropoutlib
 from dropoutlib import functional
 
 CPU = torch.device("cpu")
-NAMES = [name for name in LAYERS if (name, "*") not in OPT_OUTS]
-OF_ELEMENTS = [name for name in NAMES if subject(name).elementwise and FACTS[name.split()[0]].law != "none"]
+OF_ELEMENTS = [name for name in HELD if subject(name).elementwise and FACTS[name.split()[0]].law != "none"]
 ROWS = {layer: row for row in dropoutlib.catalogue().values() for layer in row.layers}
-IDENTITIES = [name for name in NAMES if ROWS[name.split()[0]].test_rule == "identity"]
-OF_ONE_SIZE = [name for name in NAMES if subject(name).axes and not FACTS[name.split()[0]].has_weights]
+IDENTITIES = [name for name in HELD if ROWS[name.split()[0]].test_rule == "identity"]
+OF_ONE_SIZE = [name for name in HELD if subject(name).axes and not FACTS[name.split()[0]].has_weights]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HELD)
 def test_the_default_device_is_not_asked(name: str) -> None:
     kind = subject(name)
     for shape in (SMALL, LARGE):
@@ -39,7 +38,7 @@ def test_the_default_device_is_not_asked(name: str) -> None:
         assert all(output.device == CPU for output in outputs) and x.grad.device == CPU
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HELD)
 def test_nothing_leaves_the_graph(name: str) -> None:
     """Where everything is dropped, or nothing, too."""
     kind = subject(name)
@@ -63,7 +62,7 @@ def test_a_quantised_tensor_is_returned_in_evaluation(name: str) -> None:
     assert_raises(RuntimeError, "quint8", lambda: layer.train()(x))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HELD)
 def test_sparse_and_tiny_numbers_are_refused_alike_in_both_modes(name: str) -> None:
     kind = subject(name)
     x = kind.example(SMALL, CPU, torch.float32)
