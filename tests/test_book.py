@@ -412,17 +412,17 @@ def test_citations_are_a_list() -> None:
     assert accessible.make_accessible("<p>nothing to mend<br></p>") == "<p>nothing to mend<br></p>"
 
 
-@pytest.mark.parametrize(("linked", "documented", "expected"), [
-    ("dropoutlib.Dropout", "dropoutlib.Dropout", "dropoutlib.Dropout"),
-    ("dropoutlib.dropout", "dropoutlib.functional.dropout", "dropoutlib.functional.dropout"),
-    ("dropoutlib.kingma_kl", "dropoutlib.divergence.kingma_kl", "dropoutlib.divergence.kingma_kl"),
-    ("dropoutlib.divergence.kingma_kl", "dropoutlib.divergence.kingma_kl", "dropoutlib.divergence.kingma_kl"),
-    ("dropoutlib.unknown", "dropoutlib.Dropout", "dropoutlib.unknown")])
-def test_source_code_links_back_to_the_documented_name(linked: str, documented: str, expected: str) -> None:
-    page = '<a class="viewcode-back" href="../api/{}.html#{}">[docs]</a>'
-    mended = accessible.find_the_functions(page.format("last", linked), "dropoutlib.divergence",
-                                           {documented: "../api/documented.html"}.get)
-    assert mended == page.format("documented" if expected == documented else "last", expected)
+@pytest.mark.parametrize(("module", "name", "documented"), [
+    ("dropoutlib.foundations.standard_dropout", "Dropout.mean", "dropoutlib.Dropout.mean"),
+    ("dropoutlib.foundations.standard_dropout", "dropout", "dropoutlib.functional.dropout"),
+    ("dropoutlib.noise.laws", "Coins", "dropoutlib.noise.Coins"),
+    ("dropoutlib.divergence", "kingma_kl", "dropoutlib.divergence.kingma_kl"),
+    ("dropoutlib.divergence", "unknown", None)])
+def test_source_code_links_back_to_the_documented_name(module: str, name: str, documented: str | None) -> None:
+    page = f'<div class="viewcode-block" id="{name}">\n<a class="viewcode-back" href="{{}}">[docs]</a>'
+    linked = page.format("../api/last.html#dropoutlib.first." + name)
+    mended = accessible.find_the_functions(linked, module, {documented: "../api/documented.html"}.get)
+    assert mended == (page.format(f"../api/documented.html#{documented}") if documented else linked)
 
 
 def test_arrows_of_the_navigation_have_a_name() -> None:
@@ -454,6 +454,10 @@ FAULTS_OF_PAGES = {
     "broken image": ("</article>", "<img src='gone.png' alt='gone'></article>", "broken image"),
     "no alt text": ("</article>", "<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw='></article>", "axe, critical"),
     "pale text": ("<p>The", "<p style='color: #ccc; background: #fff'>The", "axe, serious"),
+    "pale words": ("</article>", "<pre style='background: #fff'>" + "<b>if</b> <span>x</span> " * 9
+                   + "<span style='color: #bbb'># all</span>" * 9 + "</pre></article>", "axe, serious"),
+    "pale on grey": ("</article>", "<p><code>mask</code> <code style='background: #444'>mask</code></p></article>",
+                     "axe, serious"),
     "open solution": ("<p hidden>", "<p>", "solution is not hidden"),
     "closed solution": (".hidden = false", ".hidden = true", "solution does not open"),
     "wrong theme": ('localStorage.getItem("mode")', '"light"', "the theme is light, not dark"),

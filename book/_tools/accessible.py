@@ -10,7 +10,7 @@ from typing import Any
 from bs4 import BeautifulSoup
 from sphinx.application import Sphinx
 
-BACKLINK = re.compile(r'(?<=class="viewcode-back" href=")[^"#]*#dropoutlib\.([^"]+)')
+BACKLINK = re.compile(r'(id="([^"]+)">\s*<a class="viewcode-back" href=")[^"]*')
 TOGGLE = re.compile(r'<summary>(\s*<span class="toctree-toggle")')
 
 
@@ -53,9 +53,9 @@ def name_the_toggles(page: str) -> str:
 def find_the_functions(body: str, module: str, address: Callable[[str], str | None]) -> str:
     """Mends the links from a page of source code back to the functions.
 
-    Sphinx remembers one package for all documented objects of a module, that of the first (``dropoutlib`` of
-    ``dropoutlib.Dropout``), and one page for each object, the last that shows it, although others may be documented as
-    ``dropoutlib.functional.dropout`` or by their module, and some twice.
+    Sphinx remembers one package for all documented objects of a module, that of whichever it read first (``dropoutlib``
+    of ``dropoutlib.Dropout``), and one page for each object, the last that shows it, although others may be documented
+    as ``dropoutlib.functional.dropout`` or by their module, and some twice.
 
     Args:
         body: the HTML.
@@ -65,10 +65,13 @@ def find_the_functions(body: str, module: str, address: Callable[[str], str | No
     Returns:
         str: the mended HTML.
     """
+    parts = module.split(".")
+    packages = ["dropoutlib.functional", *(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))]
+
     def mended(link: re.Match[str]) -> str:
-        for package in ("dropoutlib", "dropoutlib.functional", module):
-            if (page := address(name := f"{package}.{link.group(1)}")) is not None:
-                return f"{page}#{name}"
+        for package in packages:
+            if (page := address(name := f"{package}.{link.group(2)}")) is not None:
+                return f"{link.group(1)}{page}#{name}"
         return link.group()
 
     return BACKLINK.sub(mended, body)

@@ -136,16 +136,26 @@ SOLUTIONS = """async () => {
   return found;
 }"""
 
-# Highlighted code has thousands of spans of a few looks: axe sees one of each, the others are marked.
+# A page has thousands of words of code, all of a few looks: the contrast of one of each is measured.  A leaf that only
+# colours words which look like others melts into its parent, because axe walks through every element of a page.
 SAME_LOOK = """() => {
-  const seen = new Set();
-  for (const span of document.querySelectorAll(".highlight pre span")) {
-    const look = [span, span.closest("pre"), span.closest(".highlight")].map((node) => {
-      const {color, backgroundColor, fontSize, fontWeight, opacity} = getComputedStyle(node);
-      return [color, backgroundColor, fontSize, fontWeight, opacity].join();
-    }).join();
-    if (seen.has(look) && !span.children.length) span.dataset.sameLook = "";
-    seen.add(look);
+  const seen = new Set(), repeated = [];
+  const words = (node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim();
+  for (const node of document.querySelectorAll("article *")) {
+    if (![...node.childNodes].some(words)) continue;
+    const {color, fontSize, fontWeight} = getComputedStyle(node), look = [color, fontSize, fontWeight];
+    for (let box = node; box; box = box.parentElement) {
+      const {backgroundColor, backgroundImage, opacity} = getComputedStyle(box);
+      look.push(opacity, backgroundImage, backgroundColor);
+      if (backgroundColor.startsWith("rgb(")) break;
+    }
+    const name = look.filter((part) => !["1", "none", "rgba(0, 0, 0, 0)"].includes(part)).join();
+    if (seen.has(name)) repeated.push(node);
+    seen.add(name);
+  }
+  for (const node of repeated) {
+    if (node.matches("span, em, strong, code") && !node.children.length && !node.id) node.replaceWith(node.textContent);
+    else node.dataset.sameLook = "";
   }
 }"""
 
@@ -275,14 +285,19 @@ async def accessibility(page: Page, rules: tuple[str, ...] | None) -> list[str]:
     if rules == ():
         return []
     await page.evaluate("document.querySelectorAll('mjx-container > *').forEach((node) => node.remove())")
-    options: dict[str, object] = {"resultTypes": ["violations"], "preload": False}
-    if rules is not None:
-        options["runOnly"] = list(rules)
     await page.evaluate(SAME_LOOK)
-    results = await Axe().run(page, context={"exclude": [["[data-same-look]"]]}, options=options)
+    options: dict[str, object] = {"resultTypes": ["violations"], "preload": False}
+    runs = []
+    if rules is None or "color-contrast" in rules:
+        runs.append(({"exclude": [["[data-same-look]"]]}, {"runOnly": ["color-contrast"]}))
+    if rules is None:
+        runs.append((None, {"rules": {"color-contrast": {"enabled": False}}}))
+    elif others := [rule for rule in rules if rule != "color-contrast"]:
+        runs.append((None, {"runOnly": others}))
+    findings = [finding for context, which in runs
+                for finding in (await Axe().run(page, context=context, options=options | which)).response["violations"]]
     return [f"axe, {finding['impact']}: {' '.join(node['failureSummary'].split())[:160]}: {node['html'][:160]}"
-            for finding in results.response["violations"] if finding["impact"] in ("serious", "critical")
-            for node in finding["nodes"][:3]]
+            for finding in findings if finding["impact"] in ("serious", "critical") for node in finding["nodes"][:3]]
 
 
 async def check_search(context: BrowserContext, root: str) -> list[str]:
