@@ -13,9 +13,24 @@ from torch.fx import Proxy
 
 from dropoutlib.documentation import document
 
-__all__ = ["applies_noise", "boolean", "is_autocast", "is_eager", "noise_pair", "one_of", "positive",
-           "positive_integer", "real", "refuse_noise", "require_callable", "require_features",
-           "require_floating_point", "require_images", "require_one_size", "unchanged"]
+__all__ = [
+    "applies_noise",
+    "boolean",
+    "is_autocast",
+    "is_eager",
+    "noise_pair",
+    "one_of",
+    "positive",
+    "positive_integer",
+    "real",
+    "refuse_noise",
+    "require_callable",
+    "require_features",
+    "require_images",
+    "require_one_size",
+    "require_tensor",
+    "unchanged",
+]
 
 # torch has no public question for these two (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -195,7 +210,7 @@ def require_features(input: Tensor, weight: Tensor) -> None:
         RuntimeError: if the input holds integers or booleans, if shapes do not fit, or if the types differ, outside of
             autocast.
     """
-    require_floating_point(input)
+    require_tensor(input)
     if weight.dim() != 2:
         raise RuntimeError(f"weight has to be of shape (out, in), but got the shape {tuple(weight.shape)}")
     if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
@@ -242,7 +257,7 @@ def is_eager(x: Tensor) -> bool:
 
 
 @document(real)
-def require_floating_point(input: Tensor, name: str = "input") -> None:
+def require_tensor(input: Tensor, name: str = "input") -> None:
     """Refuses what noise cannot be applied to.
 
     Args:
@@ -251,7 +266,7 @@ def require_floating_point(input: Tensor, name: str = "input") -> None:
 
     Raises:
         TypeError: if it is no tensor.
-        RuntimeError: if it holds integers or booleans.
+        RuntimeError: if it holds integers, booleans or numbers of 8 bits, or is sparse.
     """
     if not isinstance(input, Tensor):
         hint = (": torch.fx can follow a layer that is a part of the traced module, and a function that is called as "
@@ -274,14 +289,14 @@ def require_one_size(input: Tensor) -> None:
 
     Raises:
         TypeError: if it is no tensor.
-        RuntimeError: if it holds integers or booleans, or is nested.
+        RuntimeError: as :func:`require_tensor`, or if it is nested.
     """
-    require_floating_point(input)
+    require_tensor(input)
     if input.is_nested:
         raise RuntimeError("input has to be a tensor of examples of one size, but got a nested tensor")
 
 
-def unchanged(input: Tensor, check: Callable[[Tensor], None] = require_floating_point) -> Tensor:
+def unchanged(input: Tensor, check: Callable[[Tensor], None] = require_tensor) -> Tensor:
     """What comes back where the test rule is the identity: of a quantised model, too.
 
     Args:
@@ -300,7 +315,7 @@ def unchanged(input: Tensor, check: Callable[[Tensor], None] = require_floating_
     return input
 
 
-@document(require_floating_point)
+@document(require_tensor)
 def require_images(input: Tensor) -> None:
     """Refuses what is neither one image nor a batch of images.
 
@@ -309,7 +324,7 @@ def require_images(input: Tensor) -> None:
 
     Raises:
         {TypeError}
-        RuntimeError: if it holds integers or booleans, or has another number of axes than 3 or 4.
+        RuntimeError: as :func:`require_tensor`, or if it has another number of axes than 3 or 4.
     """
     require_one_size(input)
     if input.dim() not in (3, 4):

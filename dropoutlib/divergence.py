@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropoutlib.arguments import is_eager, require_floating_point
+from dropoutlib.arguments import is_eager, require_tensor
 from dropoutlib.documentation import document
 
 __all__ = ["kingma_kl", "kl_divergence", "log_uniform_kl", "molchanov_kl"]
@@ -109,7 +109,7 @@ def log_uniform_kl(alpha: Tensor) -> Tensor:
         >>> log_uniform_kl(torch.tensor([0.01, 1.0, 100.0]))
         tensor([2.9327, 0.4267, 0.0050])
     """
-    require_floating_point(alpha, "alpha")
+    require_tensor(alpha, "alpha")
     precise = alpha if alpha.dtype in (torch.float32, torch.float64) else alpha.float()
     # Not 1/(2 alpha), whose derivative overflows where alpha is tiny and the divergence is not.
     mean = torch.exp(-precise.log()) / 2

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import applies_noise, is_eager, noise_pair, positive, real, require_floating_point, unchanged
+from ..arguments import applies_noise, is_eager, noise_pair, positive, real, require_tensor, unchanged
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Coins, Gaussian, Uniform, apply, noise_variance
@@ -30,7 +30,7 @@ class RateNoise(NamedTuple):
 
 def _rate_and_mask(input: Tensor, low: float, high: float, mean: float | None, std: float | None, *,
                    generator: torch.Generator | None) -> RateNoise:
-    require_floating_point(input)
+    require_tensor(input)
     rate = _rate(input, *_limits(low, high), _normal(mean, std), generator=generator)
     if high == 0:  # nothing to draw
         return RateNoise(rate, torch.ones_like(input, dtype=torch.bool))
@@ -79,7 +79,7 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
     normal = _normal(mean, std)
     if not applies_noise(training, noise):
         return unchanged(input)
-    require_floating_point(input)
+    require_tensor(input)
     if high == 0 and noise is None:
         return input
     rate, mask = (None, None) if noise is None else noise_pair(noise, "the rate and the keep mask")
@@ -193,7 +193,7 @@ class StochasticRateDropout(NoisyLayer):
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: the input itself. {moment}"""
-        return input
+        return unchanged(input)
 
     def variance(self, input: Tensor) -> Tensor:
         r"""{output_variance}: its square times the mean of p/(1 - p).

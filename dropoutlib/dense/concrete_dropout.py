@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import applies_noise, noise_pair, positive, require_floating_point, require_images, unchanged
+from ..arguments import applies_noise, noise_pair, positive, require_images, require_tensor, unchanged
 from ..divergence import gathered
 from ..layer import NoisyLayer, draws
 from ..learned_rate import logit_of, one_number_in_a_row, set_rate, shown_rate
@@ -113,7 +113,7 @@ def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training:
     positive("temperature", temperature)
     if not applies_noise(training, noise):
         return unchanged(input)
-    require_floating_point(input)
+    require_tensor(input)
     uniform = Uniform().sample(input, shared=shared, noise=noise, generator=generator)
     logit = torch.as_tensor(p_logit, dtype=uniform.dtype, device=uniform.device)
     missing = input.dim() - logit.dim()

@@ -300,5 +300,6 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
         return self._moments(input).variance
 
     def _moments(self, input: Tensor) -> Moments:
+        require_features(input, self.weight)
         value = _pre_activation(input, self.weight, self.bias, Bernoulli(self.p))
         return _in_type_of(value.mean, value) if self.activation is None else _activated(self.activation, value)

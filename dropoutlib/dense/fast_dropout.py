@@ -193,8 +193,10 @@ class FastDropoutLinear(NoisyLayer, nn.Linear):
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: the output without noise. {moment}"""
+        require_features(input, self.weight)
         return F.linear(input, self.weight, self.bias)
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}. {moment}"""
+        require_features(input, self.weight)
         return moments.sum_variance(input, self.weight, odds(self.p, "fast dropout")).to(input.dtype)

@@ -113,7 +113,7 @@ class GaussianDropout(NoisyLayer, _DropoutNd):
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: the input itself. {moment}"""
-        return input
+        return unchanged(input)
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}: p/(1 - p) times its square. {moment}"""

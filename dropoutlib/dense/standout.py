@@ -204,12 +204,13 @@ class StandoutLinear(NoisyLayer, nn.Linear):
 
     def keep_probability(self, input: Tensor) -> Tensor:
         """The probability with which each unit is kept, given the layer's input. {moment}"""
+        require_features(input, self.weight)
         pre_activation = F.linear(input, self.weight, self.bias)
         return torch.sigmoid(_logit(input, pre_activation, self.alpha, self.beta, self.belief_weight, self.belief_bias))
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: activation times keep probability. {moment}"""
-        return self.activation(F.linear(input, self.weight, self.bias)) * self.keep_probability(input)
+        return self.keep_probability(input) * self.activation(F.linear(input, self.weight, self.bias))
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}: that of a coin with the keep probability. {moment}"""

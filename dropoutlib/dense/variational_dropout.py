@@ -217,8 +217,10 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: the output without noise. {moment}"""
+        require_features(input, self.weight)
         return F.linear(input, self.weight, self.bias)
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}, the same for both kinds. {moment}"""
+        require_features(input, self.weight)
         return sum_variance(input, self.weight, self.alpha).to(input.dtype)

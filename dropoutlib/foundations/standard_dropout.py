@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import applies_noise, boolean, require_floating_point
+from ..arguments import applies_noise, boolean, require_tensor
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Bernoulli, apply, inverted, inverted_mean, inverted_variance, noise_variance, raw_mean
@@ -76,10 +76,10 @@ def weight_scaling_dropout(input: Tensor, p: float = 0.5, training: bool = True,
     """
     law = Bernoulli(p)
     if not applies_noise(training, noise):
-        require_floating_point(input)
+        require_tensor(input)
         return raw_mean(input, p)
     if p == 0 and noise is None:
-        require_floating_point(input)
+        require_tensor(input)
         return input
     return apply(input, law, noise=noise, generator=generator)
 

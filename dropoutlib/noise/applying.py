@@ -9,18 +9,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import applies_noise, boolean, unchanged
+from dropoutlib.arguments import applies_noise, boolean, require_tensor, unchanged
 from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu
 
-from .laws import Bernoulli, Coins, Gaussian, Position
+from .laws import Bernoulli, Law
 
 __all__ = ["apply", "inverted", "inverted_mean", "inverted_variance", "noise_variance", "nothing", "odds",
            "raw_mean", "select"]
 
 
 @document()
-def apply(input: Tensor, law: Bernoulli | Coins | Gaussian | Position, scale: float | Tensor = 1.0, *,
+def apply(input: Tensor, law: Law, scale: float | Tensor = 1.0, *,
           shared: tuple[int, ...] = (), as_mask: Callable[[Tensor], Tensor] | None = None,
           noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Draws noise for a tensor and applies it: what is dropped is 0, factors multiply.
@@ -146,7 +146,7 @@ def inverted_mean(input: Tensor, p: float) -> Tensor:
         >>> inverted_mean(torch.ones(2), 0.5), inverted_mean(torch.ones(2), 1.0)
         (tensor([1., 1.]), tensor([0., 0.]))
     """
-    return input if p < 1 else raw_mean(input, p)
+    return unchanged(input) if p < 1 else raw_mean(input, p)
 
 
 @document(inverted_mean)
@@ -185,6 +185,7 @@ def raw_mean(input: Tensor, p: float) -> Tensor:
         >>> raw_mean(torch.ones(2), 0.25)
         tensor([0.7500, 0.7500])
     """
+    unchanged(input)
     if p == 0:
         return input
     if p == 1:  # inf * 0 would be nan
@@ -237,5 +238,6 @@ def noise_variance(input: Tensor, variance: float) -> Tensor:
         >>> noise.noise_variance(torch.tensor(300.0, dtype=torch.float16), 1 / 9)
         tensor(10000., dtype=torch.float16)
     """
+    require_tensor(input)
     size = input.abs()
     return (math.sqrt(variance) * size).square() if variance > 0 else nothing(size)

@@ -8,17 +8,18 @@ a seed gives the same noise for the same call on the same device, not across siz
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import is_eager, real, require_floating_point
+from dropoutlib.arguments import is_eager, positive_integer, real, require_tensor
 from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu
 
 from .given import check_generator, check_noise, given_mask
 
-__all__ = ["Bernoulli", "Coins", "Gaussian", "Position", "Uniform", "draw_mask"]
+__all__ = ["Bernoulli", "Coins", "Gaussian", "Law", "Position", "Uniform", "draw_mask"]
 
 
 @document(given_mask)
@@ -89,7 +90,7 @@ class Bernoulli:
             RuntimeError: ``x`` holds integers or booleans; ``generator`` belongs to another device, or is used
                 where its state cannot be kept: in a compiled or exported function, under activation checkpointing.
         """
-        like = _draw_shape(x, shared)
+        like = _like_the_draw(x, shared)
         if noise is not None:
             return given_mask(noise, like)
         if generator is not None:
@@ -145,7 +146,7 @@ class Coins:
             {Raises}
         """
         if noise is not None:
-            return given_mask(noise, _draw_shape(x, shared))
+            return given_mask(noise, _like_the_draw(x, shared))
         uniform = Uniform().sample(x, shared=shared, generator=generator)
         return ~(uniform < self.p.detach().to(uniform.dtype))
 
@@ -202,7 +203,7 @@ class Gaussian:
             ValueError: ``noise`` has a wrong shape, type or device.
             {RuntimeError}
         """
-        like = _draw_shape(x, shared)
+        like = _like_the_draw(x, shared)
         dtype = x.real.dtype if x.is_complex() else x.dtype  # a complex normal would turn the phase
         if noise is not None:
             check_noise(noise, like)
@@ -266,7 +267,7 @@ class Uniform:
             {ValueError}
             {RuntimeError}
         """
-        like = _draw_shape(x, shared)
+        like = _like_the_draw(x, shared)
         dtype = torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
         if noise is not None:
             check_noise(noise, like)
@@ -286,7 +287,11 @@ class Position:
     """Positions on maps, each as probable as the other.
 
     Args:
-        count: number of positions for every image.
+        count: number of positions for every image, at least 1.
+
+    Raises:
+        TypeError: ``count`` is no whole number.
+        ValueError: it is less than 1.
 
     Example:
         >>> import torch
@@ -299,7 +304,7 @@ class Position:
     __slots__ = ("count",)
 
     def __init__(self, count: int = 1) -> None:
-        self.count = count
+        self.count = positive_integer("count", count)
 
     def __repr__(self) -> str:
         return f"Position(count={self.count})"
@@ -334,6 +339,10 @@ class Position:
         return torch.stack([torch.randint(size, shape, device=x.device, generator=generator) for size in sizes], -1)
 
 
+# A new law joins here: sample(x, *, noise=None, generator=None) draws for a tensor, and takes what it drew as noise.
+Law: TypeAlias = Bernoulli | Coins | Gaussian | Uniform | Position
+
+
 def _given_positions(noise: Tensor, like: Tensor, sizes: tuple[int, ...]) -> Tensor:
     check_noise(noise, like)
     if noise.is_complex() or noise.dtype is torch.bool:
@@ -345,9 +354,9 @@ def _given_positions(noise: Tensor, like: Tensor, sizes: tuple[int, ...]) -> Ten
     return noise.long().expand(like.shape)
 
 
-def _draw_shape(x: Tensor, shared: tuple[int, ...]) -> Tensor:
+def _like_the_draw(x: Tensor, shared: tuple[int, ...]) -> Tensor:
     """A tensor like ``x`` with size 1 along the axes ``shared``."""
-    require_floating_point(x)
+    require_tensor(x)
     if x.is_nested and x.layout is torch.strided:
         raise RuntimeError("draw() and noise= take no nested tensor of strided layout: make it with "
                            "layout=torch.jagged")

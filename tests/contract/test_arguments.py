@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 
 import pytest
 import torch
 from subjects import (
+    FACTS,
     LARGE,
     LAYERS,
     OPT_OUTS,
-    POOLS,
     SMALL,
     TABLE,
     WITH_WEIGHTS,
@@ -207,17 +208,15 @@ def test_the_table_holds_every_layer() -> None:
                for name in exported if not {(name, "*"), (name, "check_drop_in")} & set(OPT_OUTS))
 
 
-OWN_ARGUMENTS = {"Cutout", "MaxDrop", "StochasticRateDropout"}  # not (input, p, training); see their own tests
+def is_like_dropout(name: str) -> bool:
+    twin = getattr(functional, FACTS[name].function)
+    return list(inspect.signature(twin).parameters)[:3] == ["input", "p", "training"]
 
 
-WITHOUT_WEIGHTS = sorted({name.split()[0] for name, _ in covered(CHECKS)}
-                         - set(WITH_WEIGHTS) - set(POOLS) - OWN_ARGUMENTS)
-
-
-@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+@pytest.mark.parametrize("name", [name for name in TABLE if is_like_dropout(name)])
 def test_functional_twin(name: str, device: str) -> None:
     layer, kind = getattr(dropoutlib, name), subject(name)
-    twin = getattr(functional, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
+    twin = getattr(functional, FACTS[name].function)
     generator = torch.Generator(device)
     for shape in (SMALL, LARGE):
         x = kind.example(shape, torch.device(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -104,7 +105,20 @@ def test_a_copy_on_write_tensor_is_not_copied() -> None:
 
 
 x = torch.ones(1, 4, 4)
-WEIGHT = torch.ones(2, 4)
+REQUIRED = {"input": x, "weight": torch.ones(2, 4), "bias": None, "alpha": 1.0, "p_logit": 0.0,
+            "kernel_size": 2, "size": 2}
+
+
+def called(name: str, **options: object) -> Tensor:
+    """A function with the arguments that it cannot do without."""
+    function = getattr(functional, name)
+    required = {argument: REQUIRED[argument] for argument, parameter in inspect.signature(function).parameters.items()
+                if parameter.default is parameter.empty}
+    if name.endswith(("1d", "2d", "3d")):
+        required["input"] = torch.ones(1, 4, 4, 4, 4)[(0,) * (3 - int(name[-2]))]
+    return function(**required, **options)
+
+
 WRONG = {
     "a rate for the bias of DropConnect": ("bias.*0.1.*p=", lambda: dropoutlib.DropConnectLinear(8, 4, 0.1)),
     "a rate of 0 for the bias": ("bias.*0.0", lambda: dropoutlib.DropConnectLinear(8, 4, 0.0)),
@@ -119,13 +133,8 @@ WRONG = {
     "num_samples": ("num_samples", lambda: dropoutlib.DropConnectLinear(8, 4, num_samples=True)),
     "a word for a function": ("activation.*relu", lambda: dropoutlib.DropConnectLinear(8, 4, activation="relu")),
     "functional inplace": ("inplace", lambda: functional.dropout(x, 0.5, True, 0.1)),
-    **{f"training of {name}": ("training", lambda name=name, arguments=arguments: getattr(functional, name)(
-        *arguments, training=0.5)) for name, arguments in {
-            "dropout": (x,), "weight_scaling_dropout": (x,), "gaussian_dropout": (x,), "cutout": (x, 2),
-            "max_drop": (x,), "stochastic_rate_dropout": (x,), "concrete_dropout": (x, 0.0),
-            "spatial_dropout3d": (x[None, None],), "max_pool_dropout2d": (x, 2), "avg_pool_dropout2d": (x, 2),
-            "stochastic_pool2d": (x, 2), "drop_connect_linear": (x, WEIGHT), "standout_linear": (x, WEIGHT),
-            "fast_dropout_linear": (x, WEIGHT), "variational_dropout_linear": (x, WEIGHT, None, 1.0)}.items()},
+    **{f"training of {name}": ("training", lambda name=name: called(name, training=0.5)) for name in functional.__all__
+       if "training" in inspect.signature(getattr(functional, name)).parameters},
 }
 
 
@@ -178,3 +187,14 @@ def test_a_rate_that_requires_a_gradient_is_taken_in_silence(recwarn: pytest.War
     y = dropoutlib.StochasticRateDropout()(torch.ones(4), noise=(rate, torch.ones(4)))
     (gradient,) = torch.autograd.grad(y.sum(), rate)
     assert math.isclose(gradient.item(), 4 / 0.8**2, rel_tol=1e-6) and not recwarn.list
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_moments_refuse_what_the_layer_refuses(name: str) -> None:
+    kind = subject(name)
+    x = kind.example(SMALL, CPU)
+    layer = kind(0.5, x)
+    for moment in (layer.mean, layer.variance) if hasattr(layer, "mean") else ():
+        assert_raises(TypeError, "input has to be a tensor, but got list", lambda moment=moment: moment([1.0]))
+        assert_raises(RuntimeError, "floating point", lambda moment=moment: moment(x.long()))
+        assert_raises(RuntimeError, "to_dense", lambda moment=moment: moment(x.to_sparse()))
