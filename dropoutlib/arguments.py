@@ -13,24 +13,9 @@ from torch.fx import Proxy
 
 from dropoutlib.documentation import document
 
-__all__ = [
-    "applies_noise",
-    "boolean",
-    "is_autocast",
-    "is_eager",
-    "noise_pair",
-    "one_of",
-    "positive",
-    "positive_integer",
-    "real",
-    "refuse_noise",
-    "require_callable",
-    "require_features",
-    "require_images",
-    "require_one_size",
-    "require_tensor",
-    "unchanged",
-]
+__all__ = ["applies_noise", "boolean", "is_autocast", "is_eager", "noise_pair", "not_negative", "one_of", "positive",
+           "positive_integer", "real", "refuse_noise", "require_callable", "require_features", "require_images",
+           "require_one_size", "require_tensor", "unchanged"]
 
 # torch has no public question for these two (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -95,6 +80,23 @@ def positive_integer(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{name} has to be at least 1, but got {value}")
     return int(value)
+
+
+@document(real)
+def not_negative(name: str, value: Tensor | float) -> None:
+    """Refuses a variance below zero, wherever values can be read; for those on a GPU one would have to wait.
+
+    Args:
+        {name} {value}
+
+    Raises:
+        ValueError: if it, or an element of it, is below zero.
+    """
+    if isinstance(value, Tensor) and (not is_eager(value) or not value.is_cpu or value.is_complex()):
+        return
+    if (value < 0).any() if isinstance(value, Tensor) else value < 0:
+        least = value.min().item() if isinstance(value, Tensor) else value
+        raise ValueError(f"{name} has to be at least 0, but got {least:g}")
 
 
 @document(real)

@@ -133,6 +133,7 @@ def kingma_kl(alpha: Tensor) -> Tensor:
     Source:
         Kingma, Salimans and Welling (2015), equation 14.
     """
+    require_tensor(alpha, "alpha")
     cubic = alpha * (1.16145124 + alpha * (-1.50204118 + alpha * 0.58629921))
     return (_EULER + math.log(2)) / 2 - alpha.log() / 2 - cubic
 
@@ -150,6 +151,7 @@ def molchanov_kl(alpha: Tensor) -> Tensor:
     Source:
         Molchanov, Ashukha and Vetrov, *Variational Dropout Sparsifies Deep Neural Networks* (2017), equation 14.
     """
+    require_tensor(alpha, "alpha")
     scale, shift, slope = 0.63576, 1.87320, 1.48695
     return scale - scale * torch.sigmoid(shift + slope * alpha.log()) + torch.log1p(1 / alpha) / 2
 

@@ -7,7 +7,7 @@ for each mask, in float64, so what it returns can judge a closed form, a test ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ def masks(*shape: int) -> Tensor:
         Tensor of shape ``(2**n, *shape)``, float64.
 
     Raises:
+        TypeError: if a size is no whole number, or less than 1.
         ValueError: if a mask has more than 20 elements.
 
     Example:
@@ -35,6 +36,8 @@ def masks(*shape: int) -> Tensor:
         >>> masks(2).tolist()
         [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
     """
+    if not all(isinstance(size, int) and size > 0 for size in shape):
+        raise TypeError(f"shape has to be sizes, whole numbers of at least 1, but got {shape}: masks(2, 3)")
     elements = math.prod(shape)
     if elements > _MOST_ELEMENTS:
         raise ValueError(f"a mask of shape {tuple(shape)} has {elements} elements, and 2**{elements} masks are too "
@@ -48,7 +51,7 @@ class Distribution:
     """The exact law of a layer's output: its values and their probabilities.
 
     Attributes:
-        outputs: shape ``(number of masks, *output)``.
+        outputs: shape ``(number of masks, *output)``, float64, or complex128.
         probabilities: shape ``(number of masks,)``; they sum to one.
     """
 
@@ -57,36 +60,45 @@ class Distribution:
 
     def expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean of ``function(output)``, applied to one output at a time."""
-        values = torch.stack([function(output) for output in self.outputs]).to(self.probabilities.dtype)
-        return torch.tensordot(self.probabilities, values, dims=1)
+        return self._mean(_stored([function(output) for output in self.outputs]))
 
     def mean(self) -> Tensor:
         """The mean of each element of the output; the shape of one output."""
-        return torch.tensordot(self.probabilities, self.outputs, dims=1)
+        return self._mean(self.outputs)
 
     def variance(self) -> Tensor:
-        """The variance of each element of the output; the shape of one output."""
-        return torch.tensordot(self.probabilities, (self.outputs - self.mean()) ** 2, dims=1)
+        """The variance of each element of the output, real; the shape of one output."""
+        return self._mean((self.outputs - self.mean()).abs() ** 2)
 
     def covariance(self) -> Tensor:
         """The covariance matrix of the flattened output, of shape ``(elements, elements)``."""
         centred = (self.outputs - self.mean()).reshape(len(self.outputs), -1)
-        return centred.T @ (self.probabilities[:, None] * centred)
+        return centred.mH @ (self.probabilities[:, None] * centred)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        return torch.tensordot(self.probabilities.to(values.dtype), values, dims=1)
+
+
+def _stored(outputs: Sequence[Tensor | float]) -> Tensor:
+    """Outputs in one tensor, of double precision and on the CPU."""
+    stacked = torch.stack([torch.as_tensor(output) for output in outputs])
+    return stacked.to("cpu", torch.complex128 if stacked.is_complex() else torch.float64)
 
 
 def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p: float | Tensor) -> Distribution:
     """The exact law of a function of a Bernoulli keep mask.
 
     Args:
-        function: takes one keep mask of the given shape (float64, zeros and ones) and returns the output; it is
-            called without recording gradients, and what it returns is stored in float64.
-        shape: shape of the mask, at most 20 elements.
+        function: takes one keep mask of the given shape (float64, zeros and ones) and returns the output, a tensor or
+            a number; it is called without recording gradients, and what it returns is stored in double precision.
+        shape: shape of the mask, a tuple, at most 20 elements.
         p: probability of dropping, the same as that of the layer; a float, or a tensor that broadcasts to ``shape``.
 
     Returns:
-        Distribution: the output under every mask, with its probability.
+        Distribution: the output under every mask, with its probability; a mask that never comes is left out.
 
     Raises:
+        TypeError: if ``shape`` is no tuple of sizes.
         ValueError: if the mask has too many elements, or ``p`` is not between 0 and 1.
 
     Example:
@@ -100,11 +112,13 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
         >>> law.outputs.tolist(), law.mean().item(), law.variance().item()
         ([[0.0], [2.0]], 1.0, 1.0)
     """
+    if not isinstance(shape, tuple):
+        raise TypeError(f"shape has to be a tuple, but got {shape!r}")
     keep = masks(*shape)
     p = torch.as_tensor(p, dtype=torch.float64, device="cpu")
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p.tolist()}")
-    factors = torch.where(keep == 1, 1 - p, p)
+    probabilities = torch.where(keep == 1, 1 - p, p).flatten(1).prod(dim=1)
+    possible = probabilities > 0
     with torch.no_grad():
-        outputs = torch.stack([function(mask) for mask in keep])
-    return Distribution(outputs.to("cpu", torch.float64), factors.flatten(1).prod(dim=1))
+        return Distribution(_stored([function(mask) for mask in keep[possible]]), probabilities[possible])

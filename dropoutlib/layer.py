@@ -131,7 +131,7 @@ class NoisyLayer(nn.Module):
             The noise, as the layer's docstring describes it under Shape: one tensor, or a named tuple of several.
 
         Raises:
-            ValueError: in evaluation, where nothing is drawn.
+            ValueError: if nothing is drawn: in evaluation, unless the test rule itself is random.
             RuntimeError: if the input does not fit, or {bad_generator}.
         """
         if not self._is_noisy():

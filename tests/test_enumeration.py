@@ -61,3 +61,29 @@ def test_outputs_of_any_type_are_judged_in_float64():
     assert law.mean().item() == 0.25
     assert law.covariance().tolist() == [[0.1875]]
     assert law.expectation(lambda output: output > 0.5).item() == 0.25
+
+
+def test_a_mask_that_never_comes_does_not_count():
+    x = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    law = distribution(lambda keep: (keep * x).sum() / keep.sum(), (2,), torch.tensor([0.0, 0.5]))
+    torch.testing.assert_close(law.mean(), torch.tensor(1.25, dtype=torch.float64))     # 0/0 has the probability 0
+    assert law.probabilities.tolist() == [0.5, 0.5]
+
+
+def test_complex_outputs_keep_their_imaginary_part():
+    x = torch.tensor([1j, 2.0], dtype=torch.complex128)
+    law = distribution(lambda keep: 2 * x * keep, (2,), 0.5)
+    torch.testing.assert_close(law.mean(), x)
+    torch.testing.assert_close(law.variance(), torch.tensor([1.0, 4.0], dtype=torch.float64))
+    torch.testing.assert_close(law.covariance().real.diagonal(), law.variance())
+
+
+def test_a_function_may_return_a_number():
+    assert distribution(lambda keep: float(keep.sum()), (2,), 0.5).mean() == 1
+
+
+@pytest.mark.parametrize(("call", "words"), [(lambda: masks((2,)), "shape"), (lambda: masks(0), "shape"),
+                                             (lambda: distribution(abs, 3, 0.5), "shape.*tuple.*3")])
+def test_what_is_no_shape_is_refused(call, words):
+    with pytest.raises(TypeError, match=words):
+        call()

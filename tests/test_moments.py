@@ -392,3 +392,49 @@ def test_targets_of_the_losses():
 def test_the_squared_error_does_not_broadcast():
     with pytest.raises(ValueError, match=r"target.*\(3, 1\).*\(3,\)"):
         moments.squared_error(moments.Moments(torch.ones(3, 1), torch.ones(3, 1)), torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mean", [-4.0, -5.5, -8.0])
+def test_probit_keeps_the_digits_of_its_tail(mean, dtype):
+    value = moments.Moments(torch.tensor(mean, dtype=dtype), torch.tensor(0.0, dtype=dtype))
+    assert moments.probit(value).mean.item() == pytest.approx(norm.cdf(mean), rel=100 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("variance", [0.0, 1e-40, 1e-10])
+@pytest.mark.parametrize("mean", [1.0, -1.0])
+def test_gradients_of_relu_by_a_variance_near_zero(mean, variance):
+    value = gaussian(mean, variance)
+    value.variance.requires_grad_()
+    gradient, = torch.autograd.grad(moments.relu(value).variance, value.variance)
+    assert gradient.item() == pytest.approx(float(mean > 0), abs=1e-9)
+
+
+def test_gradients_of_covariances_of_certain_values():
+    covariance = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    for mean, slope in (([1.0, 2.0], 1.0), ([1.0, -2.0], 0.0)):
+        joint = moments.relu(moments.JointMoments(torch.tensor(mean, dtype=torch.float64), covariance))
+        gradient, = torch.autograd.grad(joint.covariance[0, 1], covariance)
+        assert gradient[0, 1] == slope
+
+
+def test_large_variances_do_not_overflow():
+    largest = {torch.float16: 6e4, torch.float32: 3e38}
+    for dtype, variance in largest.items():
+        wide = moments.Moments(torch.tensor(0.0, dtype=dtype), torch.tensor(variance, dtype=dtype))
+        assert moments.probit(wide).variance.item() == pytest.approx(0.25, abs=0.02)
+        assert moments.logistic_loss(wide, torch.tensor(1.0, dtype=dtype)).isfinite()
+        assert moments.sigmoid(wide).mean == 0.5
+    for mean in (1e200, -1e200):
+        assert moments.relu(gaussian(mean, 1.0)).variance == (mean > 0)
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda one: moments.multiply(one, noise.Position()), "law.*mean and a variance.*Position"),
+    (lambda one: moments.linear(moments.Moments(one.mean, one.variance.float()), torch.ones(1, 1)), "one type.*float32"),
+    (lambda one: moments.logistic_loss(one, torch.full((1,), 2.0)), "1 - target.*-1"),
+    (lambda one: moments.logistic_loss(one, torch.full((1,), -1)), "target.*-1"),
+    (lambda one: moments.sum_variance(one.mean, torch.ones(1, 1).double(), -0.5), "alpha.*-0.5")])
+def test_arguments_that_mean_nothing_are_refused(call, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        call(gaussian([1.0], [1.0]))

@@ -47,7 +47,8 @@ def _draw(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training
     require_features(input, weight)
     if not training:
         if inference != "sampled" or activation is None:
-            raise ValueError(f"drop_connect_linear draws nothing with training=False and inference={inference!r}")
+            raise ValueError("drop_connect_linear draws nothing with training=False, unless inference='sampled' has an "
+                             f"activation to average: got inference={inference!r}, activation={activation!r}")
         return _normal(_pre_activation(input, weight, bias, law).mean, num_samples, generator=generator)
     batch = _batch(input, law, sharing)
     keep_bias = None if bias is None else law.sample(bias.expand(*batch, -1), generator=generator)
@@ -73,7 +74,7 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         p: the probability of dropping a weight.
         training: whether weights are dropped; if not, the rule ``inference`` is used.
         activation: acts on the pre-activation, element by element: a function or a module; ``None`` for none.
-        inference: the test rule: ``"gaussian"``, ``"mean"`` or ``"sampled"``.
+        inference: the test rule: ``"gaussian"``, ``"mean"`` or ``"sampled"``, which draws where there is an activation.
         num_samples: number of draws of ``"sampled"``.
         sharing: ``"sample"``: one mask for each element of the input's first axis; ``"batch"``: one for all.
         noise: keep mask of the weight that replaces the draw, 0 or 1, of shape ``(batch, out_features, in_features)``;
@@ -204,7 +205,7 @@ def _fits_all(mask: Any, parameter: Tensor) -> bool:
 
 
 @describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn",
-          refused="Refused in evaluation, unless ``inference=\"sampled\"``.")
+          refused="Refused in evaluation, unless ``inference=\"sampled\"`` averages an activation.")
 class DropConnectLinear(NoisyLayer, nn.Linear):
     r"""A linear layer whose weights are dropped, with a mask of its own for every example, and an activation.
 
@@ -218,7 +219,8 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
     :math:`\mu` without an activation, in closed form for ReLU (``torch.relu``, ``F.relu`` or the module), by the probit
     approximation for the logistic function (``torch.sigmoid`` or the module; within 0.02), by Gauss-Hermite quadrature
     for any other function, which has to act on every element by itself. ``"mean"`` is the activation of :math:`\mu`.
-    ``"sampled"``, the paper's, averages the activation over draws from the Gaussian, and so is random at test time.
+    ``"sampled"``, the paper's, averages the activation over draws from the Gaussian, and so is random at test time;
+    without an activation it is :math:`\mu`, and nothing is drawn.
 
     {loads} Masks are drawn example by example, again in
     backward, and never fill a tensor of shape (batch, out, in); this holds in eager mode. Dropping selects: a dropped

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import applies_noise, boolean, one_of, require_features
+from ..arguments import applies_noise, boolean, not_negative, one_of, require_features
 from ..divergence import gathered, log_uniform_kl
 from ..layer import NoisyLayer, draws
 from ..learned_rate import logit_of, one_number_in_a_row, set_rate, shown_rate
@@ -51,7 +51,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
         {outputs}
 
     Raises:
-        ValueError: if ``kind`` is neither, {bad_noise}.
+        ValueError: if ``kind`` is neither, if ``alpha`` is negative or has another shape, {bad_noise}.
         {bad_features} {no_tensor}
 
     Example:
@@ -64,6 +64,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
     """
     _check_kind(kind)
     require_features(input, weight)
+    _check_alpha(alpha, weight, kind)
     if not applies_noise(training, noise):
         return F.linear(input, weight, bias)
     if kind == "B":
@@ -78,6 +79,14 @@ def _check_kind(kind: str) -> None:
     one_of("kind", kind, ("A", "B"))
 
 
+def _check_alpha(alpha: Tensor | float, weight: Tensor, kind: str) -> None:
+    shape = tuple(alpha.shape) if isinstance(alpha, Tensor) else ()
+    if shape not in ((), (1,), tuple(weight.shape[1:]), *([tuple(weight.shape)] if kind == "A" else [])):
+        raise ValueError(f"alpha has to be one number, one for each of {weight.shape[1]} inputs or, for kind A, of the "
+                         f"shape {tuple(weight.shape)} of the weight, but got the shape {shape} for kind {kind}")
+    not_negative("alpha", alpha)
+
+
 @describe("variational_dropout", variational_dropout_linear)
 class VariationalDropoutLinear(NoisyLayer, nn.Linear):
     r"""A linear layer with Gaussian dropout whose variance :math:`\alpha` is learned.
@@ -90,9 +99,9 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
     {four_answers}
 
     The loss is the mean negative log-likelihood plus ``kl_divergence(model) / N``, N the number of training examples;
-    without the second term, alpha goes to zero. ``alpha`` is stored as its logarithm, ``log_alpha``. It is not bounded:
-    the divergence is exact for every alpha (in float32 for ``log_alpha`` between -80 and 80), while the
-    paper's approximation holds up to 1 only. Keep it out of an optimizer's weight decay, which would pull alpha to 1.
+    without the second term, alpha goes to zero. ``alpha`` is stored as its logarithm, ``log_alpha``, and lies between
+    e^-40 and e^40. The divergence is exact for all of them, while the paper's approximation holds up to 1 only. Keep
+    ``log_alpha`` out of an optimizer's weight decay, which would pull alpha to 1.
 
     {loads} ``log_alpha`` then keeps its value. With the
     log-uniform prior the posterior is improper, and for kind B the divergence is not that of any proper pair of laws
@@ -172,8 +181,8 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
     def alpha(self) -> Tensor:
         """Variance of the multiplicative noise, in float32 for layers of half precision, from e^-40 to e^40.
 
-        Beyond, ``log_alpha`` counts as the bound (in float16 as 16, or -16), so that everything stays finite. Gradients
-        still reach it, as they are at the bound.
+        Beyond, ``log_alpha`` counts as the bound (in float16 as 16, or -16), so that outputs and divergence stay finite
+        and constant. Gradients still reach it, as they are at the bound, so that it can come back.
         """
         log_alpha = self._log_alpha()
         bound = 16.0 if log_alpha.dtype == torch.float16 else 40.0
@@ -182,7 +191,10 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
     @property
     def p(self) -> Tensor:
-        """The probability of dropping for which an inverted mask has the variance alpha, alpha/(1 + alpha)."""
+        """The probability of dropping for which an inverted mask has the variance alpha, alpha/(1 + alpha).
+
+        Assign a number to set all of them.
+        """
         return torch.sigmoid(self._log_alpha())
 
     @p.setter

@@ -177,7 +177,15 @@ BAD = {
     "p zero": (lambda: VariationalDropoutLinear(2, 2, p=0), "excluded.*0"),
     "p one": (lambda: VariationalDropoutLinear(2, 2, p=1.0), "excluded.*1"),
     "p negative": (lambda: VariationalDropoutLinear(2, 2, p=-1), "probability.*-1"),
+    "alpha negative": (lambda: called(-1.0), "alpha.*-1"),
+    "alpha of examples": (lambda: called(torch.ones(3, 2)), r"alpha.*\(3, 2\)"),
+    "alpha of outputs": (lambda: called(torch.ones(2, 1)), r"alpha.*\(2, 1\)"),
+    "alpha of weights for kind B": (lambda: called(torch.ones(2, 2), "B"), r"alpha.*\(2, 2\).*kind B"),
 }
+
+
+def called(alpha, kind="A"):
+    return functional.variational_dropout_linear(torch.ones(3, 2), torch.ones(2, 2), None, alpha, kind)
 
 
 @pytest.mark.parametrize(("call", "words"), BAD.values(), ids=BAD)
