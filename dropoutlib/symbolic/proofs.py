@@ -224,7 +224,8 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
         by: None requires both checks. ``"enumeration"`` also accepts lines which the rules cannot decide, at
             sizes that must then be given, since a false formula may hold at a few of them; such lines say so.
             ``"rules"`` is the same as None.
-        where: Conditions under which the chain is meant, such as ``i <= n``; they are shown with it.
+        where: Conditions under which the chain is meant, such as ``i <= n``; they are shown with it. The judge keeps to
+            them; the rules do not know them, so two different units are ``m[i]`` and ``m[i + 1]``.
         **sizes: More sizes for the judge by name: ``n=5`` or ``n=(4, 5)``. Without them, sizes take the values 1, 2
             and 3 in every order, never two of them the same value, and some larger ones.
 
@@ -328,8 +329,9 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
         at: Points (as ``values`` of :func:`number`): compare numerically there, integrals by quadrature. A check, not
             a proof, and labelled so.
         tolerance: Largest difference at the points, relative to 1 or to the value where that is larger.
-        where: Conditions under which the identity is meant, such as ``i <= n``; they are shown with it.
-        **sizes: If given, compare at these sizes only (``n=(1, 2, 3)``), and say so on the page.
+        where: Conditions under which the identity is meant, as for :func:`derive`.
+        **sizes: If given, compare at these sizes only (``n=(1, 2, 3)``), in exact numbers and so for rational functions
+            only, and say so on the page.
             Without ``at`` and sizes the identity is proved for every size by the rules, and judged as in
             :func:`derive`.
 
