@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     """Load the layers, and with them torch, when one is asked for: :mod:`dropoutlib.symbolic` needs neither."""
     if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -25,5 +25,9 @@ def __getattr__(name: str) -> Any:
     return globals()[name]
 
 
+if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+    __getattr__ = _load
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return sorted({*globals(), *_load("__all__")})

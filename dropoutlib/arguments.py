@@ -15,7 +15,7 @@ from dropoutlib.documentation import document
 
 __all__ = ["applies_noise", "boolean", "is_autocast", "is_eager", "noise_pair", "not_negative", "one_of", "positive",
            "positive_integer", "real", "refuse_noise", "require_callable", "require_features", "require_images",
-           "require_one_size", "require_tensor", "unchanged"]
+           "require_jagged", "require_one_size", "require_tensor", "unchanged"]
 
 # torch has no public question for these two (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -123,11 +123,13 @@ def boolean(name: str, value: object) -> bool:
         {name} {value}
 
     Returns:
-        The value.
+        The value; one of NumPy counts.
 
     Raises:
         TypeError: if it is neither True nor False.
     """
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):  # of a grid of parameters
+        value = bool(value)
     if not isinstance(value, bool):
         raise TypeError(f"{name} has to be True or False, but got {value!r} of type {type(value).__name__}"
                         + (": pass p= by its name" if isinstance(value, float) else ""))
@@ -181,9 +183,9 @@ def noise_pair(noise: object, parts: str) -> tuple[Any, Any]:
     Raises:
         TypeError: if it is no pair.
     """
-    if not isinstance(noise, tuple) or len(noise) != 2:
+    if not isinstance(noise, (tuple, list)) or len(noise) != 2:
         raise TypeError(f"noise has to be a pair, {parts}, as draw() returns them, but got {type(noise).__name__}")
-    return noise
+    return noise[0], noise[1]
 
 
 @document(real)
@@ -200,21 +202,29 @@ def require_callable(name: str, value: object) -> None:
         raise TypeError(f"{name} has to be a function or a module, but got {value!r}")
 
 
-def require_features(input: Tensor, weight: Tensor) -> None:
-    """Refuses an input of a linear layer whose last axis does not fit the weight.
+def require_features(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Refuses an input of a linear layer whose last axis does not fit the weight, and a bias that does not.
 
     Args:
         input: what the caller gave, of shape ``(..., in)``.
         weight: of shape ``(out, in)``.
+        bias: of shape ``(out,)``.
 
     Raises:
-        TypeError: if the input is no tensor.
+        TypeError: if the input or the bias is no tensor.
         RuntimeError: if the input holds integers or booleans, if shapes do not fit, or if the types differ, outside of
             autocast.
     """
     require_tensor(input)
     if weight.dim() != 2:
         raise RuntimeError(f"weight has to be of shape (out, in), but got the shape {tuple(weight.shape)}")
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"bias has to be a tensor of shape (out,), but got {bias!r}"
+                        + (": pass p= by its name" if isinstance(bias, float) else ""))
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise RuntimeError(f"bias has to be of shape ({weight.shape[0]},) for a weight of shape {tuple(weight.shape)}, "
+                           f"but got the shape {tuple(bias.shape)}")
+    require_jagged(input)
     if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
         raise RuntimeError(f"input has to have {weight.shape[1]} features, its last axis, for a weight of shape "
                            f"{tuple(weight.shape)}, but got the shape {tuple(input.shape)}")
@@ -280,6 +290,21 @@ def require_tensor(input: Tensor, name: str = "input") -> None:
         raise RuntimeError(f"{name} has to be dense, but got the layout {input.layout}: call to_dense() first")
     if input.dtype.itemsize == 1:
         raise RuntimeError(f"{name} has to have at least 16 bits, but got {input.dtype}: torch cannot multiply it")
+
+
+@document(real)
+def require_jagged(input: Tensor) -> None:
+    """Refuses nested tensors of the older layout, for which torch has too few operators.
+
+    Args:
+        input: any tensor.
+
+    Raises:
+        RuntimeError: if it is one.
+    """
+    if input.is_nested and input.layout is torch.strided:
+        raise RuntimeError("a nested tensor of strided layout is taken by a call that draws, of a layer without "
+                           "weights, alone: make it with layout=torch.jagged")
 
 
 @document(real)

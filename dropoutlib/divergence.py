@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dropoutlib.arguments import is_eager, require_tensor
 from dropoutlib.documentation import document
+from dropoutlib.layer import NoisyLayer
 
 __all__ = ["kingma_kl", "kl_divergence", "log_uniform_kl", "molchanov_kl"]
 
@@ -25,7 +26,9 @@ def kl_divergence(model: nn.Module) -> Tensor:
     training examples (not by the size of a batch).
 
     Args:
-        model: a module; every part of it with a method ``kl()`` counts, and counts once.
+        model: a module; every part of it with a method ``kl()`` counts, and counts once. A model or a block with a
+            ``kl()`` of its own, whose parts have one too, is taken for their sum and does not count again; a
+            :class:`~dropoutlib.NoisyLayer`, such as one that wraps another, always has a term of its own.
 
     Returns:
         Tensor: a number, differentiable.
@@ -46,7 +49,8 @@ def kl_divergence(model: nn.Module) -> Tensor:
     terms: list[Tensor] = []
     for name, part in model.named_modules():
         kl: Any = getattr(part, "kl", None)
-        if callable(kl):
+        if callable(kl) and (isinstance(part, NoisyLayer) or not any(
+                callable(getattr(inner, "kl", None)) for inner in part.modules() if inner is not part)):
             terms.append(kl())
             if not isinstance(terms[-1], Tensor) or terms[-1].dim() > 0:
                 raise TypeError(f"kl() of {name or 'the model'} ({type(part).__name__}) has to return a tensor with "

@@ -118,7 +118,7 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
     p = torch.as_tensor(p, dtype=torch.float64, device="cpu")
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p.tolist()}")
-    probabilities = torch.where(keep == 1, 1 - p, p).flatten(1).prod(dim=1)
+    probabilities = torch.where(keep == 1, 1 - p, p).reshape(len(keep), -1).prod(dim=1)
     possible = probabilities > 0
     with torch.no_grad():
         return Distribution(_stored([function(mask) for mask in keep[possible]]), probabilities[possible])

@@ -84,7 +84,14 @@ class NoisyLayer(nn.Module):
     """A layer that multiplies something by noise: it draws when called, or takes what was drawn before.
 
     Every layer of the library that draws is one. So Monte Carlo dropout, which leaves the noise on in a model that is
-    evaluated, is a loop:
+    evaluated, is a loop (it reaches what the model calls: code that reads ``layer.p`` and drops by itself, as attention
+    of other libraries may, and torch's fast path of transformers in evaluation do not call the layer).
+
+    A layer of your own defines two methods: ``forward(input, *, noise=None, generator=None)``, and
+    ``_draw(input, generator)``, which returns what ``noise=`` takes. The same holds for a subclass whose ``forward``
+    changes the input, or its rate, before it drops. Both see weights as they are: what a hook before ``forward``
+    computes, as in pruning and ``torch.nn.utils.weight_norm``, is that of the last call for ``draw()`` and moments.
+    ``generator`` is for the noise of the layer: what a wrapped module or an activation draws by itself does not see it.
 
     Example:
         >>> from torch import nn
@@ -95,6 +102,20 @@ class NoisyLayer(nn.Module):
         ...         _ = module.train()
         >>> [module.training for module in model]
         [False, False, True]
+
+        A layer of your own:
+
+        >>> import torch
+        >>> from dropoutlib import functional
+        >>> class Twice(NoisyLayer):
+        ...     def forward(self, input, *, noise=None, generator=None):
+        ...         return functional.dropout(2 * input, 0.5, self.training, noise=noise, generator=generator)
+        ...     def _draw(self, input, generator):
+        ...         return functional.draw(functional.dropout, input, 0.5, generator=generator)
+        >>> layer, x = Twice(), torch.ones(4)
+        >>> keep = layer.draw(x)
+        >>> torch.equal(layer(x, noise=keep), 4 * keep)
+        True
     """
 
     if TYPE_CHECKING:
@@ -143,4 +164,5 @@ class NoisyLayer(nn.Module):
         return self.training
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to define _draw(input, generator), which returns what "
+                                  "noise= of its forward() takes")

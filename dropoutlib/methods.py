@@ -352,12 +352,17 @@ def facts(kind: type) -> Layer | None:
     Returns:
         Layer: from the table.
 
+    Raises:
+        TypeError: if it is no class.
+
     Example:
         >>> from dropoutlib import DropConnectLinear
         >>> from dropoutlib.methods import facts
         >>> facts(DropConnectLinear).site
         'weight'
     """
+    if not isinstance(kind, type):
+        raise TypeError(f"kind has to be a class, but got {kind!r}: facts(type(layer))")
     own = (base for base in kind.__mro__ if base.__module__.startswith("dropoutlib."))
     return next((_FACTS[base.__name__] for base in own if base.__name__ in _FACTS), None)
 

@@ -92,7 +92,7 @@ def multiply(value: _Value, law: Law, scale: float = 1.0) -> _Value:
         2.0
     """
     _require(value, joint=True)
-    if not hasattr(law, "variance"):
+    if not hasattr(law, "variance") or callable(law.variance):
         raise TypeError(f"law has to have a mean and a variance, but got {law!r}")
     variance = law.variance * (value.mean**2 + value.variance) + law.mean**2 * value.variance
     mean = scale * law.mean * value.mean

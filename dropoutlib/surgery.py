@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import Layer, catalogue, facts
 
 __all__ = ["Finding", "Report", "audit", "replace"]
@@ -33,6 +34,7 @@ _CHAPTERS = {
     "dropout before fast dropout": "Fast dropout",
     "recurrent dropout without effect": "Where dropout goes",
     "noise in evaluation": "Where dropout goes",
+    "noise that nothing calls": "Where dropout goes",
 }
 
 _CONVOLUTIONS = {f"conv{transpose}{axes}d": axes for axes in (1, 2, 3) for transpose in ("", "_transpose")}
@@ -119,7 +121,9 @@ def audit(model: nn.Module, x: Any) -> Report:
       such as hidden states that are returned beside the logits, does not count,
     * dropout before :class:`~dropoutlib.FastDropoutLinear`, which stands for dropout and the linear layer behind it,
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
-    * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training.
+    * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training,
+    * a noisy layer of this library that nothing calls: its place is that of a module whose p is read by code that drops
+      by itself, such as the attention of other libraries.
 
     A finding is a question, not a verdict. It says so where the dropout is the call of a function, which
     :func:`~dropoutlib.replace` cannot exchange; its place is the module that calls. Noise that is added to a tensor
@@ -132,8 +136,8 @@ def audit(model: nn.Module, x: Any) -> Report:
 
     Args:
         model: any module.
-        x: its input: a tensor, a tuple of positional arguments, or a mapping of keyword arguments (for a model that
-            takes one dictionary: ``(dictionary,)``).
+        x: its input: a tensor, a tuple of positional arguments (a named tuple is one argument), or a mapping of keyword
+            arguments (for a model that takes one dictionary: ``(dictionary,)``).
 
     Returns:
         Report: a tuple of :class:`~dropoutlib.surgery.Finding`.
@@ -165,6 +169,10 @@ def audit(model: nn.Module, x: Any) -> Report:
         output = trace.run(_copied(x))
         facts = [trace.facts(tensor) for tensor in _tensors(output)]
     findings += trace.findings
+    findings += [_finding("noise that nothing calls", name, f"Nothing calls this {type(module).__name__} in "
+                          "evaluation: code that reads its p and drops by itself applies another noise, or fails.")
+                 for name, module in model.named_modules()
+                 if isinstance(module, NoisyLayer) and name not in trace.called and not _never_drops(module)]
     findings += [_finding("dropout on the output", place, "No linear layer, convolution or the like follows: the "
                           f"noise goes into the loss as it is, or scaled.{_of_call(model, place)}")
                  for place, _ in _union(tuple(drop for drop in one.since_weights if drop not in trace.taken)
@@ -189,7 +197,11 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     factory fails, nothing is exchanged. Weights that are tied stay tied: a parameter that the old module shares with
     another one takes the place of its copy, of the same name and the same values, in the new module. Functional
     dropout, and ``dropout=`` of recurrent and attention layers, are no modules and stay: write a module in the place of
-    the function into the model's code.
+    the function into the model's code. So does dropout that the model only asks for its p, as the attention of
+    other libraries may: :func:`~dropoutlib.audit` finds a new layer that nothing calls.
+
+    A factory for layers with weights loads them, as in the second example, or they start anew. Make optimizers, and
+    freeze parameters, after the exchange: they know the old ones.
 
     Args:
         model: the module to search.
@@ -215,6 +227,15 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.2))
         >>> replace(model, {nn.Dropout: lambda old: SpatialDropout2d(old.p)})[1]
         SpatialDropout2d(p=0.2, inplace=False)
+        >>> from dropoutlib import DropConnectLinear
+        >>> def with_the_same_weights(old):
+        ...     new = DropConnectLinear(old.in_features, old.out_features, old.bias is not None,
+        ...                             device=old.weight.device, dtype=old.weight.dtype)
+        ...     new.load_state_dict(old.state_dict())
+        ...     return new
+        >>> linear = nn.Linear(4, 2)
+        >>> bool((replace(linear, {nn.Linear: with_the_same_weights}).weight == linear.weight).all())
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
@@ -367,6 +388,7 @@ class _Trace(TorchFunctionMode):
         self.findings: list[Finding] = []
         self.stack: list[str] = []
         self.noted: set[str] = set()
+        self.called: set[str] = set()
         self.before_batch_norm: set[str] = set()
         self.taken: set[_Drop] = set()  # by a layer with weights, so that they are not on the output alone
         self._facts: dict[int, _Facts] = {}
@@ -391,6 +413,7 @@ class _Trace(TorchFunctionMode):
 
     def _enter(self, name: str) -> None:
         self.stack.append(name)
+        self.called.add(name)
         self.noted.discard(name)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -533,7 +556,7 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], key: str, position:
 def _call(model: nn.Module, x: Any) -> Any:
     if isinstance(x, Mapping):
         return model(**x)
-    return model(*x) if isinstance(x, tuple) else model(x)
+    return model(*x) if type(x) is tuple else model(x)  # a named tuple, as of packed sequences, is one input
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -125,3 +125,25 @@ def test_a_term_that_is_no_tensor_is_named():
 def test_a_model_without_terms_is_refused():
     with pytest.raises(ValueError, match=r"Sequential.*learns its noise"):
         kl_divergence(nn.Sequential(nn.Linear(2, 2), dropoutlib.Dropout(0.5)))
+
+
+class WithTerm(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.one, self.two = dropoutlib.VariationalDropoutLinear(4, 3), dropoutlib.VariationalDropoutLinear(3, 2)
+        self.function = function
+
+    def kl(self):
+        return self.function(self)
+
+
+@pytest.mark.parametrize("function", [lambda model: model.one.kl() + model.two.kl(), kl_divergence])
+def test_a_model_with_a_term_of_its_own_is_the_sum_of_its_parts(function):
+    model = WithTerm(function)
+    torch.testing.assert_close(kl_divergence(nn.Sequential(model)), model.one.kl() + model.two.kl())
+    assert model.kl() == kl_divergence(model)
+
+
+def test_a_wrapper_and_what_it_wraps_have_both_a_term():
+    wrapper = dropoutlib.ConcreteDropout(dropoutlib.VariationalDropoutLinear(4, 3))
+    torch.testing.assert_close(kl_divergence(wrapper), wrapper.kl() + wrapper.module.kl())

@@ -431,7 +431,7 @@ def test_large_variances_do_not_overflow():
 
 @pytest.mark.parametrize(("call", "words"), [
     (lambda one: moments.multiply(one, noise.Position()), "law.*mean and a variance.*Position"),
-    (lambda one: moments.linear(moments.Moments(one.mean, one.variance.float()), torch.ones(1, 1)), "one type.*float32"),
+    (lambda one: moments.linear(one._replace(variance=one.variance.float()), torch.ones(1, 1)), "one type.*float32"),
     (lambda one: moments.logistic_loss(one, torch.full((1,), 2.0)), "1 - target.*-1"),
     (lambda one: moments.logistic_loss(one, torch.full((1,), -1)), "target.*-1"),
     (lambda one: moments.sum_variance(one.mean, torch.ones(1, 1).double(), -0.5), "alpha.*-0.5")])

@@ -503,3 +503,27 @@ def test_a_class_as_factory_says_what_to_write() -> None:
     first, second = caught.value.__notes__
     assert first.startswith("in the factory for 0, Dropout(p=0.5") and "lambda old: SpatialDropout2d(old.p)" in second
     assert isinstance(replace(nn.Dropout(), {nn.Dropout: nn.Identity}), nn.Identity)
+
+
+class ReadsTheRate(nn.Module):
+    """As the attention of other libraries: the module only holds a number."""
+
+    def __init__(self, drop: nn.Module) -> None:
+        super().__init__()
+        self.dropout, self.last = drop, nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.dropout(x, self.dropout.p, self.training))
+
+
+def test_a_layer_that_nothing_calls_is_found() -> None:
+    assert audit(ReadsTheRate(nn.Dropout(0.5)), VECTORS) == ()
+    finding, = audit(ReadsTheRate(dropoutlib.GaussianDropout(0.5)), VECTORS)
+    assert (finding.kind, finding.place) == ("noise that nothing calls", "dropout")
+    assert audit(ReadsTheRate(dropoutlib.GaussianDropout(0.0)), VECTORS) == ()
+    assert "noise that nothing calls" in repr(Report([finding]))
+
+
+def test_packed_sequences_are_one_input() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.ones(5, 6), torch.ones(3, 6)])
+    assert audit(nn.LSTM(6, 4), packed) == audit(nn.LSTM(6, 4), (packed,)) == ()

@@ -12,6 +12,7 @@ x = torch.ones(2, 4)
 layer = dropoutlib.Dropout(0.5)
 y: torch.Tensor = layer(x, noise=layer.draw(x), generator=None)
 layer(x, nosie=3)  # type: ignore[call-arg]
+dropoutlib.Droput(0.5)  # type: ignore[attr-defined]
 layer(x, layer.draw(x))  # type: ignore[call-arg]
 dropoutlib.DropConnectLinear(8, 4)(x, nosie=3)  # type: ignore[call-arg]
 dropoutlib.ConcreteDropout(torch.nn.Linear(8, 4))(x, nosie=3)  # type: ignore[call-arg]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import applies_noise, noise_pair, positive, require_images, require_tensor, unchanged
+from ..arguments import applies_noise, noise_pair, positive, require_images, require_one_size, unchanged
 from ..divergence import gathered
 from ..layer import NoisyLayer, draws
 from ..learned_rate import logit_of, one_number_in_a_row, set_rate, shown_rate
@@ -27,17 +27,16 @@ class WrapperNoise(NamedTuple):
     """What a layer draws that wraps another layer with noise.
 
     Attributes:
-        own: the layer's own noise.
-        module: what the wrapped layer draws.
+        own: the layer's own noise; None where it is in evaluation.
+        module: what the wrapped layer draws; None likewise.
     """
 
-    own: Tensor
+    own: Tensor | None
     module: Any
 
 
 def _uniform(input: Tensor, shared: tuple[int, ...] = (), *, generator: torch.Generator | None) -> Tensor:
-    if shared:
-        require_images(input)
+    (require_images if shared else require_one_size)(input)
     return Uniform().sample(input, shared=shared, generator=generator)
 
 
@@ -113,7 +112,7 @@ def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training:
     positive("temperature", temperature)
     if not applies_noise(training, noise):
         return unchanged(input)
-    require_tensor(input)
+    require_one_size(input)
     uniform = Uniform().sample(input, shared=shared, noise=noise, generator=generator)
     logit = torch.as_tensor(p_logit, dtype=uniform.dtype, device=uniform.device)
     missing = input.dim() - logit.dim()
@@ -145,7 +144,8 @@ class ConcreteDropout(NoisyLayer):
     p is learned as its logit, ``p_logit``, by the gradient of the loss. The loss is the mean negative log-likelihood
     plus ``kl_divergence(model) / N``, with N training examples. For a loss that is *twice* the negative log-likelihood,
     as the authors' for regression (``((y - mean)**2 / variance + log(variance)).mean()``), add twice as much.
-    Keep ``p_logit`` out of an optimizer's weight decay, which would pull p to 1/2. A trained layer can be wrapped.
+    Keep ``p_logit`` out of an optimizer's weight decay, which would pull p to 1/2. A trained layer can be wrapped; code
+    that reads its ``weight``, and names of its state, then go through ``module``.
 
     The mean of the factor is not exactly 1, and its moments have no closed form, so there is no ``mean()`` and
     ``variance()``: the test rule is the layer's mean in the limit of temperature 0. At 0.1 it is off by at most
@@ -209,7 +209,7 @@ class ConcreteDropout(NoisyLayer):
 
     @property
     def p(self) -> Tensor:
-        """The probability of dropping."""
+        """The probability of dropping. Assign a number to set it."""
         return torch.sigmoid(gathered(self.p_logit).squeeze(0))
 
     @p.setter
@@ -230,8 +230,11 @@ class ConcreteDropout(NoisyLayer):
     def _masked(self, input: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return concrete_dropout(input, self.p_logit, self.temperature, self.training, noise=noise, generator=generator)
 
+    def _is_noisy(self) -> bool:
+        return self.training or (isinstance(self.module, NoisyLayer) and self.module._is_noisy())
+
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Any:
-        own = _uniform(input, self._shared, generator=generator)
+        own = _uniform(input, self._shared, generator=generator) if self.training else None
         if not isinstance(self.module, NoisyLayer):
             return own
         masked = self._masked(input, own, None)

@@ -30,7 +30,7 @@ class WeightNoise(NamedTuple):
     """Keep masks of a layer's weight and of its bias, 0 or 1 before any scaling.
 
     Attributes:
-        weight: of shape ``(batch, out, in)``, or ``(out, in)`` where all examples share one.
+        weight: of shape ``(batch, out, in)``, or ``(out, in)`` where all examples share one, as at p = 0 and p = 1.
         bias: of shape ``(batch, out)``, or ``(out,)``.
     """
 
@@ -44,7 +44,7 @@ def _draw(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training
     """What is drawn, in the order in which it is drawn."""
     law = Bernoulli(p)
     _check_choices(inference, num_samples, sharing)
-    require_features(input, weight)
+    require_features(input, weight, bias)
     if not training:
         if inference != "sampled" or activation is None:
             raise ValueError("drop_connect_linear draws nothing with training=False, unless inference='sampled' has an "
@@ -102,7 +102,7 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     """
     law = Bernoulli(p)
     _check_choices(inference, num_samples, sharing)
-    require_features(input, weight)
+    require_features(input, weight, bias)
     if boolean("training", training):
         pre_activation = _drop(input, weight, bias, law, sharing, noise=noise, generator=generator)
         return pre_activation if activation is None else activation(pre_activation)
@@ -190,7 +190,12 @@ def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sh
 
 def _examples(input: Tensor, sharing: str) -> torch.Size:
     """The axis of examples that have masks of their own."""
-    return torch.Size() if sharing == "batch" or input.dim() == 1 else input.shape[:1]
+    if sharing == "batch" or input.dim() == 1:
+        return torch.Size()
+    if input.is_nested:
+        raise RuntimeError("input has to be a tensor of examples of one size for sharing='sample', but got a nested "
+                           "tensor, which sharing='batch' takes")
+    return input.shape[:1]
 
 
 def _batch(input: Tensor, law: Bernoulli, sharing: str) -> torch.Size:
@@ -220,7 +225,7 @@ class DropConnectLinear(NoisyLayer, nn.Linear):
     approximation for the logistic function (``torch.sigmoid`` or the module; within 0.02), by Gauss-Hermite quadrature
     for any other function, which has to act on every element by itself. ``"mean"`` is the activation of :math:`\mu`.
     ``"sampled"``, the paper's, averages the activation over draws from the Gaussian, and so is random at test time;
-    without an activation it is :math:`\mu`, and nothing is drawn.
+    without an activation it is :math:`\mu`, and nothing is drawn. It holds ``num_samples`` outputs at once.
 
     {loads} Masks are drawn example by example, again in
     backward, and never fill a tensor of shape (batch, out, in); this holds in eager mode. Dropping selects: a dropped

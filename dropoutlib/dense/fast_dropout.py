@@ -26,7 +26,7 @@ def _law(p: float) -> Gaussian:
 
 def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, *,
             generator: torch.Generator | None) -> Tensor:
-    require_features(input, weight)
+    require_features(input, weight, bias)
     return _law(p).sample(F.linear(input, weight, bias), generator=generator)
 
 
@@ -61,7 +61,7 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         tensor([12.])
     """
     ratio = odds(p, "fast dropout")
-    require_features(input, weight)
+    require_features(input, weight, bias)
     mean = F.linear(input, weight, bias)
     if not applies_noise(training, noise):
         return mean

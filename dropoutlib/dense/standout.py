@@ -30,7 +30,7 @@ def _coins(logit: Tensor) -> Coins:
 
 def _mask(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: float, beta: float, belief_weight: Tensor | None,
           belief_bias: Tensor | None, *, generator: torch.Generator | None) -> Tensor:
-    require_features(input, weight)
+    require_features(input, weight, bias)
     logit = _logit(input, F.linear(input, weight, bias), alpha, beta, belief_weight, belief_bias)
     return _coins(logit).sample(logit, generator=generator)
 
@@ -72,7 +72,7 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
         >>> functional.standout_linear(torch.ones(1), weight, training=False)  # 1 sigmoid(1), 2 sigmoid(2)
         tensor([0.7311, 1.7616])
     """
-    require_features(input, weight)
+    require_features(input, weight, bias)
     if belief_weight is None and belief_bias is not None:
         raise ValueError("belief_bias was given without belief_weight")
     if belief_weight is not None and belief_weight.shape != weight.shape:

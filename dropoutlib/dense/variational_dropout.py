@@ -24,7 +24,7 @@ _LAW = Gaussian(0.0, 1.0)
 def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, kind: str, *,
             generator: torch.Generator | None) -> Tensor:
     _check_kind(kind)
-    require_features(input, weight)
+    require_features(input, weight, bias)
     return _LAW.sample(F.linear(input, weight, bias) if kind == "A" else input, generator=generator)
 
 
@@ -63,7 +63,7 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
         tensor([12.])
     """
     _check_kind(kind)
-    require_features(input, weight)
+    require_features(input, weight, bias)
     _check_alpha(alpha, weight, kind)
     if not applies_noise(training, noise):
         return F.linear(input, weight, bias)
@@ -184,10 +184,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         Beyond, ``log_alpha`` counts as the bound (in float16 as 16, or -16), so that outputs and divergence stay finite
         and constant. Gradients still reach it, as they are at the bound, so that it can come back.
         """
-        log_alpha = self._log_alpha()
-        bound = 16.0 if log_alpha.dtype == torch.float16 else 40.0
-        wide = log_alpha if log_alpha.dtype == torch.float64 else log_alpha.float()
-        return (wide + (wide.clamp(-bound, bound) - wide).detach()).exp()
+        return self._log_alpha().exp()
 
     @property
     def p(self) -> Tensor:
@@ -195,7 +192,7 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
         Assign a number to set all of them.
         """
-        return torch.sigmoid(self._log_alpha())
+        return torch.sigmoid(self._log_alpha()).to(self.log_alpha.dtype)
 
     @p.setter
     def p(self, p: float) -> None:
@@ -203,7 +200,10 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
 
     def _log_alpha(self) -> Tensor:
         log_alpha = gathered(self.log_alpha)
-        return log_alpha.squeeze(0) if self.alpha_per == "layer" else log_alpha
+        bound = 16.0 if log_alpha.dtype == torch.float16 else 40.0
+        wide = log_alpha if log_alpha.dtype == torch.float64 else log_alpha.float()
+        bounded = wide + (wide.clamp(-bound, bound) - wide).detach()
+        return bounded.squeeze(0) if self.alpha_per == "layer" else bounded
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import applies_noise, boolean, require_tensor, unchanged
+from dropoutlib.arguments import applies_noise, boolean, not_negative, require_jagged, require_tensor, unchanged
 from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu
 
@@ -49,9 +49,13 @@ def apply(input: Tensor, law: Law, scale: float | Tensor = 1.0, *,
         # torch has no draw for this layout
         return torch.nested.as_nested_tensor([
             apply(part, law, scale, shared=shared, as_mask=as_mask, generator=generator) for part in input.unbind()])
+    if not hasattr(law, "sample"):
+        raise TypeError(f"law has to be one of dropoutlib.noise, but got {law!r}")
     draw: Callable[..., Tensor] = functools.partial(law.sample, input, noise=noise, generator=generator)
     drawn = draw(shared=shared) if shared else draw()
     keep = drawn if as_mask is None else as_mask(drawn)
+    if isinstance(scale, Tensor):
+        scale = scale.to(input.dtype)
     if keep.dtype is torch.bool:
         return select(input, keep, scale)
     return input * keep if isinstance(scale, float) and scale == 1 else input * keep * scale
@@ -146,7 +150,7 @@ def inverted_mean(input: Tensor, p: float) -> Tensor:
         >>> inverted_mean(torch.ones(2), 0.5), inverted_mean(torch.ones(2), 1.0)
         (tensor([1., 1.]), tensor([0., 0.]))
     """
-    return unchanged(input) if p < 1 else raw_mean(input, p)
+    return unchanged(input) if Bernoulli(p).p < 1 else raw_mean(input, p)
 
 
 @document(inverted_mean)
@@ -165,6 +169,7 @@ def inverted_variance(input: Tensor, p: float) -> Tensor:
         >>> inverted_variance(torch.full((2,), 2.0), 0.5)
         tensor([4., 4.])
     """
+    p = Bernoulli(p).p
     return noise_variance(input, p / (1 - p) if p < 1 else 0.0)
 
 
@@ -186,6 +191,7 @@ def raw_mean(input: Tensor, p: float) -> Tensor:
         tensor([0.7500, 0.7500])
     """
     unchanged(input)
+    p = Bernoulli(p).p
     if p == 0:
         return input
     if p == 1:  # inf * 0 would be nan
@@ -239,5 +245,7 @@ def noise_variance(input: Tensor, variance: float) -> Tensor:
         tensor(10000., dtype=torch.float16)
     """
     require_tensor(input)
+    require_jagged(input)
+    not_negative("variance", variance)
     size = input.abs()
     return (math.sqrt(variance) * size).square() if variance > 0 else nothing(size)

@@ -55,6 +55,9 @@ def check_generator(generator: torch.Generator, x: Tensor) -> None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise RuntimeError("generator= cannot be used in a compiled, exported or traced function: its state does "
                            "not enter the graph. Leave it out and seed with torch.manual_seed, or pass noise=")
+    if x.is_nested:
+        raise RuntimeError("generator= cannot be used for a nested tensor, for which torch draws from its global "
+                           "generator alone. Leave it out and seed with torch.manual_seed, or pass noise=")
     if generator.device.type != x.device.type:
         raise RuntimeError(f"generator has to be on the device {x.device} of the input, "
                            f"but is on {generator.device}")

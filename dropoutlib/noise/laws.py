@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import is_eager, positive_integer, real, require_tensor
+from dropoutlib.arguments import is_eager, positive_integer, real, require_jagged, require_tensor
 from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu
 
@@ -145,8 +145,13 @@ class Coins:
         Raises:
             {Raises}
         """
+        like = _like_the_draw(x, shared)
+        missing = like.dim() - self.p.dim()
+        if missing < 0 or any(n != 1 and n != size for n, size in zip(self.p.shape, like.shape[missing:], strict=True)):
+            raise ValueError(f"p has to be broadcastable to the shape {tuple(like.shape)} of the draw, "
+                             f"but got the shape {tuple(self.p.shape)}")
         if noise is not None:
-            return given_mask(noise, _like_the_draw(x, shared))
+            return given_mask(noise, like)
         uniform = Uniform().sample(x, shared=shared, generator=generator)
         return ~(uniform < self.p.detach().to(uniform.dtype))
 
@@ -357,9 +362,9 @@ def _given_positions(noise: Tensor, like: Tensor, sizes: tuple[int, ...]) -> Ten
 def _like_the_draw(x: Tensor, shared: tuple[int, ...]) -> Tensor:
     """A tensor like ``x`` with size 1 along the axes ``shared``."""
     require_tensor(x)
-    if x.is_nested and x.layout is torch.strided:
-        raise RuntimeError("draw() and noise= take no nested tensor of strided layout: make it with "
-                           "layout=torch.jagged")
+    if not isinstance(shared, tuple) or not all(-x.dim() <= axis < x.dim() for axis in shared):
+        raise ValueError(f"shared has to be a tuple of axes of the input, which has {x.dim()}, but got {shared!r}")
+    require_jagged(x)
     for axis in shared:
         x = x.narrow(axis, 0, 1) if x.shape[axis] != 0 else x
     return x

@@ -47,10 +47,10 @@ def masked_product(input: Tensor, weight: Tensor, law: Bernoulli, *, noise: Tens
     if is_autocast(input):
         dtype = torch.get_autocast_dtype(input.device.type)
         input, weight = input.to(dtype), weight.to(dtype)
-    for_all = weight.detach().expand(len(input), -1, -1)
+    for_all = weight.detach().expand(input.shape[0], -1, -1)
     keep = None if noise is None else law.sample(for_all, noise=noise)
     if is_eager(input) and is_eager(weight) and (keep is None or is_eager(keep)):
-        masks = Replay(law, weight, len(input), noise=keep, generator=generator)
+        masks = Replay(law, weight, input.shape[0], noise=keep, generator=generator)
         output: Tensor = _Product.apply(masks, None, input, weight)
         return output
     keep = law.sample(for_all, generator=generator) if keep is None else keep
@@ -77,8 +77,8 @@ def masks_of_weight(input: Tensor, weight: Tensor, law: Bernoulli, *,
         torch.Size([5, 3, 2])
     """
     if not (is_eager(input) and is_eager(weight)):
-        return law.sample(weight.detach().expand(len(input), -1, -1), generator=generator)
-    masks = [keep for _, keep in Replay(law, weight, len(input), generator=generator)]
+        return law.sample(weight.detach().expand(input.shape[0], -1, -1), generator=generator)
+    masks = [keep for _, keep in Replay(law, weight, input.shape[0], generator=generator)]
     return torch.cat(masks) if masks else weight.new_empty((0, *weight.shape), dtype=torch.bool)
 
 

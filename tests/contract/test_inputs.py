@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import io
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from subjects import FACTS, HELD, LARGE, SMALL, assert_raises, assert_same, subject
@@ -198,3 +201,50 @@ def test_moments_refuse_what_the_layer_refuses(name: str) -> None:
         assert_raises(TypeError, "input has to be a tensor, but got list", lambda moment=moment: moment([1.0]))
         assert_raises(RuntimeError, "floating point", lambda moment=moment: moment(x.long()))
         assert_raises(RuntimeError, "to_dense", lambda moment=moment: moment(x.to_sparse()))
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_is_drawn_can_be_stored(name: str) -> None:
+    """With the default of torch.load, which takes no class that it does not know."""
+    kind = subject(name)
+    x = kind.example(SMALL, CPU)
+    layer, file = kind(0.3, x), io.BytesIO()
+    noise = layer.draw(x)
+    torch.save(noise, file)
+    file.seek(0)
+    assert_same(layer(x, noise=torch.load(file)), layer(x, noise=noise))
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors_are_served_or_refused_in_words(name: str, layout: torch.layout) -> None:
+    kind = subject(name)
+    shape = (4, 4, 4) if kind.axes else kind.example(SMALL, CPU).shape[-1:]
+    parts = [torch.rand(3, *shape), torch.rand(2, *shape)]
+    x = torch.nested.nested_tensor(parts, layout=layout)
+    layer = kind(0.5, parts[0])
+    calls = [lambda: layer.train()(x), lambda: layer.eval()(x), lambda: layer.train().draw(x),
+             lambda: layer.train()(x, generator=torch.Generator())]
+    if hasattr(layer, "mean"):
+        calls += [lambda: layer.mean(x), lambda: layer.variance(x)]
+    for call in calls:
+        try:
+            call()
+        except RuntimeError as error:
+            assert re.search("nested tensor|images|axes", str(error)), error
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_lists_are_taken_for_tuples(name: str) -> None:
+    kind = subject(name)
+    x = kind.example(SMALL, CPU)
+    layer = kind(0.3, x)
+    noise = layer.draw(x)
+    if isinstance(noise, tuple):
+        assert_same(layer(x, noise=list(noise)), layer(x, noise=noise))
+
+
+def test_a_truth_value_of_numpy_is_one() -> None:
+    assert dropoutlib.FastDropoutLinear(4, 2, bias=np.bool_(False)).bias is None
+    assert_same(functional.dropout(x, 0.5, np.bool_(False)), x)

@@ -271,6 +271,16 @@ def assert_runs_in_onnx(layers: dict[str, nn.Module], x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("axes", onnx_groups(), ids=str)
+def test_exported_with_a_batch_of_any_size(axes: tuple[int, ...]) -> None:
+    names = onnx_groups()[axes]
+    x = subject(names[0]).example(SMALL, torch.device("cpu"), torch.float32)
+    model = Beside({name: subject(name)(0.3, x) for name in names})
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    larger = torch.cat([x, x])
+    assert [output.shape for output in program(larger)] == [output.shape for output in model(larger)]
+
+
+@pytest.mark.parametrize("axes", onnx_groups(), ids=str)
 def test_exported_to_onnx(axes: tuple[int, ...]) -> None:
     names = onnx_groups()[axes]
     x = subject(names[0]).example(SMALL, torch.device("cpu"), torch.float32)
