@@ -84,8 +84,9 @@ class NoisyLayer(nn.Module):
     """A layer that multiplies something by noise: it draws when called, or takes what was drawn before.
 
     Every layer of the library that draws is one. So Monte Carlo dropout, which leaves the noise on in a model that is
-    evaluated, is a loop (it reaches what the model calls: code that reads ``layer.p`` and drops by itself, as attention
-    of other libraries may, and torch's fast path of transformers in evaluation do not call the layer).
+    evaluated, is the loop of the first example. It reaches :class:`~dropoutlib.Cutout`, too, an augmentation that
+    belongs in training alone. It does not reach what the model does not call: code that reads ``layer.p`` and drops by
+    itself, as attention of other libraries may, and torch's fast path of transformers in evaluation.
 
     A layer of your own defines two methods: ``forward(input, *, noise=None, generator=None)``, and
     ``_draw(input, generator)``, which returns what ``noise=`` takes. The same holds for a subclass whose ``forward``

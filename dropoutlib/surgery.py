@@ -207,7 +207,7 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
         model: the module to search.
         factories: for a class, exactly (subclasses are left alone), a function from the old module to the new one.
         places: names of modules in the model, such as the places of findings of :func:`~dropoutlib.audit`: only
-            modules there are exchanged. ``None`` for all.
+            modules there are exchanged, none for an empty list. ``None`` for all.
 
     Returns:
         nn.Module: the model itself, or the new module if the model is of one of the classes.
@@ -240,6 +240,9 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     _check_factories(factories)
+    places = None if places is None else _names(places)
+    if places == []:  # nothing was found
+        return model
     chosen = _modules_in(model, places)
     among = set(chosen.values())
     new: dict[nn.Module, nn.Module] = {}
@@ -268,13 +271,20 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     return new.get(model, model)
 
 
-def _modules_in(model: nn.Module, places: Iterable[str] | None) -> dict[str, nn.Module]:
-    if places is None:
-        return dict(model.named_modules())
+def _names(places: Iterable[str]) -> list[str]:
     if isinstance(places, str):
         raise TypeError(f"places has to be a list of names of modules, but got the text {places!r}")
+    names: list[Any] = list(places)
+    if strangers := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"places has to be a list of names of modules, but has {strangers[0]!r}"
+                        + (": [finding.place for finding in findings]" if isinstance(strangers[0], Finding) else ""))
+    return names
+
+
+def _modules_in(model: nn.Module, places: list[str] | None) -> dict[str, nn.Module]:
+    if places is None:
+        return dict(model.named_modules())
     modules = dict(model.named_modules(remove_duplicate=False))
-    places = list(places)
     if missing := [place for place in places if place not in modules]:
         raise ValueError(f"places has {missing[0]!r}, but the model {type(model).__name__} has no module of that name")
     return {place: modules[place] for place in places}

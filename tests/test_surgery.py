@@ -527,3 +527,11 @@ def test_a_layer_that_nothing_calls_is_found() -> None:
 def test_packed_sequences_are_one_input() -> None:
     packed = nn.utils.rnn.pack_sequence([torch.ones(5, 6), torch.ones(3, 6)])
     assert audit(nn.LSTM(6, 4), packed) == audit(nn.LSTM(6, 4), (packed,)) == ()
+
+
+def test_no_places_change_nothing() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2), nn.Linear(4, 2))
+    assert replace(model, {nn.Dropout: lambda old: dropoutlib.Dropout(old.p)}, []) is model
+    assert type(model[1]) is nn.Dropout
+    with pytest.raises(TypeError, match=r"finding\.place"):
+        replace(model, {nn.Dropout: lambda old: dropoutlib.Dropout(old.p)}, [Finding("kind", "1", "", "")])

@@ -128,14 +128,14 @@ class Cutout(NoisyLayer):
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: the input times the probability that a pixel is seen. {moment}"""
-        seen = self._seen(input)
+        seen = self._seen(input).to(input.real.dtype)
         return torch.where(seen > 0, input * seen, 0)
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}, pixel by pixel. {moment}"""
         seen = self._seen(input)
-        size = input.abs()
-        return torch.where(seen > 0, (seen * size) * ((1 - seen) * size), 0)  # a square could overflow
+        deviation = (seen * (1 - seen)).sqrt().to(input.real.dtype)  # half precision would lose 1 - seen
+        return torch.where(deviation > 0, (deviation * input.abs()).square(), 0)
 
     def expected_area(self, height: int, width: int) -> float:
         r"""Expected share of the pixels that are hidden.
@@ -155,11 +155,11 @@ class Cutout(NoisyLayer):
         return 1 - self._seen(image).mean().item()
 
     def _seen(self, input: Tensor) -> Tensor:
-        """Probability that a pixel is outside of all squares, of shape ``(H, W)``."""
+        """Probability that a pixel is outside of all squares, of shape ``(H, W)``, in double precision."""
         require_images(input)
         height, width = input.shape[-2:]
         hit = [self._centres_that_hit(n, input) / n for n in (height, width)]
-        return ((1 - hit[0][:, None] * hit[1]) ** self.num_holes).to(input.real.dtype)
+        return (1 - hit[0][:, None] * hit[1]) ** self.num_holes
 
     def _centres_that_hit(self, length: int, like: Tensor) -> Tensor:
         """For every place on an axis, the number of centres whose square covers it."""

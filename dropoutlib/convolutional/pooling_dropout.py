@@ -17,7 +17,7 @@ from ..documentation import RANKS
 from ..layer import NoisyLayer, draws
 from ..maps import Windows, on_each_process
 from ..methods import describe
-from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance, nothing
+from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance, nothing, raw_mean
 
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "MaxPoolDropout1d", "MaxPoolDropout2d",
            "MaxPoolDropout3d", "StochasticPool2d", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
@@ -84,7 +84,7 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
     if law.p == 0:
         return _maximum(input, windows)
     if inference == "scaled":
-        return law.mean * _maximum(input, windows)
+        return raw_mean(_maximum(input, windows), law.p)
     return _in_format_of(input, on_each_process(lambda maps: _expected(maps, windows, law.p)[0], input, windows.axes))
 
 
@@ -182,7 +182,8 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
     In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
     negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
     that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean sorts
-    every window: for large windows that overlap it costs many times a maximum.
+    every window, of which it holds a copy: on a CPU windows of 2 x 2 take about 10 times as long as a maximum, and
+    windows of k elements at a stride of 1 about 4k times the memory of the input.
 
     With p = 0 it equals torch's layer, but has no ``return_indices``. A dropped ``inf`` or ``nan`` becomes 0.
 

@@ -275,7 +275,8 @@ class ConcreteDropout2d(ConcreteDropout):
         Input ``(N, C, H, W)`` or ``(C, H, W)``. {given} {pair}
 
     Raises:
-        {Raises}
+        TypeError: if ``module`` is no convolution of images, or another argument no real number.
+        {ValueError}
 
     Source:
         Gal, Hron and Kendall, *Concrete Dropout* (2017), and its code for convolutions.
@@ -289,6 +290,12 @@ class ConcreteDropout2d(ConcreteDropout):
     """
 
     _shared = _MAPS
+
+    def __init__(self, module: nn.Module, p: float = 0.1, temperature: float = 0.1, length_scale: float = 1.0) -> None:
+        super().__init__(module, p, temperature, length_scale)
+        if (axes := getattr(module, "weight").dim()) != 4:  # noqa: B009  (its type is not known)
+            raise TypeError("module has to be a convolution of images, whose weight has 4 axes, but got "
+                            f"{type(module).__name__}, whose weight has {axes}: ConcreteDropout takes any of them")
 
     def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
         """Applies the module to the masked maps in training, to the maps in evaluation. {call}"""

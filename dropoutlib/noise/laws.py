@@ -339,6 +339,9 @@ class Position:
         like = x.new_empty(shape, dtype=torch.int64)
         if x.numel() == 0:  # nowhere
             return torch.zeros_like(like).unsqueeze(-1).expand(*shape, 2)
+        if torch.compiler.is_compiling():  # randint would keep the sizes of this map in the graph
+            drawn = [torch.rand_like(like, dtype=torch.float32) * size for size in sizes]
+            return torch.stack([one.long().clamp(max=size - 1) for one, size in zip(drawn, sizes, strict=True)], -1)
         if generator is None:
             return torch.stack([torch.randint_like(like, size) for size in sizes], -1)
         return torch.stack([torch.randint(size, shape, device=x.device, generator=generator) for size in sizes], -1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dropoutlib import Cutout, functional
+from dropoutlib.noise import Position
 
 CASES = [(6, 5, 2), (6, 5, 3), (4, 4, 1), (5, 3, 4), (7, 7, 7), (3, 4, 9)]
 
@@ -137,3 +138,26 @@ def test_functional() -> None:
     x, centres = torch.rand(5, 3, 8, 8), torch.randint(8, (5, 2, 2))
     assert torch.equal(functional.cutout(x, 3, 2, noise=centres), Cutout(3, 2)(x, noise=centres))
     assert functional.cutout(x, 3, training=False) is x
+
+
+def test_maps_of_any_size_share_a_graph():
+    torch._dynamo.reset()
+    compiled = torch.compile(Cutout(3), backend="eager", dynamic=True, fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for height, width in ((9, 11), (13, 12), (20, 30)):
+            assert (compiled(torch.ones(4, 2, height, width)) == 0).any((1, 2, 3)).all()
+
+
+def test_compiled_positions_are_uniform():
+    torch._dynamo.reset()
+    draw = torch.compile(lambda x: Position(1000).sample(x), backend="eager", dynamic=True, fullgraph=True)
+    positions = draw(torch.empty(30, 1, 3, 4))
+    counts = torch.bincount((4 * positions[..., 0] + positions[..., 1]).flatten(), minlength=12)
+    assert len(counts) == 12 and (counts - 2500).abs().max() < 6 * 2500**0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_variance_in_half_precision_keeps_its_digits(dtype):
+    x = torch.ones(1, 1, 224, 224)
+    exact = Cutout(8).variance(x.double())
+    torch.testing.assert_close(Cutout(8).variance(x.to(dtype)).double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=0)

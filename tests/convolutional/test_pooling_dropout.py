@@ -274,3 +274,10 @@ def test_a_window_of_zeros_has_no_gradient(training: bool) -> None:
     x = torch.zeros(1, 2, 2, requires_grad=True)
     StochasticPool2d(2).train(training)(x).sum().backward()
     assert not x.grad.any()
+
+
+@pytest.mark.parametrize("inference", ["expected", "scaled"])
+def test_where_everything_is_dropped_nothing_is_left(inference):
+    x = torch.tensor([math.inf, 1.0]).reshape(1, 1, 1, 2)
+    layer = MaxPoolDropout2d((1, 2), p=1.0, inference=inference)
+    assert layer(x) == layer.eval()(x) == 0

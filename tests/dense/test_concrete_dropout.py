@@ -222,3 +222,18 @@ def test_p_can_be_set_and_an_old_state_loads() -> None:
     assert torch.equal(other.p_logit, layer.p_logit)
     with pytest.raises(ValueError, match="1"):
         layer.p = 1.0
+
+
+@pytest.mark.parametrize("module", [nn.Linear(4, 3), nn.Conv1d(4, 3, 1), nn.Conv3d(4, 3, 1)], ids=repr)
+def test_maps_are_those_of_images(module):
+    with pytest.raises(TypeError, match="4 axes.*" + type(module).__name__):
+        ConcreteDropout2d(module)
+
+
+def test_a_wrapper_in_evaluation_draws_what_the_layer_in_it_draws():
+    layer = ConcreteDropout(DropConnectLinear(8, 5)).eval()
+    layer.module.train()
+    x = torch.randn(2, 8)
+    noise = layer.draw(x, generator=torch.Generator().manual_seed(0))
+    assert noise.own is None
+    assert torch.equal(layer(x, noise=noise), layer(x, generator=torch.Generator().manual_seed(0)))
