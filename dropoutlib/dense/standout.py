@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -128,7 +129,7 @@ class StandoutLinear(NoisyLayer, nn.Linear):
         {linear_shape}
 
     Raises:
-        ValueError: if ``belief`` is neither ``"shared"`` nor ``"learned"``.
+        ValueError: if ``belief`` is neither ``"shared"`` nor ``"learned"``, or ``alpha`` or ``beta`` is nan.
         TypeError: if ``activation`` cannot be called, or ``alpha`` or ``beta`` is no real number.
 
     Source:
@@ -154,6 +155,8 @@ class StandoutLinear(NoisyLayer, nn.Linear):
         super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.activation = activation
         self.alpha, self.beta, self.belief = real("alpha", alpha), real("beta", beta), belief
+        if math.isnan(self.alpha) or math.isnan(self.beta):  # would keep every unit, in silence
+            raise ValueError(f"alpha and beta have to be numbers, but got {alpha} and {beta}")
         self.register_parameter("belief_weight", None)
         self.register_parameter("belief_bias", None)
         if belief == "learned":

@@ -35,8 +35,9 @@ def max_norm_(module_or_tensor: _ModuleOrTensor, max_norm: float, dim: int = 0) 
 
     Given a module, every weight of a linear or convolutional layer in it is projected, once if it is tied.
     The weight of a transposed convolution has its inputs first; it is read as if its outputs were first.
-    Weights of other layers (recurrent, embedding, the packed input projection of attention) are left alone:
-    give them as tensors.
+    Weights of other layers (recurrent, embedding, the packed input projection of attention, linear layers of other
+    libraries that are no :class:`torch.nn.Linear`) are left alone: give them as tensors. An embedding that is tied to a
+    linear layer is projected as its weight.
 
     A slice whose norm is not finite, because it holds ``inf`` or ``nan`` or because its square overflows, is
     left as it is. The norm of half precision weights is computed in float32.

@@ -160,6 +160,7 @@ BAD = {
     "activation": (lambda: StandoutLinear(2, 2, activation=None), TypeError, "activation.*None"),
     "alpha": (lambda: StandoutLinear(2, 2, alpha="a"), TypeError, "alpha.*'a'"),
     "beta": (lambda: StandoutLinear(2, 2, beta=None), TypeError, "beta.*None"),
+    "nan": (lambda: StandoutLinear(2, 2, alpha=math.nan), ValueError, "alpha.*nan"),
     "belief bias": (lambda: functional.standout_linear(torch.ones(2), torch.ones(3, 2), belief_bias=torch.ones(3)),
                     ValueError, "belief_bias.*without"),
     "belief weight": (lambda: functional.standout_linear(torch.ones(2), torch.ones(3, 2),
