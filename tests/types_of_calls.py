@@ -8,16 +8,16 @@ import torch
 import dropoutlib
 from dropoutlib import functional
 
-x = torch.ones(2, 4)
-layer = dropoutlib.Dropout(0.5)
-y: torch.Tensor = layer(x, noise=layer.draw(x), generator=None)
-layer(x, nosie=3)  # type: ignore[call-arg]
-dropoutlib.Droput(0.5)  # type: ignore[attr-defined]
-layer(x, layer.draw(x))  # type: ignore[call-arg]
-dropoutlib.DropConnectLinear(8, 4)(x, nosie=3)  # type: ignore[call-arg]
-dropoutlib.ConcreteDropout(torch.nn.Linear(8, 4))(x, nosie=3)  # type: ignore[call-arg]
-dropoutlib.MaxPoolDropout2d(2)(x, nosie=3)  # type: ignore[call-arg]
-dropoutlib.DropConnectLinear(8, 4, inference="guess")  # type: ignore[arg-type]
-dropoutlib.VariationalDropoutLinear(8, 4, kind="C")  # type: ignore[arg-type]
-functional.dropout(x, nosie=3)  # type: ignore[call-arg]
-functional.dropout(x, 0.5, True, False, x)  # type: ignore[call-arg]
+
+def calls(x: torch.Tensor, layer: dropoutlib.Dropout) -> None:
+    y: torch.Tensor = layer(x, noise=layer.draw(x), generator=None)
+    layer(y, nosie=3)  # type: ignore[call-arg]
+    dropoutlib.Droput(0.5)  # type: ignore[attr-defined]
+    layer(x, layer.draw(x))  # type: ignore[call-arg]
+    dropoutlib.DropConnectLinear(8, 4)(x, nosie=3)  # type: ignore[call-arg]
+    dropoutlib.ConcreteDropout(torch.nn.Linear(8, 4))(x, nosie=3)  # type: ignore[call-arg]
+    dropoutlib.MaxPoolDropout2d(2)(x, nosie=3)  # type: ignore[call-arg]
+    dropoutlib.DropConnectLinear(8, 4, inference="guess")  # type: ignore[arg-type]
+    dropoutlib.VariationalDropoutLinear(8, 4, kind="C")  # type: ignore[arg-type]
+    functional.dropout(x, nosie=3)  # type: ignore[call-arg]
+    functional.dropout(x, 0.5, True, False, x)  # type: ignore[call-arg]
