@@ -7,6 +7,7 @@ for each mask, in float64, so what it returns can judge a closed form, a test ru
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,6 +82,8 @@ class Distribution:
 
 def _stored(outputs: Sequence[Tensor | float]) -> Tensor:
     """Outputs in one tensor, of double precision and on the CPU."""
+    if not isinstance(outputs[0], (Tensor, numbers.Number)):
+        raise TypeError(f"function has to return a tensor or a number, but returned {type(outputs[0]).__name__}")
     stacked = torch.stack([torch.as_tensor(output) for output in outputs])
     return stacked.to("cpu", torch.complex128 if stacked.is_complex() else torch.float64)
 
@@ -98,7 +101,7 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
         Distribution: the output under every mask, with its probability; a mask that never comes is left out.
 
     Raises:
-        TypeError: if ``shape`` is no tuple of sizes.
+        TypeError: if ``shape`` is no tuple of sizes, or ``function`` returns neither a tensor nor a number.
         ValueError: if the mask has too many elements, or ``p`` is not between 0 and 1.
 
     Example:
@@ -121,4 +124,7 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
     probabilities = torch.where(keep == 1, 1 - p, p).reshape(len(keep), -1).prod(dim=1)
     possible = probabilities > 0
     with torch.no_grad():
-        return Distribution(_stored([function(mask) for mask in keep[possible]]), probabilities[possible])
+        # A function may write every output into the same memory.
+        outputs = [output.clone() if isinstance(output := function(mask), Tensor) else output
+                   for mask in keep[possible]]
+        return Distribution(_stored(outputs), probabilities[possible])

@@ -92,6 +92,9 @@ class NoisyLayer(nn.Module):
     ``_draw(input, generator)``, which returns what ``noise=`` takes. The same holds for a subclass whose ``forward``
     changes the input, or its rate, before it drops. Both see weights as they are: what a hook before ``forward``
     computes, as in pruning and ``torch.nn.utils.weight_norm``, is that of the last call for ``draw()`` and moments.
+    Inherited ``mean()`` and ``variance()`` know nothing of it. A layer that draws in evaluation, too, defines
+    ``_is_noisy()``, whether a call draws now. Of layers of your own :func:`~dropoutlib.audit` knows the subclasses of
+    those of the library.
     ``generator`` is for the noise of the layer: what a wrapped module or an activation draws by itself does not see it.
 
     Example:
@@ -143,7 +146,9 @@ class NoisyLayer(nn.Module):
         """Draws what ``noise=`` takes for an input, without applying it.
 
         ``layer(x, noise=layer.draw(x, generator=g))`` is ``layer(x, generator=h)`` bit for bit, for generators in the
-        same state, and leaves them in the same state. Keep what was drawn to apply the same noise again.
+        same state, and leaves them in the same state. Keep what was drawn to apply the same noise again;
+        :func:`torch.load` gives it back from a file, once a layer of this package has been imported. A transform of
+        :mod:`torch.func`, a compiler or a dispatch mode around one of the two changes what a seed draws.
 
         Args:
             input: what the layer will be called with.

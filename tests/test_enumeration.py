@@ -87,3 +87,14 @@ def test_a_function_may_return_a_number():
 def test_what_is_no_shape_is_refused(call, words):
     with pytest.raises(TypeError, match=words):
         call()
+
+
+def test_outputs_are_copied():
+    buffer = torch.empty(2, dtype=torch.float64)
+    law = distribution(lambda keep: torch.mul(keep, 2.0, out=buffer), (2,), 0.5)
+    assert law.outputs.tolist() == [[0, 0], [0, 2], [2, 0], [2, 2]]
+
+
+def test_a_pair_is_no_output():
+    with pytest.raises(TypeError, match=r"tensor or a number.*tuple"):
+        distribution(lambda keep: (keep, keep), (2,), 0.5)

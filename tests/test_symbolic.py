@@ -730,3 +730,11 @@ def test_the_page_shows_no_docstring_of_sympy(tmp_path):
     assert "gaussian_mean" in text and "standard normal density" in text
     for of_sympy in ("fdiff", "eval(", "canonical form", "ArgumentIndexError"):
         assert of_sympy not in text
+
+
+def test_a_line_that_holds_at_some_sizes_is_not_printed_as_one_for_all():
+    n, j = symbols("n j", integer=True, positive=True)
+    m = Noise(Bernoulli("m", 1 - p))
+    false = n * p * (1 - p) + (n - 1) * (n - 2) * (n - 3)
+    shown = repr(derive(Variance(Sum(m[j], (j, 1, n))), false, by="enumeration", n=(1, 2, 3)))
+    assert "at n = 1, 2, 3" in shown and "n = 1, 2, ..." not in shown

@@ -207,9 +207,12 @@ class StandoutLinear(NoisyLayer, nn.Linear):
 
     def keep_probability(self, input: Tensor) -> Tensor:
         """The probability with which each unit is kept, given the layer's input. {moment}"""
+        return torch.sigmoid(self._keep_logit(input))
+
+    def _keep_logit(self, input: Tensor) -> Tensor:
         require_features(input, self.weight)
         pre_activation = F.linear(input, self.weight, self.bias)
-        return torch.sigmoid(_logit(input, pre_activation, self.alpha, self.beta, self.belief_weight, self.belief_bias))
+        return _logit(input, pre_activation, self.alpha, self.beta, self.belief_weight, self.belief_bias)
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: activation times keep probability. {moment}"""
@@ -217,9 +220,10 @@ class StandoutLinear(NoisyLayer, nn.Linear):
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}: that of a coin with the keep probability. {moment}"""
-        probability = self.keep_probability(input)
+        logit = self._keep_logit(input)
         output = self.activation(F.linear(input, self.weight, self.bias))
-        return (probability * output) * ((1 - probability) * output)  # a square could overflow
+        # Not 1 - probability, of which half precision leaves nothing; and a square could overflow.
+        return (torch.sigmoid(logit) * output) * (torch.sigmoid(-logit) * output)
 
 
 def _name(activation: Callable[[Tensor], Tensor]) -> str:

@@ -274,13 +274,19 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
     elif given:
         cases += [case for case in _cases(claim, given) if case not in cases]
     start = claim.lines[0]
-    checked = [(start, "")]
+    checked, some_sizes_only = [(start, "")], False
     for position, (line, (_, reason)) in enumerate(zip(claim.lines[1:], lines[1:], strict=True), start=1):
         _refuted(claim, start, line, cases, f"line {position}")
         how = _shown_by_rules(claim, start, line, f"line {position}", cases if by == "enumeration" else None)
+        some_sizes_only = some_sizes_only or bool(how)
         checked.append((line, ", ".join(part for part in (reason, how) if part)))
-    claim.signed = judge.domains_that_matter(claim, cases)
+    claim.signed = _domains(claim, cases, given if some_sizes_only else {})
     return Derivation(_SHOWN, checked, cases, claim)
+
+
+def _domains(claim: Claim, cases: list[dict[str, int]], given: Mapping[str, Any]) -> list[Any]:
+    """The symbols whose domain the claim needs, but for sizes of which it says which ones were checked."""
+    return [symbol for symbol in judge.domains_that_matter(claim, cases) if symbol.name not in given]
 
 
 def _shown_by_rules(claim: Claim, left: Any, right: Any, name: str, cases: Sequence[Mapping[str, int]] | None) -> str:
@@ -361,7 +367,7 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
     _refuted(claim, left, right, cases, "the identity")
     if given:
         how = _enumerated(claim, left, right, cases)
-        claim.signed = [symbol for symbol in judge.domains_that_matter(claim, cases) if symbol.name not in given]
+        claim.signed = _domains(claim, cases, given)
         return Identity(_SHOWN, left, right, how, claim)
     _shown_by_rules(claim, left, right, "the identity", None)
     claim.signed = judge.domains_that_matter(claim, cases)

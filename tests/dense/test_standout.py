@@ -184,3 +184,11 @@ def test_functional_twin_and_bad_belief() -> None:
     with pytest.raises(ValueError, match=r"belief.*'own'"):
         StandoutLinear(2, 2, belief="own")
     assert "alpha=2.0" in repr(layer) and "activation=relu" in repr(layer)
+
+
+@pytest.mark.parametrize(("dtype", "z"), [(torch.bfloat16, 8.0), (torch.float16, 9.0), (torch.float32, 17.0)])
+def test_the_variance_of_a_unit_that_is_nearly_sure_keeps_its_digits(dtype, z) -> None:
+    layer = StandoutLinear(1, 1, bias=False, dtype=dtype)
+    torch.nn.init.ones_(layer.weight)
+    exact = z**2 / (1 + math.exp(-z)) / (1 + math.exp(z))
+    assert layer.variance(torch.tensor([z], dtype=dtype)).item() == pytest.approx(exact, rel=8 * torch.finfo(dtype).eps)
