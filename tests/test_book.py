@@ -364,6 +364,16 @@ def test_build_executes_what_it_has_not_started(tmp_path: Path) -> None:
     kernels.stop(SimpleNamespace(), None)
 
 
+def test_what_a_cell_prints_is_shown_in_one_piece(tmp_path: Path) -> None:
+    slowly = "import sys, time\nfor i in range(3):\n    print(i)\n    sys.stdout.flush()\n    time.sleep(0.3)\ni"
+    path = store(new_notebook(cells=[new_code_cell(slowly)]), tmp_path / "a.ipynb")
+    kernels, asked = started(path), nbformat.read(path, as_version=4)
+    kernels.result(asked, cwd=str(tmp_path), timeout=60, allow_errors=False)
+    printed, shown = asked.cells[0].outputs
+    assert printed.text == "0\n1\n2\n" and shown.data == {"text/plain": "2"}
+    kernels.stop(SimpleNamespace(), None)
+
+
 def test_every_build_reads_every_chapter_again() -> None:
     pages = {"index": "index.md", "chapter": "book/chapter.ipynb"}
     env = SimpleNamespace(found_docs=set(pages), doc2path=pages.get)

@@ -45,10 +45,23 @@ class Kernels:
         notebook.metadata.update(result.nb.metadata)
         for cell, executed in zip(notebook.cells, result.nb.cells, strict=True):
             cell.update(executed)
+            if "outputs" in cell:
+                cell.outputs = in_one_piece(cell.outputs)
         return result
 
     def stop(self, app: Sphinx, exception: Exception | None) -> None:
         self.threads.shutdown(cancel_futures=True)
+
+
+def in_one_piece(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """What a cell prints, in one output: a kernel sends it in pieces, wherever it was when it sent one."""
+    whole: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and whole and whole[-1].get("name") == output.name:
+            whole[-1].text += output.text
+        else:
+            whole.append(output)
+    return whole
 
 
 def _key(notebook: NotebookNode, cwd: str) -> str:
