@@ -14,8 +14,8 @@ from torch.fx import Proxy
 from dropoutlib.documentation import document
 
 __all__ = ["applies_noise", "boolean", "is_autocast", "is_eager", "noise_pair", "not_negative", "one_of", "positive",
-           "positive_integer", "real", "refuse_noise", "require_callable", "require_features", "require_images",
-           "require_jagged", "require_one_size", "require_tensor", "unchanged"]
+           "positive_integer", "real", "refuse_noise", "require_broadcastable", "require_callable", "require_features",
+           "require_images", "require_jagged", "require_one_size", "require_tensor", "unchanged"]
 
 # torch has no public question for these two (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -305,6 +305,25 @@ def require_jagged(input: Tensor) -> None:
     if input.is_nested and input.layout is torch.strided:
         raise RuntimeError("a nested tensor of strided layout is taken by a call that draws, of a layer without "
                            "weights, alone: make it with layout=torch.jagged")
+
+
+def require_broadcastable(name: str, value: Tensor, shape: torch.Size, of: str) -> None:
+    """Refuses a tensor that does not broadcast to a shape, or only by making it larger.
+
+    Args:
+        name: what the tensor is called in the message.
+        value: what the caller gave.
+        shape: where it has to go.
+        of: whose shape that is, in the message.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    missing = len(shape) - value.dim()
+    # Not `n not in (1, s)`: with dynamic sizes the compiler takes two symbols of one size for different.
+    if missing < 0 or any(n != 1 and n != s for n, s in zip(value.shape, shape[missing:], strict=True)):
+        raise ValueError(f"{name} has to be broadcastable to the shape {tuple(shape)} of the {of}, "
+                         f"but got the shape {tuple(value.shape)}")
 
 
 @document(real)

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import applies_noise, noise_pair, positive, require_images, require_one_size, unchanged
+from ..arguments import (
+    applies_noise,
+    noise_pair,
+    positive,
+    require_broadcastable,
+    require_images,
+    require_one_size,
+    unchanged,
+)
 from ..divergence import gathered
 from ..layer import NoisyLayer, draws
 from ..learned_rate import logit_of, one_number_in_a_row, set_rate, shown_rate
@@ -115,10 +123,7 @@ def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training:
     require_one_size(input)
     uniform = Uniform().sample(input, shared=shared, noise=noise, generator=generator)
     logit = torch.as_tensor(p_logit, dtype=uniform.dtype, device=uniform.device)
-    missing = input.dim() - logit.dim()
-    if missing < 0 or any(n != 1 and n != s for n, s in zip(logit.shape, input.shape[missing:], strict=True)):
-        raise ValueError(f"p_logit has to be broadcastable to the shape {tuple(input.shape)} of the input, "
-                         f"but got the shape {tuple(logit.shape)}")
+    require_broadcastable("p_logit", logit, input.shape, "input")
     # (1 - z)/(1 - p) = (1 - z)(1 + exp(logit p)): nothing cancels, and neither u = 0 or 1 nor p near 1 gives a nan
     log_keep = F.logsigmoid(-(logit + torch.logit(uniform)) / temperature)
     return input * (log_keep.exp() + (logit + log_keep).exp()).to(input.dtype)

@@ -207,21 +207,23 @@ class StandoutLinear(NoisyLayer, nn.Linear):
 
     def keep_probability(self, input: Tensor) -> Tensor:
         """The probability with which each unit is kept, given the layer's input. {moment}"""
-        return torch.sigmoid(self._keep_logit(input))
+        return torch.sigmoid(self._pre_activation_and_logit(input)[1])
 
-    def _keep_logit(self, input: Tensor) -> Tensor:
+    def _pre_activation_and_logit(self, input: Tensor) -> tuple[Tensor, Tensor]:
         require_features(input, self.weight)
         pre_activation = F.linear(input, self.weight, self.bias)
-        return _logit(input, pre_activation, self.alpha, self.beta, self.belief_weight, self.belief_bias)
+        return pre_activation, _logit(input, pre_activation, self.alpha, self.beta, self.belief_weight,
+                                      self.belief_bias)
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: activation times keep probability. {moment}"""
-        return self.keep_probability(input) * self.activation(F.linear(input, self.weight, self.bias))
+        pre_activation, logit = self._pre_activation_and_logit(input)
+        return torch.sigmoid(logit) * self.activation(pre_activation)
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}: that of a coin with the keep probability. {moment}"""
-        logit = self._keep_logit(input)
-        output = self.activation(F.linear(input, self.weight, self.bias))
+        pre_activation, logit = self._pre_activation_and_logit(input)
+        output = self.activation(pre_activation)
         # Not 1 - probability, of which half precision leaves nothing; and a square could overflow.
         return (torch.sigmoid(logit) * output) * (torch.sigmoid(-logit) * output)
 

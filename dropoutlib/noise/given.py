@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import is_eager
+from dropoutlib.arguments import is_eager, require_broadcastable
 
 __all__ = ["check_generator", "check_noise", "given_mask"]
 
@@ -38,11 +38,7 @@ def given_mask(noise: Tensor, like: Tensor) -> Tensor:
 def check_noise(noise: Tensor, like: Tensor) -> None:
     if not isinstance(noise, Tensor):
         raise TypeError(f"noise has to be a tensor, but got {type(noise).__name__}")
-    missing = like.dim() - noise.dim()
-    # Not `n not in (1, s)`: with dynamic sizes the compiler takes two symbols of one size for different.
-    if missing < 0 or any(n != 1 and n != s for n, s in zip(noise.shape, like.shape[missing:], strict=True)):
-        raise ValueError(f"noise has to be broadcastable to the shape {tuple(like.shape)} of the draw, "
-                         f"but got the shape {tuple(noise.shape)}")
+    require_broadcastable("noise", noise, like.shape, "draw")
     if noise.device != like.device:
         raise ValueError(f"noise has to be on the device {like.device} of the input, "
                          f"but is on {noise.device}")

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import is_eager, positive_integer, real, require_jagged, require_tensor
+from dropoutlib.arguments import is_eager, positive_integer, real, require_broadcastable, require_jagged, require_tensor
 from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu
 
@@ -146,10 +146,7 @@ class Coins:
             {Raises}
         """
         like = _like_the_draw(x, shared)
-        missing = like.dim() - self.p.dim()
-        if missing < 0 or any(n != 1 and n != size for n, size in zip(self.p.shape, like.shape[missing:], strict=True)):
-            raise ValueError(f"p has to be broadcastable to the shape {tuple(like.shape)} of the draw, "
-                             f"but got the shape {tuple(self.p.shape)}")
+        require_broadcastable("p", self.p, like.shape, "draw")
         if noise is not None:
             return given_mask(noise, like)
         uniform = Uniform().sample(x, shared=shared, generator=generator)
