@@ -13,14 +13,17 @@ from torch.fx import Proxy
 
 from dropoutlib.documentation import document
 
-__all__ = ["applies_noise", "boolean", "is_autocast", "is_eager", "noise_pair", "not_negative", "one_of", "positive",
-           "positive_integer", "real", "refuse_noise", "require_broadcastable", "require_callable", "require_features",
-           "require_images", "require_jagged", "require_one_size", "require_tensor", "unchanged"]
+__all__ = ["applies_noise", "boolean", "is_autocast", "is_differentiated", "is_eager", "is_recorded", "noise_pair",
+           "not_negative", "one_of", "positive", "positive_integer", "real", "refuse_noise", "require_broadcastable",
+           "require_callable", "require_features", "require_images", "require_jagged", "require_one_size",
+           "require_tensor", "unchanged"]
 
-# torch has no public question for these two (autograd.Function.apply asks the first). Were a name to vanish,
+# torch has no public question for these (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
 _transforms: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_levels: Callable[[], Any] = getattr(getattr(torch._C, "_functorch", None), "get_interpreter_stack", lambda: None)
+_dispatch_mode: Callable[[int], Any] = getattr(torch._C, "_get_dispatch_stack_at", lambda place: None)
 
 
 def real(name: str, value: object) -> float:
@@ -245,8 +248,36 @@ def is_autocast(x: Tensor) -> bool:
     return bool(torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))
 
 
+def is_recorded() -> bool:
+    """Whether a dispatch mode keeps what is called for a graph or another pass, and does not only look on.
+
+    Returns:
+        True under tracing, fake tensors and selective checkpoints; False under a mode that counts or prints.
+    """
+    modes = [_dispatch_mode(place) for place in range(_dispatch_modes())]
+    return any(mode is None or getattr(mode, "_mode_key", None) is not None
+               or type(mode).__module__ == "torch.utils.checkpoint" for mode in modes)
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Whether an otherwise ordinary tensor is seen by derivatives of ``torch.func``, and by no other transform.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Whether it is.
+    """
+    if torch.compiler.is_compiling() or not _transforms() or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    if x.layout is not torch.strided or x.is_meta or (_dispatch_modes() and is_recorded()):
+        return False
+    levels = _levels()
+    return bool(levels) and all(level.key().name in ("Grad", "Jvp") for level in levels)
+
+
 def is_eager(x: Tensor) -> bool:
-    """Whether a tensor is an ordinary one, seen by no transform and no dispatch mode: its values can be read.
+    """Whether a tensor is an ordinary one, that no transform sees and no mode records: its values can be read.
 
     Args:
         x: any tensor.
@@ -257,7 +288,7 @@ def is_eager(x: Tensor) -> bool:
     # The order matters: a size or an address must not be asked for while a graph is being recorded.
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
         return False
-    if _transforms() or _dispatch_modes() or x.layout is not torch.strided:
+    if _transforms() or x.layout is not torch.strided or (_dispatch_modes() and is_recorded()):
         return False
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False

@@ -1,5 +1,6 @@
 """The laws: their distribution, their limits, what they accept, and that every transform of torch sees them right."""
 
+import functools
 import math
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import binom
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import FlopCounterMode
 
 from dropoutlib.kernels import cpu
 from dropoutlib.noise import Bernoulli, Gaussian, Uniform, select
@@ -357,6 +359,23 @@ def test_checkpoint(use_reentrant, path, device):
     y = checkpoint(lambda x: drop(x) * Gaussian(1.0, 1.0).sample(x) * x, x, use_reentrant=use_reentrant)
     y.sum().backward()
     assert torch.allclose(x.grad, 2 * y / x)  # y is quadratic in x, for one and the same noise
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint_whose_forward_alone_is_counted(use_reentrant, path, device):
+    x = torch.randn(20000, device=device, requires_grad=True)
+    with FlopCounterMode(display=False):
+        y = checkpoint(lambda x: drop(x) * Gaussian(1.0, 1.0).sample(x) * x, x, use_reentrant=use_reentrant)
+    y.sum().backward()
+    assert torch.allclose(x.grad, 2 * y / x)
+
+
+def test_selective_checkpoint(device):
+    x = torch.randn(20000, device=device, requires_grad=True)
+    contexts = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.mul.Tensor])
+    y = checkpoint(lambda x: drop(x) * Gaussian(1.0, 1.0).sample(x) * x, x, use_reentrant=False, context_fn=contexts)
+    y.sum().backward()
+    assert torch.allclose(x.grad, 2 * y / x)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

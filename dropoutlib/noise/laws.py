@@ -2,7 +2,7 @@
 
 Every draw has a plain torch expression, which is its definition and runs under every transform, and may have a
 fast path in :mod:`dropoutlib.kernels`. Both have the same distribution, but not the same stream of random numbers:
-a seed gives the same noise for the same call on the same device, not across sizes, memory formats or compilation.
+a seed gives the same noise for the same call on the same device, not across sizes, memory formats, compilation or vmap.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu
 
 from .given import check_generator, check_noise, given_mask
+from .transforms import outside_of_derivatives
 
 __all__ = ["Bernoulli", "Coins", "Gaussian", "Law", "Position", "Uniform", "draw_mask"]
 
@@ -216,16 +217,7 @@ class Gaussian:
             check_generator(generator, x)
         if self.variance == 0:  # nothing to draw
             return torch.full_like(like, self.mean, dtype=dtype, requires_grad=False)
-        deviation = math.sqrt(self.variance)
-        if is_eager(like):
-            factors = torch.empty_like(like, dtype=dtype, requires_grad=False)
-            flat = factors.as_strided((factors.numel(),), (1,), 0)  # normal_ is slow on other memory formats
-            flat.normal_(self.mean, deviation, generator=generator)
-            return factors
-        if generator is None:
-            return self.mean + deviation * torch.randn_like(like, dtype=dtype)
-        normal = torch.randn(like.shape, dtype=dtype, device=like.device, generator=generator)
-        return _in_format_of(like, self.mean + deviation * normal)
+        return _draw_normal(like, dtype, self.mean, math.sqrt(self.variance), generator)
 
 
 @document(Bernoulli.sample)
@@ -278,10 +270,9 @@ class Uniform:
             if is_eager(noise) and not bool(((noise >= 0) & (noise <= 1)).all()):
                 raise ValueError("noise has to be uniform numbers between 0 and 1, but it has other values")
             return noise.to(dtype)
-        if generator is None:
-            return torch.rand_like(like, dtype=dtype)
-        check_generator(generator, x)
-        return _in_format_of(like, torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator))
+        if generator is not None:
+            check_generator(generator, x)
+        return _draw_uniform(like, dtype, generator)
 
 
 @document(Bernoulli.sample)
@@ -380,21 +371,39 @@ def _needs_double(x: Tensor, p: float) -> bool:
     return x.dtype in (torch.float64, torch.complex128) or not 2**-8 <= p <= 1 - 2**-8
 
 
+@outside_of_derivatives
 def draw_mask(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
     if p in (0, 1):  # nothing to draw
         return torch.full_like(like, p == 0, dtype=torch.bool, requires_grad=False)
     if cpu.can_draw_mask(like):
         return cpu.draw_mask(like, p, generator)
-    dtype = torch.float64 if _needs_double(like, p) else torch.float32
+    return _draw_uniform(like, torch.float64 if _needs_double(like, p) else torch.float32, generator) >= p
+
+
+@outside_of_derivatives
+def _draw_uniform(like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
     if generator is None:
-        return torch.rand_like(like, dtype=dtype) >= p
+        return torch.rand_like(like, dtype=dtype)
+    if is_eager(like):
+        return torch.empty_like(like, dtype=dtype, requires_grad=False).uniform_(generator=generator)
     # rand_like(generator=...) disregards the randomness mode of vmap.
-    uniform = torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator)
-    return _in_format_of(like, uniform >= p)
+    return _in_format_of(like, torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator))
+
+
+@outside_of_derivatives
+def _draw_normal(like: Tensor, dtype: torch.dtype, mean: float, deviation: float,
+                 generator: torch.Generator | None) -> Tensor:
+    if is_eager(like):
+        factors = torch.empty_like(like, dtype=dtype, requires_grad=False)
+        flat = factors.as_strided((factors.numel(),), (1,), 0)  # normal_ is slow on other memory formats
+        flat.normal_(mean, deviation, generator=generator)
+        return factors
+    if generator is None:
+        return mean + deviation * torch.randn_like(like, dtype=dtype)
+    normal = torch.randn(like.shape, dtype=dtype, device=like.device, generator=generator)
+    return _in_format_of(like, mean + deviation * normal)
 
 
 def _in_format_of(like: Tensor, values: Tensor) -> Tensor:
     """``values``, of the shape of ``like``, in its memory format: that of the first operand decides."""
-    if values.dtype == torch.bool:
-        return torch.ones_like(like, dtype=torch.bool).logical_and(values)
     return torch.zeros_like(like, dtype=values.dtype) + values

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from dropoutlib.kernels.cpu import Selector
 from .applying import select
 from .given import check_generator
 from .laws import Bernoulli, draw_mask
+from .transforms import outside_of_derivatives, outside_of_transforms
 
 __all__ = ["Replay", "masked_product", "masks_of_weight"]
 
@@ -53,7 +53,7 @@ def masked_product(input: Tensor, weight: Tensor, law: Bernoulli, *, noise: Tens
         masks = Replay(law, weight, input.shape[0], noise=keep, generator=generator)
         output: Tensor = _Product.apply(masks, None, input, weight)
         return output
-    keep = law.sample(for_all, generator=generator) if keep is None else keep
+    keep = masks_of_weight(input, weight, law, generator=generator) if keep is None else keep
     return input @ select(weight, keep).mT
 
 
@@ -76,10 +76,18 @@ def masks_of_weight(input: Tensor, weight: Tensor, law: Bernoulli, *,
         >>> masks_of_weight(torch.ones(5, 2), torch.ones(3, 2), Bernoulli(0.5)).shape
         torch.Size([5, 3, 2])
     """
-    if not (is_eager(input) and is_eager(weight)):
-        return law.sample(weight.detach().expand(input.shape[0], -1, -1), generator=generator)
-    masks = [keep for _, keep in Replay(law, weight, input.shape[0], generator=generator)]
-    return torch.cat(masks) if masks else weight.new_empty((0, *weight.shape), dtype=torch.bool)
+    for_all = weight.detach().expand(input.shape[0], -1, -1)
+    if generator is not None:
+        check_generator(generator, for_all)
+    return _draw_masks(for_all, law, generator)
+
+
+@outside_of_derivatives
+def _draw_masks(like: Tensor, law: Bernoulli, generator: torch.Generator | None) -> Tensor:
+    """The masks of a Replay, in the shape of ``like``, whose first axis is that of the examples."""
+    if not is_eager(like) or len(like) == 0:
+        return law.sample(like, generator=generator)
+    return torch.cat([keep for _, keep in Replay(law, like[0], len(like), generator=generator)])
 
 
 class Replay:
@@ -221,16 +229,7 @@ def _differentiate(masks: Replay, arguments: list[Any], wanted: list[int]) -> li
 def _materialised(masks: Replay, arguments: list[Any], wanted: list[int]) -> list[Tensor]:
     """As :func:`_differentiate`, with all masks at once: under transforms."""
     output, input, weight = arguments
-    keep = _outside_of_transforms(lambda: torch.cat([part for _, part in masks]))
+    keep = outside_of_transforms(lambda: torch.cat([part for _, part in masks]))
     results = {0: lambda: input @ select(weight, keep).mT, 1: lambda: output @ select(weight, keep),
                2: lambda: select(output.mT @ input, keep).sum(0)}
     return [results[i]() for i in wanted]
-
-
-def _outside_of_transforms(function: Callable[[], Tensor]) -> Tensor:
-    """Calls a function where no transform sees it: vmap would refuse to draw, or draw other masks.
-
-    Transforms belong to a thread.
-    """
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(function).result()

@@ -277,6 +277,20 @@ class ForgetsTheMaskInTheGradientOfTheBias(dropoutlib.DropConnectLinear):
         return output if noise is None else output + (self.bias - self.bias.detach())
 
 
+class DrawsElsewiseWhenDifferentiated(dropoutlib.Dropout):
+    def forward(self, input, *, noise=None, generator=None):
+        if torch._C._are_functorch_transforms_active():
+            torch.rand(())
+        return super().forward(input, noise=noise, generator=generator)
+
+
+class DrawsElsewiseWhenWatched(dropoutlib.Dropout):
+    def forward(self, input, *, noise=None, generator=None):
+        if torch._C._len_torch_dispatch_stack():
+            torch.rand(())
+        return super().forward(input, noise=noise, generator=generator)
+
+
 class IsTracedThrough(dropoutlib.Dropout):
     def __call__(self, *arguments, **options):
         return nn.Module.__call__(self, *arguments, **options)
@@ -405,6 +419,8 @@ PLANTED = [
     (DrawsLessThanACall, "check_draw"),
     (DrawsAgainWhenCalled, "check_draw"),
     (ForgetsTheMaskInTheGradientOfTheBias, "check_draw"),
+    (DrawsElsewiseWhenDifferentiated, "check_seed"),
+    (DrawsElsewiseWhenWatched, "check_seed"),
     (IsTracedThrough, "check_symbolic_trace"),
     (DropsEachWindow, "check_exact_moments"),
     (DropsEachWindow, "check_statistics"),

@@ -30,6 +30,7 @@ from subjects import (
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import dropoutlib
 
@@ -108,6 +109,27 @@ def check_functional_transforms(layer: Layer, device: torch.device) -> None:
         torch.testing.assert_close(per_example, gradient)
         drawn, vjp = torch.func.vjp(module, x)
         assert_homogeneous(layer, x, vjp(torch.ones_like(drawn))[0], drawn)
+
+
+def check_seed(layer: Layer, device: torch.device) -> None:
+    """What only looks on, or differentiates, changes no draw; else a checkpoint could draw other noise again."""
+    for shape in (SMALL, LARGE):
+        x = layer.example(shape, device)
+        module = layer(0.3, x)
+        for formatted in (x, x.transpose(0, -1).contiguous().transpose(0, -1)):
+            for generator in (None, torch.Generator(device)):
+
+                def call(x: Tensor, module: nn.Module = module, generator: object = generator) -> Tensor:
+                    keywords = {} if generator is None else {"generator": generator.manual_seed(1)}
+                    torch.manual_seed(1)
+                    return module(x, **keywords)
+
+                outside = call(formatted)
+                with FlopCounterMode(display=False):
+                    torch.testing.assert_close(call(formatted), outside)
+                gradient = torch.func.grad(lambda x, call=call: ((y := call(x)).sum(), y), has_aux=True)
+                torch.testing.assert_close(gradient(formatted)[1], outside)
+                torch.testing.assert_close(torch.func.jvp(call, (formatted,), (formatted,))[0], outside)
 
 
 def check_export(layer: Layer, device: torch.device) -> None:
