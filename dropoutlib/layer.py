@@ -93,8 +93,7 @@ class NoisyLayer(nn.Module):
     changes the input, or its rate, before it drops. Both see weights as they are: what a hook before ``forward``
     computes, as in pruning and ``torch.nn.utils.weight_norm``, is that of the last call for ``draw()`` and moments.
     Inherited ``mean()`` and ``variance()`` know nothing of it. A layer that draws in evaluation, too, defines
-    ``_is_noisy()``, whether a call draws now. Of layers of your own :func:`~dropoutlib.audit` knows the subclasses of
-    those of the library.
+    ``_is_noisy()``, whether a call draws now. :func:`~dropoutlib.audit` follows it, without knowing what it drops.
     ``generator`` is for the noise of the layer: what a wrapped module or an activation draws by itself does not see it.
 
     Example:
@@ -147,8 +146,9 @@ class NoisyLayer(nn.Module):
 
         ``layer(x, noise=layer.draw(x, generator=g))`` is ``layer(x, generator=h)`` bit for bit, for generators in the
         same state, and leaves them in the same state. Keep what was drawn to apply the same noise again;
-        :func:`torch.load` gives it back from a file, once a layer of this package has been imported. A transform of
-        :mod:`torch.func`, a compiler or a dispatch mode around one of the two changes what a seed draws.
+        :func:`torch.load` gives it back from a file, once a layer of this package has been imported
+        (:func:`torch.export.save` takes ``tuple(noise)``). A compiler or :func:`torch.vmap` around one of the two
+        changes what a seed draws.
 
         Args:
             input: what the layer will be called with.

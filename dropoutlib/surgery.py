@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import sys
 import warnings
@@ -29,12 +30,14 @@ _PAGES = {"What is dropped?": "book/convolutional/what_is_dropped",
           "Fast dropout": "book/dense/fast_dropout"}
 _CHAPTERS = {
     "element dropout on feature maps": "What is dropped?",
+    "map dropout without maps": "What is dropped?",
     "dropout before batch norm": "Where dropout goes",
     "dropout on the output": "Where dropout goes",
     "dropout before fast dropout": "Fast dropout",
     "recurrent dropout without effect": "Where dropout goes",
     "noise in evaluation": "Where dropout goes",
     "noise that nothing calls": "Where dropout goes",
+    "weights that torch takes": "Where dropout goes",
 }
 
 _CONVOLUTIONS = {f"conv{transpose}{axes}d": axes for axes in (1, 2, 3) for transpose in ("", "_transpose")}
@@ -115,15 +118,19 @@ def audit(model: nn.Module, x: Any) -> Report:
     It finds
 
     * element dropout on feature maps: on correlated neighbours it removes little,
+    * dropout of whole maps on what is no map: it takes a batch of vectors for the maps of one example,
     * dropout before batch norm, through any layers between: the variance that batch norm has learned is that with
       noise, the one at test time is another,
     * dropout after the last layer with weights, on the output of the model; what a layer with weights takes as well,
       such as hidden states that are returned beside the logits, does not count,
-    * dropout before :class:`~dropoutlib.FastDropoutLinear`, which stands for dropout and the linear layer behind it,
+    * dropout before, or around, :class:`~dropoutlib.FastDropoutLinear`, which stands for dropout and the linear layer
+      behind it,
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
     * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training,
     * a noisy layer of this library that nothing calls: its place is that of a module whose p is read by code that drops
-      by itself, such as the attention of other libraries.
+      by itself, such as the attention of other libraries,
+    * a layer with weights and a test rule inside of ``nn.TransformerEncoderLayer``, whose fast path in evaluation takes
+      the weights and leaves the test rule out.
 
     A finding is a question, not a verdict. It says so where the dropout is the call of a function, which
     :func:`~dropoutlib.replace` cannot exchange; its place is the module that calls. Noise that is added to a tensor
@@ -168,7 +175,8 @@ def audit(model: nn.Module, x: Any) -> Report:
         trace = _Trace(model, awake=awake, frozen=frozen)
         output = trace.run(_copied(x))
         facts = [trace.facts(tensor) for tensor in _tensors(output)]
-    findings += trace.findings
+    findings += trace.findings()
+    findings += _skipped_test_rules(model)
     findings += [_finding("noise that nothing calls", name, f"Nothing calls this {type(module).__name__} in "
                           "evaluation: code that reads its p and drops by itself applies another noise, or fails.")
                  for name, module in model.named_modules()
@@ -373,6 +381,18 @@ def _idle_recurrent_dropout(model: nn.Module) -> Iterator[Finding]:
                            "one: put a dropout layer behind it.")
 
 
+def _skipped_test_rules(model: nn.Module) -> Iterator[Finding]:
+    for name, block in model.named_modules():
+        if not isinstance(block, nn.TransformerEncoderLayer) or not torch.backends.mha.get_fastpath_enabled():
+            continue
+        for part, module in block.named_modules():
+            layer = facts(type(module))
+            if layer is not None and layer.has_weights and isinstance(module, NoisyLayer):
+                yield _finding("weights that torch takes", _joined(name, part), "torch's fast path may multiply by the "
+                               f"weights of this {type(module).__name__} in evaluation instead of calling it: call "
+                               "torch.backends.mha.set_fastpath_enabled(False).")
+
+
 class _Drop(NamedTuple):
     """One call of a dropout: a module that is used twice drops twice."""
 
@@ -395,7 +415,8 @@ class _Trace(TorchFunctionMode):
     def __init__(self, model: nn.Module, awake: list[str], frozen: list[str]) -> None:
         super().__init__()
         self.model, self.awake, self.frozen = model, awake, frozen
-        self.findings: list[Finding] = []
+        self.found: list[Finding] = []
+        self.elsewhere: set[str] = set()  # places of element dropout on what is no feature map
         self.stack: list[str] = []
         self.noted: set[str] = set()
         self.called: set[str] = set()
@@ -406,6 +427,12 @@ class _Trace(TorchFunctionMode):
 
     def facts(self, tensor: Tensor) -> _Facts:
         return self._facts.get(id(tensor), _Facts())
+
+    def findings(self) -> list[Finding]:
+        return [dataclasses.replace(finding, message=f"{finding.message} The same module also acts on other tensors: "
+                                    "the maps want one of their own.")
+                if finding.kind == "element dropout on feature maps" and finding.place in self.elsewhere else finding
+                for finding in self.found]
 
     def run(self, x: Any) -> Any:
         hooks = []
@@ -434,15 +461,19 @@ class _Trace(TorchFunctionMode):
         name, layer = type(module).__name__, facts(type(module))
         source = next(_tensors((args, kwargs)), output)
         elements = isinstance(module, (nn.Dropout, nn.AlphaDropout)) if layer is None else layer.site == "element"
-        if layer is not None and layer.has_weights:
+        weights = any(True for _ in module.parameters()) if layer is None else layer.has_weights
+        if weights:
             known = self.facts(output)
             if elements:  # those that go into the layer it wraps
                 self._check_maps(place, name, source, layer)
-            if layer.stands_for_dropout:
+            if layer is not None and layer.stands_for_dropout:
                 self._check_inputs(place, name, source)
             self._remember(output, _Facts(known.axes, known.since_weights, _union((known.ever, (place,)))))
             return None
-        return self._note(place, name, elements, source, output, inplace=getattr(module, "inplace", False))
+        axes = 0
+        if layer is not None and layer.site == "map" and layer.replaces is not None:
+            axes = _axes_of_maps(layer.replaces)
+        return self._note(place, name, elements, source, output, inplace=getattr(module, "inplace", False), axes=axes)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -456,11 +487,14 @@ class _Trace(TorchFunctionMode):
         place = self.stack[-1] if self.stack else ""
         p, active = _dropout_of(name, args, kwargs)
         if active and place not in self.awake:
-            self.findings.append(_finding("noise in evaluation", place, f"{name} with p = {p} is not told of eval(): "
+            self.found.append(_finding("noise in evaluation", place, f"{name} with p = {p} is not told of eval(): "
                                           "pass training=self.training, or a p of 0."))
         if name in _OF_ELEMENTS | _OF_MAPS and isinstance(result, Tensor):
             inplace = name.endswith("_") or bool(kwargs.get("inplace"))
-            return self._note(place, name, name in _OF_ELEMENTS, sources[0], result, inplace) if p > 0 else result
+            if p == 0:
+                return result
+            axes = _axes_of_maps(name) if name in ("dropout1d", "dropout3d") else 0  # 2d takes (N, C, L), too
+            return self._note(place, name, name in _OF_ELEMENTS, sources[0], result, inplace, axes)
         stores = name in ("batch_norm", "instance_norm") and _argument(args, kwargs, "running_mean", 1) is not None
         if stores and place not in self.frozen:
             self._check_batch_norm(place, self.facts(sources[0]))
@@ -474,23 +508,36 @@ class _Trace(TorchFunctionMode):
     def _check_batch_norm(self, place: str, source: _Facts) -> None:
         for dropout in source.ever:
             if dropout not in self.before_batch_norm:
-                self.findings.append(_finding(
+                self.found.append(_finding(
                     "dropout before batch norm", dropout, f"Its noise reaches {place or 'a batch norm'}, which learns "
                     f"another variance in training than it meets in evaluation.{_of_call(self.model, dropout)}"))
                 self.before_batch_norm.add(dropout)
 
     def _check_inputs(self, place: str, name: str, source: Tensor) -> None:
-        self.findings += [_finding(
+        self.found += [_finding(
             "dropout before fast dropout", dropout, f"Its noise reaches {place or 'the model'}, a {name}, which stands "
             f"for dropout and the linear layer behind it: inputs are dropped twice.{_of_call(self.model, dropout)}")
-            for dropout in dict.fromkeys(drop.place for drop in self.facts(source).since_weights)]
+            for dropout in dict.fromkeys([*(drop.place for drop in self.facts(source).since_weights),
+                                          *(outer for outer in self.stack if self._drops_elements(outer))])]
 
-    def _note(self, place: str, name: str, elements: bool, source: Tensor, output: Tensor, inplace: bool) -> Tensor:
+    def _drops_elements(self, place: str) -> bool:
+        """Whether the module there drops what goes into the layer that it wraps."""
+        module = self.model.get_submodule(place)
+        layer = facts(type(module))
+        return layer is not None and layer.has_weights and layer.site == "element" and not _never_drops(module)
+
+    def _note(self, place: str, name: str, elements: bool, source: Tensor, output: Tensor, inplace: bool,
+              axes: int = 0) -> Tensor:
         """Notes a dropout, and gives what comes out of it an identity of its own, unless it is what went in."""
         self.noted.add(place)
         facts = self.facts(source)
         if elements:
             self._check_maps(place, name, source)
+        if axes and source.dim() == axes + 1 and not facts.axes:
+            self.found.append(_finding(
+                "map dropout without maps", place, f"{name} takes a tensor of shape {tuple(source.shape)} for one "
+                f"example with {len(source)} maps, and drops whole rows of its first axis. If that is the batch, "
+                f"element dropout is meant.{_of_call(self.model, place)}"))
         output = output if inplace else output.view_as(output)
         drop = _Drop(place, call=len(self._alive))
         self._remember(output, _Facts(facts.axes, (*facts.since_weights, drop), _union((facts.ever, (place,)))))
@@ -498,9 +545,11 @@ class _Trace(TorchFunctionMode):
 
     def _check_maps(self, place: str, name: str, source: Tensor, layer: Layer | None = None) -> None:
         axes = self.facts(source).axes
-        if axes and source.shape[-axes:].numel() > 1:
+        if not axes:
+            self.elsewhere.add(place)
+        elif source.shape[-axes:].numel() > 1:
             instead = _layer_of_maps(axes, layer)
-            self.findings.append(_finding(
+            self.found.append(_finding(
                 "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(source.shape)}: "
                 f"neighbours can stand in for what is dropped. {instead} drops whole maps."
                 f"{_of_call(self.model, place)}"))
@@ -528,13 +577,19 @@ def _layer_of_maps(axes: int, layer: Layer | None) -> str:
     return next(other.name for other in (*of_method, *of_torch) if other.site == "map")
 
 
+def _axes_of_maps(name: str) -> int:
+    """Spatial axes of the maps that a layer or function of torch drops: Dropout2d drops maps of two."""
+    return int(name[-2])
+
+
 def _union(groups: Iterable[tuple[_Name, ...]]) -> tuple[_Name, ...]:
     return tuple(dict.fromkeys(name for group in groups for name in group))
 
 
 def _is_noisy(module: nn.Module) -> bool:
     layer = facts(type(module))
-    ours = layer is not None and layer.law not in ("none", "place")  # a square that is cut out is an augmentation
+    # A square that is cut out is an augmentation; what the table does not know is a layer of the user's own.
+    ours = layer.law not in ("none", "place") if layer is not None else isinstance(module, NoisyLayer)
     return (ours or isinstance(module, _DropoutNd)) and getattr(module, "p", 1) is not None
 
 

@@ -22,6 +22,13 @@ IMAGES, VECTORS, SEQUENCES = torch.ones(2, 3, 8, 8), torch.ones(4, 6), torch.one
 MAPS, NORM, OUTPUT = "element dropout on feature maps", "dropout before batch norm", "dropout on the output"
 FAST, RECURRENT, EVALUATION = "dropout before fast dropout", "recurrent dropout without effect", "noise in evaluation"
 
+NO_MAPS, UNCALLED, TAKEN = "map dropout without maps", "noise that nothing calls", "weights that torch takes"
+
+
+class Own(dropoutlib.NoisyLayer):
+    def forward(self, input, *, noise=None, generator=None):
+        return dropoutlib.functional.dropout(input, 0.5, self.training, noise=noise, generator=generator)
+
 
 class Calls(nn.Module):
     """A model that is one function of its parts."""
@@ -85,6 +92,24 @@ CASES = {
     "on attention": (Calls(lambda m, x: m.head(F.dropout((x[:, None] @ x[:, None].mT).softmax(-1), 0.1, m.training)),
                            head=nn.Linear(5, 2)), SEQUENCES, []),
     "without noise": (convolution(nn.Dropout(0.0), dropoutlib.Dropout(0.0), *head()), IMAGES, []),
+    # Dropout of maps without maps
+    "maps of vectors": (nn.Sequential(nn.Linear(6, 4), dropoutlib.SpatialDropout1d(), nn.Linear(4, 2)), VECTORS,
+                        [("1", NO_MAPS)]),
+    "maps of vectors, torch": (nn.Sequential(nn.Linear(6, 4), nn.Dropout1d(), nn.Linear(4, 2)), VECTORS,
+                               [("1", NO_MAPS)]),
+    "maps of tokens": (nn.Sequential(nn.Linear(6, 4), nn.Dropout3d(), nn.Linear(4, 2)), SEQUENCES[None],
+                       [("1", NO_MAPS)]),
+    "maps of one sequence": (nn.Sequential(nn.Conv1d(3, 4, 3), dropoutlib.SpatialDropout1d(), nn.Flatten(0),
+                                           nn.Linear(24, 2)), torch.ones(3, 8), []),
+    "a dropout of maps and vectors": (Calls(lambda m, x: m.head(m.drop(m.drop(m.body(x)).flatten(1))),
+                                            body=nn.Conv2d(3, 4, 3), drop=nn.Dropout(), head=nn.Linear(144, 2)),
+                                      IMAGES, [("drop", MAPS)]),
+    # A layer of one's own
+    "own before batch norm": (nn.Sequential(Own(), nn.BatchNorm1d(6), nn.Linear(6, 2)), VECTORS, [("0", NORM)]),
+    "own on the output": (nn.Sequential(nn.Linear(6, 2), Own()), VECTORS, [("1", OUTPUT)]),
+    "own on maps": (convolution(Own(), *head()), IMAGES, []),
+    "own that nothing calls": (Calls(lambda m, x: m.head(x), drop=Own(), head=nn.Linear(6, 2)), VECTORS,
+                               [("drop", UNCALLED)]),
     # Dropout before batch norm
     "before batch norm": (nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Linear(4, 4), nn.BatchNorm1d(4),
                                         nn.BatchNorm1d(4), nn.Linear(4, 2)), VECTORS, [("1", NORM)]),
@@ -126,6 +151,9 @@ CASES = {
                                            head=dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("drop", FAST)]),
     "functional before fast dropout": (Calls(lambda m, x: m.head(F.dropout(x, 0.2, m.training)),
                                              head=dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("", FAST)]),
+    "around fast dropout": (dropoutlib.ConcreteDropout(dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("", FAST)]),
+    "before and around fast dropout": (nn.Sequential(nn.Dropout(), dropoutlib.ConcreteDropout(
+        dropoutlib.FastDropoutLinear(6, 2))), VECTORS, [("0", FAST), ("1", FAST)]),
     "fast dropout in a row": (nn.Sequential(nn.Dropout(), nn.Linear(6, 4), dropoutlib.FastDropoutLinear(4, 4),
                                             dropoutlib.FastDropoutLinear(4, 2)), VECTORS, []),
     "before fast dropout without noise": (nn.Sequential(nn.Dropout(), dropoutlib.FastDropoutLinear(6, 2, p=0.0)),
@@ -133,6 +161,11 @@ CASES = {
     "before other noisy weights": (nn.Sequential(
         nn.Dropout(), dropoutlib.VariationalDropoutLinear(6, 4), nn.Dropout(), dropoutlib.DropConnectLinear(4, 2)),
         VECTORS, []),
+    # Weights that torch takes
+    "a test rule in a transformer": (replace(
+        nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.0),
+        {nn.Linear: lambda old: dropoutlib.StandoutLinear(old.in_features, old.out_features)}), SEQUENCES,
+        [("linear1", TAKEN), ("linear2", TAKEN)]),
     # Recurrent
     "one layer": (recurrent(dropout=0.5), SEQUENCES, [("body", RECURRENT)]),
     "two layers": (recurrent(dropout=0.5, num_layers=2), SEQUENCES, []),

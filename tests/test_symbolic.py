@@ -482,6 +482,17 @@ def test_wrong_mean_is_refused(function, mean, defect):
         gaussian_mean(mean, function, mu, s)
 
 
+def test_the_heat_equation_is_for_a_fixed_function():
+    with pytest.raises(NotAClaim, match="g must be a function of its argument alone, but has mu of its own"):
+        gaussian_mean(mu**2, lambda v: mu * v, mu, s)
+
+
+def test_a_place_without_a_value_is_named():
+    t = Symbol("t", real=True)
+    with pytest.raises(NotAClaim, match="-1 > 0: is false, and without it a power, a function or an integral"):
+        prove(Integral(1 / t, (t, -1, 1)), 0)
+
+
 def test_quadrature_refuses():
     v = Symbol("v")
     with pytest.raises(Unproved, match="false at mu = 1, s = 2"):

@@ -159,8 +159,8 @@ def _gathered(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 class MaxNorm:
     r"""Keeps the incoming weights of every unit inside a ball: :func:`~dropoutlib.max_norm_` after each step.
 
-    After each ``step()`` of any optimizer, those weights of the model's linear and convolutional layers are
-    projected that this optimizer holds and that are not frozen, those of layers added later among them. Nothing
+    After each ``step()`` of any optimizer, those parameters ``weight`` of the model's linear and convolutional layers
+    are projected that this optimizer holds and that are not frozen, those of layers added later among them. Nothing
     happens when the step of an unrelated optimizer ends, or when a gradient scaler skips one. The state of the
     optimizer (momentum) is not projected, and neither are the weights before the first step:
     :func:`~dropoutlib.max_norm_` does that.

@@ -45,7 +45,8 @@ def number(expression: Any, values: Mapping[Any, Any]) -> float:
     """The value of an expression: the bridge from a derivation to the library.
 
     Sums and products are unrolled, 1-based symbols read 0-based arrays (x[1] is the first entry), and
-    E, Var and Cov that are left inside are summed over all masks. Floats count as the decimals that they print.
+    E, Var and Cov that are left inside are summed over all masks. Floats count as the decimals that they print. The
+    formula is taken as it is written, also where a value is not of the sign that its symbol declares.
 
     Args:
         expression: A SymPy expression, such as ``derive(...).result``.

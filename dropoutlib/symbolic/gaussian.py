@@ -51,6 +51,9 @@ def gaussian_mean(G: Expr, g: Callable[[Any], Any], mu: Any, s: Any) -> Identity
     body = sympify(g(z))                # once: what is checked is what is shown
     if not isinstance(body, Expr):
         raise TypeError(f"g must return an expression of SymPy, got {body!r}")
+    if own := sorted(map(str, body.free_symbols & {mu, s})):
+        raise NotAClaim(f"g must be a function of its argument alone, but has {' and '.join(own)} of its own: the heat "
+                        "equation is for a fixed function")
 
     def at(value: Any) -> Any:
         return body.xreplace({z: value})

@@ -361,7 +361,7 @@ class _Reader:
         real = {s: Dummy(real=True) for s in relation.free_symbols
                 if s.is_extended_real is None and not relation.has(Noise)}
         if Relational(left.xreplace(real), relation.rhs.xreplace(real), sign) == sympy.false:
-            raise self.refuse(relation, "is false, so that a part has no real value")
+            raise self.refuse(relation, "is false, and without it a power, a function or an integral is no real number")
         if not (left.is_number and relation.rhs.is_number):
             self.claim.places.append(relation)
             if relation.free_symbols & set(bound) or _drawn(relation):
