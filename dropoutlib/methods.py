@@ -7,13 +7,14 @@ chapter and the docstrings of its layers are all rendered from the row here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .documentation import _Documented, document
 
-__all__ = ["Catalogue", "Layer", "Method", "catalogue", "describe", "facts"]
+__all__ = ["Catalogue", "InShort", "Layer", "Method", "catalogue", "describe", "facts"]
 
 QUESTIONS = {
     "site": "what is multiplied?",
@@ -38,6 +39,7 @@ class Layer:
         has_weights: whether it computes with weights, its own or those of a layer that it wraps.
         replaces: class of :mod:`torch.nn` in whose place it stands.
         stands_for_dropout: whether it stands for dropout *and* the layer behind it: no other dropout goes before it.
+        answers: where an answer of the method's row speaks of several layers, what holds of this one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Layer:
     has_weights: bool = False
     replaces: str | None = None
     stands_for_dropout: bool = False
+    answers: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class Method:
         references: bibliography keys of the papers that introduced it, each with the place in the paper.
         facts: of the layers that implement it.
         used_by: who uses it.
+        use: when to use it.
+        avoid: when not.
+        first: a value to try first.
+        evidence: how we know, each claim with its grade: proved, measured here, or literature.
     """
 
     name: str
@@ -79,6 +86,10 @@ class Method:
     references: dict[str, str]
     facts: tuple[Layer, ...]
     used_by: str
+    use: str
+    avoid: str
+    first: str
+    evidence: str
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -93,7 +104,13 @@ class Method:
     @property
     def api(self) -> str:
         """Path of the page that documents the layers, from the root of the project."""
-        return f"book/reference/api/{self.part}.md"
+        return f"book/reference/api/{self.name}.md"
+
+    @property
+    def in_short(self) -> InShort:
+        """The answer box, with what the method does, when to use it, when not, a first value, and how we know."""
+        return InShort({"What it does": self.summary, "Use it": self.use, "Do not use it": self.avoid,
+                        "Try first": self.first, "How we know": self.evidence})
 
     @property
     def answers(self) -> dict[str, str]:
@@ -114,8 +131,24 @@ class Method:
         return _markdown_table(("The four questions", self.title), rows)
 
 
+class InShort(dict[str, str]):
+    """An answer box; a notebook shows it as a table of one column, a terminal without the addresses of links."""
+
+    def __repr__(self) -> str:
+        lines = "\n".join(f"{head}: {text}" for head, text in self.items())
+        return re.sub(r"\[([^]]*)\]\([^)]*\)|\{cite:t\}`([^`]*)`", r"\1\2", lines)
+
+    def _repr_markdown_(self) -> str:
+        return _markdown_table(("In short",), [(f"**{head}**: {text}",) for head, text in self.items()])
+
+
 class Catalogue(dict[str, Method]):
     """The rows of the table by name; a notebook shows it as a table with links to the chapters."""
+
+    @property
+    def in_short(self) -> InShort:
+        """For each method when to use it, and a value to try first."""
+        return InShort({f"[{row.title}](/{row.chapter})": f"{row.use} *First*: {row.first}" for row in self.values()})
 
     def _repr_markdown_(self) -> str:
         heads = ("Method", *(question.replace("_", " ").capitalize() for question in QUESTIONS), "Layers")
@@ -128,6 +161,11 @@ def _markdown_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> 
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
+
+_WINDOWS = "none: one draw for every element of every example, shared by the windows that hold it"
+_POOLS = {"Max": {"law": "raw Bernoulli keep mask, 1 with probability 1 - p",
+                  "test_rule": "expected pooling, the mean over the masks; or the maximum times 1 - p"},
+          "Avg": {"law": "Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p", "test_rule": "identity"}}
 
 _ROWS = (
     Method(
@@ -146,6 +184,18 @@ _ROWS = (
                   replaces="Dropout"),
         ),
         used_by="almost every deep-learning framework and most published networks; transformers with p = 0.1",
+        use="Behind the activation of a wide hidden layer, where labels are few or wrong and the network learns them "
+            "by heart.",
+        avoid="Behind the last layer under a squared loss: the best prediction shrinks by 1 - p. In front of a batch "
+              "norm or of max pooling: the variance or the mean in training is not that of evaluation.",
+        first="p = 0.5 for hidden layers, p = 0.2 for the input, p = 0.1 in a transformer.",
+        evidence="*Proved*: the [mean](/book/foundations/standard_dropout.ipynb#two-ways-to-keep-the-expectation) "
+                 "stays, the [variance](/book/foundations/standard_dropout.ipynb#variance) grows, an "
+                 "[output](/book/foundations/standard_dropout.ipynb#why-not-on-the-output) shrinks; [batch norm and "
+                 "pooling](/book/convolutional/placement.ipynb). *Measured here*: p = 0.5 on hidden layers helps "
+                 "with [100 labels, a fifth of them random](/book/foundations/standard_dropout.ipynb#choosing-p). "
+                 "*Literature*: 0.5 and 0.2 by {cite:t}`srivastava2014dropout`, 0.1 by "
+                 "{cite:t}`vaswani2017attention`.",
     ),
     Method(
         name="max_norm",
@@ -162,6 +212,17 @@ _ROWS = (
             Layer("MaxNorm", "max_norm_", "none", "none", "weight"),
         ),
         used_by="the networks of the original dropout papers, together with dropout and large learning rates",
+        use="Where a large step makes some runs fail; in the original papers together with dropout and a large "
+            "learning rate.",
+        avoid="In place of a smaller step, which rescues the same runs. With a radius that was found for raw "
+              "dropout: inverted dropout needs 1 - p times as much.",
+        first="c = 3 to 4 for raw dropout, so 1.5 to 2 for inverted dropout with p = 0.5.",
+        evidence="*Proved*: it is the [nearest point](/book/foundations/max_norm.ipynb#the-nearest-point) of the "
+                 "ball, with [one radius for each "
+                 "scaling](/book/foundations/max_norm.ipynb#one-radius-for-each-scaling). *Measured here*: on small "
+                 "digits 0.6 or 1 [rescues runs](/book/foundations/max_norm.ipynb#what-it-does-in-practice) whose "
+                 "step is too large; so do dropout and a smaller step. *Literature*: the radius 3 to 4 by "
+                 "{cite:t}`srivastava2014dropout`, appendix A.",
     ),
     Method(
         name="gaussian_dropout",
@@ -175,6 +236,14 @@ _ROWS = (
         references={"srivastava2014dropout": "section 10", "wang2013fast": ""},
         facts=(Layer("GaussianDropout", "gaussian_dropout", "assigned", "continuous", "element", replaces="Dropout"),),
         used_by="Keras (`GaussianDropout`); the starting point of variational dropout",
+        use="Where the noise of dropout is wanted without its zeros, and as the first step to a rate that is learned.",
+        avoid="With the variance p(1 - p), which is another, weaker noise. Where a sign has to stay: at p = 0.5 "
+              "about one factor in six is negative.",
+        first="The p of standard dropout: p = 0.5 is the variance 1, p = 0.2 the variance 1/4.",
+        evidence="*Proved*: [mean and variance](/book/dense/gaussian_dropout.ipynb#matching-two-moments) of every "
+                 "linear unit are those of dropout. *Measured here*: with wrong labels the two noises [do "
+                 "alike](/book/dense/gaussian_dropout.ipynb#what-it-does-in-practice). *Literature*: as good as "
+                 "dropout, or perhaps better, for {cite:t}`srivastava2014dropout`, section 10.",
     ),
     Method(
         name="dropconnect",
@@ -189,6 +258,16 @@ _ROWS = (
         facts=(Layer("DropConnectLinear", "drop_connect_linear", "assigned", "discrete", "weight", has_weights=True,
                      replaces="Linear"),),
         used_by="language models with weight-dropped LSTMs (AWD-LSTM), on their recurrent weights",
+        use="On a dense layer whose units should not share their noise, and on the recurrent weights of a language "
+            "model.",
+        avoid="Where time matters: a mask for every example is far slower than a linear layer. One mask for the "
+              "whole batch is cheap, but its noise does not average out over the batch.",
+        first="p = 0.5, the default.",
+        evidence="*Proved*: the [variance of dropout](/book/dense/dropconnect.ipynb#mean-variance-and-no-covariance) "
+                 "without its covariance. *Measured here*: [outputs of a trained "
+                 "network](/book/dense/dropconnect.ipynb#what-it-does-in-practice) are uncorrelated; whether it "
+                 "generalises better was not tested. *Literature*: images by {cite:t}`wan2013regularization`; "
+                 "recurrent weights, also with 0.5, by {cite:t}`merity2018regularizing`.",
     ),
     Method(
         name="standout",
@@ -203,6 +282,15 @@ _ROWS = (
         facts=(Layer("StandoutLinear", "standout_linear", "input", "discrete", "unit", has_weights=True,
                      replaces="Linear"),),
         used_by="research on adaptive rates; the ancestor of gated dropout",
+        use="To study rates that depend on the input. In practice try a fixed p first.",
+        avoid="With a large alpha, which is a gate without noise. Divided by the keep probability: the variance has "
+              "no bound.",
+        first="alpha = 1, beta = 0; alpha = 0 is raw dropout with p = 0.5.",
+        evidence="*Proved*: given the input the [test "
+                 "rule](/book/dense/standout.ipynb#given-the-input-mean-variance-test-rule) is the mean. *Measured "
+                 "here*: with wrong labels [nothing beat alpha = "
+                 "0](/book/dense/standout.ipynb#what-it-does-in-practice). *Literature*: better than a fixed rate "
+                 "for {cite:t}`ba2013adaptive`.",
     ),
     Method(
         name="fast_dropout",
@@ -217,6 +305,17 @@ _ROWS = (
         facts=(Layer("FastDropoutLinear", "fast_dropout_linear", "assigned", "continuous", "unit", has_weights=True,
                      replaces="Linear", stands_for_dropout=True),),
         used_by="the starting point of the local reparameterisation trick; sampling-free uncertainty",
+        use="In a small dense network: mean and variance of a prediction in one pass, and a gradient without noise "
+            "from masks.",
+        avoid="Behind other dropout: it stands for dropout and the linear layer. Where its variance has to be right: "
+              "it is too small in a trained network, whose units depend on each other.",
+        first="p = 0.5, as for standard dropout.",
+        evidence="*Proved*: mean and variance are exact through a [linear "
+                 "layer](/book/dense/fast_dropout.ipynb#mean-and-variance-of-a-linear-layer) with independent inputs "
+                 "and, for a normal value, through [ReLU](/book/dense/fast_dropout.ipynb#relu-exact). *Measured "
+                 "here*: no gradient noise, [but a bias](/book/dense/fast_dropout.ipynb#gradient-noise); covariances "
+                 "[repair the spread](/book/dense/fast_dropout.ipynb#carrying-covariances). *Literature*: "
+                 "{cite:t}`wang2013fast`.",
     ),
     Method(
         name="variational_dropout",
@@ -231,6 +330,17 @@ _ROWS = (
         facts=(Layer("VariationalDropoutLinear", "variational_dropout_linear", "learned", "continuous", "weight",
                      has_weights=True, replaces="Linear"),),
         used_by="sparse variational dropout and the compression of networks",
+        use="To learn which inputs or weights a network can do without, as a step to a small network.",
+        avoid="As a posterior: there is none. With a divergence that is averaged or lacks its 1/N: alpha then comes "
+              "out wrong.",
+        first="Start at p = 0.5 with one alpha for every weight; remove weights whose p ends above 0.95.",
+        evidence="*Proved*: the [divergence](/book/dense/variational_dropout.ipynb#the-divergence-of-one-weight), the "
+                 "[alpha that is learned](/book/dense/variational_dropout.ipynb#what-alpha-is-learned) and the "
+                 "[missing posterior](/book/dense/variational_dropout.ipynb#the-critique-not-a-posterior). *Measured "
+                 "here*: shuffled features of a regression [get a large "
+                 "p](/book/dense/variational_dropout.ipynb#what-it-does-in-practice). *Literature*: sparse networks "
+                 "and the threshold by {cite:t}`molchanov2017variational`, the critique by "
+                 "{cite:t}`hron2018variational`.",
     ),
     Method(
         name="concrete_dropout",
@@ -247,6 +357,15 @@ _ROWS = (
             Layer("ConcreteDropout2d", "concrete_dropout2d", "learned", "continuous", "map", has_weights=True),
         ),
         used_by="Bayesian deep learning, where a dropout rate by grid search costs too much",
+        use="Where a grid search over p costs too much, above all for Monte Carlo uncertainty.",
+        avoid="With weight decay on its parameters, or without its divergence over N. As the best p for new data: it "
+              "is that of the objective.",
+        first="Start at p = 0.1 with length scale 1; p is learned.",
+        evidence="*Proved*: the [regulariser](/book/dense/concrete_dropout.ipynb#the-loss) and its "
+                 "[constants](/book/dense/concrete_dropout.ipynb#the-right-constants-for-your-loss). *Measured "
+                 "here*: with more data the [learned p "
+                 "falls](/book/dense/concrete_dropout.ipynb#what-it-does-in-practice). *Literature*: "
+                 "{cite:t}`gal2017concrete`.",
     ),
     Method(
         name="spatial_dropout",
@@ -261,6 +380,17 @@ _ROWS = (
         facts=tuple(Layer(f"SpatialDropout{axes}d", f"spatial_dropout{axes}d", "assigned", "discrete", "map",
                           replaces=f"Dropout{axes}d") for axes in (1, 2, 3)),
         used_by="convolutional networks for pose estimation and segmentation; temporal convolutional networks",
+        use="Behind a convolution whose neighbouring positions say nearly the same, as in large images, and for "
+            "sequences of features.",
+        avoid="At the p of element dropout: where neighbours agree, the same p is more noise. In front of a batch "
+              "norm: the variance in training is not that of evaluation.",
+        first="p = 0.1: in a 3 x 3 window of a constant map, with equal weights, it is the noise of element dropout "
+              "with p = 0.5.",
+        evidence="*Proved*: where neighbours agree element noise [averages "
+                 "out](/book/convolutional/spatial_dropout.ipynb#the-reason-for-the-method), that of maps does not; "
+                 "the [equal noise](/book/convolutional/what_is_dropped.ipynb#exercises). *Measured here*: no [gain "
+                 "over element dropout](/book/convolutional/spatial_dropout.ipynb#what-it-does-in-practice) on tiny "
+                 "digits. *Literature*: pose estimation by {cite:t}`tompson2015efficient`.",
     ),
     Method(
         name="pooling_dropout",
@@ -277,10 +407,24 @@ _ROWS = (
         references={"wu2015towards": "section 3", "zeiler2013stochastic": "section 3"},
         facts=(
             *(Layer(f"{kind}PoolDropout{axes}d", f"{kind.lower()}_pool_dropout{axes}d", "assigned", "discrete",
-                    "window", replaces=f"{kind}Pool{axes}d") for kind in ("Max", "Avg") for axes in (1, 2, 3)),
-            Layer("StochasticPool2d", "stochastic_pool2d", "none", "continuous", "window", replaces="MaxPool2d"),
+                    "window", replaces=f"{kind}Pool{axes}d", answers={"sharing": _WINDOWS, **answers})
+              for kind, answers in _POOLS.items() for axes in (1, 2, 3)),
+            Layer("StochasticPool2d", "stochastic_pool2d", "none", "continuous", "window", replaces="MaxPool2d",
+                  answers={"law": "one element of a window, with probability in proportion to its size",
+                           "sharing": "none: one draw for every window of every example",
+                           "test_rule": "mean over the draw"}),
         ),
         used_by="convolutional networks with max-pooling, for image classification",
+        use="In place of dropout and the pool behind it: the test rule is the mean of the pool under the masks.",
+        avoid="Where a max pool sees negative values: what is dropped counts as 0, and beats them. With the scaled "
+              "rule at a large p: it is too small.",
+        first="p = 0.2, with the expected rule, which is the default.",
+        evidence="*Proved*: [expected pooling](/book/convolutional/pooling_dropout.ipynb#expected-pooling) is the "
+                 "mean of one window, the scaled rule is [too "
+                 "small](/book/convolutional/pooling_dropout.ipynb#the-scaled-rule). *Measured here*: the [gain by "
+                 "the right rule](/book/convolutional/pooling_dropout.ipynb#what-it-does-in-practice) grows with p; "
+                 "no comparison with other dropout. *Literature*: better than the scaled rule for "
+                 "{cite:t}`wu2015towards`.",
     ),
     Method(
         name="cutout",
@@ -294,6 +438,14 @@ _ROWS = (
         references={"devries2017improved": "section 3"},
         facts=(Layer("Cutout", "cutout", "none", "place", "image"),),
         used_by="image classification on small images (CIFAR, SVHN), as an augmentation",
+        use="As an augmentation for classifying small images, on the normalised input.",
+        avoid="Before the normalisation. Divided by the seen share: no single factor repairs every pixel.",
+        first="A square of half the side (16 of 32 pixels), which hides 19 % of an image on average.",
+        evidence="*Proved*: [how much](/book/convolutional/cutout.ipynb#how-much-is-hidden) is hidden, and "
+                 "[where](/book/convolutional/cutout.ipynb#where-it-is-hidden). *Measured here*: better where a "
+                 "square is hidden at test time, too; [no clear "
+                 "gain](/book/convolutional/cutout.ipynb#what-it-does-in-practice) on whole digits. *Literature*: "
+                 "gains on CIFAR and SVHN, and squares of 16 for CIFAR-10, by {cite:t}`devries2017improved`.",
     ),
     Method(
         name="max_drop",
@@ -308,6 +460,15 @@ _ROWS = (
         references={"park2016analysis": "max-drop"},
         facts=(Layer("MaxDrop", "max_drop", "assigned", "discrete", "map"),),
         used_by="the experiments of its authors, in Caffe",
+        use="To study how much a network relies on its largest activations.",
+        avoid="Where the mean has to stay: for the single maximum the scale keeps the sum of constant maps only. For "
+              "MaxDropout, another method.",
+        first="p = 0.1 and a window of one position, the defaults.",
+        evidence="*Proved*: [what the scale "
+                 "keeps](/book/convolutional/max_drop.ipynb#the-scale-keeps-only-sums-of-constant-maps). *Measured "
+                 "here*: it helps against the [same "
+                 "damage](/book/convolutional/max_drop.ipynb#what-it-does-in-practice) at test time, not on whole "
+                 "inputs. *Literature*: {cite:t}`park2016analysis`.",
     ),
     Method(
         name="stochastic_rate_dropout",
@@ -322,6 +483,14 @@ _ROWS = (
         facts=(Layer("StochasticRateDropout", "stochastic_rate_dropout", "drawn", "discrete", "element",
                      replaces="Dropout"),),
         used_by="the experiments of its authors, in Caffe",
+        use="To study a rate that is not fixed; no measurement here speaks for it.",
+        avoid="With a cap on the factor 1/(1 - p): the mean is then too small. With a variance in the place of the "
+              "standard deviation of the normal law.",
+        first="p uniform between 0 and 0.4, its authors' example.",
+        evidence="*Proved*: [more "
+                 "noise](/book/convolutional/stochastic_rate_dropout.ipynb#more-noise-than-at-the-average-rate) than "
+                 "at the average rate, and masks that are uncorrelated but dependent. *Measured here*: nothing. "
+                 "*Literature*: {cite:t}`park2016analysis`.",
     ),
 )
 
@@ -381,7 +550,14 @@ def describe(name: str, *of: Callable[..., object], like: Callable[..., object] 
         The decorator that ``dropoutlib.documentation.document`` gives.
     """
     row = catalogue()[name]
-    answers = [*(f"* {question.replace('_', ' ').capitalize()}: {answer.replace('`', '``')}."
-                 for question, answer in row.answers.items()),
-               f"* Chapter: :doc:`/{row.chapter.removesuffix('.ipynb')}`."]
-    return document(*of, like=like, four_answers="\n".join(answers), **words)
+    named = {key: layer for layer in row.facts for key in (layer.name, layer.function)}
+
+    def decorate(documented: _Documented) -> _Documented:
+        layer = named.get(documented.__name__)
+        answers = {**row.answers, **(layer.answers if layer else {})}
+        lines = [*(f"* {question.replace('_', ' ').capitalize()}: {answer.replace('`', '``')}."
+                   for question, answer in answers.items()),
+                 f"* Chapter: :doc:`/{row.chapter.removesuffix('.ipynb')}`."]
+        return document(*of, like=like, four_answers="\n".join(lines), **words)(documented)
+
+    return decorate

@@ -123,22 +123,22 @@ def _scale(input: Tensor, p: float, mode: str, window: int) -> float:
 
 @describe("max_drop", max_drop)
 class MaxDrop(NoisyLayer, _DropoutNd):
-    r"""Drops the largest activations, those that most of what follows relies on.
+    r"""Drops the largest activation of every map, or of every position, with probability p.
 
     In training the maximum of every feature map (``mode="feature"``), or of every position over the channels
     (``mode="channel"``), becomes 0 with probability p; everything else is kept. All is divided by
     :math:`1 - p s`, where s is the share of what can be dropped: that of a whole window in the map,
-    :math:`k^2/(HW)` for a side k, or :math:`1/C`. {identity}
+    :math:`L^2/(HW)` for a side L, or :math:`1/C`. {identity}
 
     {four_answers}
 
-    Without a window, the division keeps the mean of a constant input. A maximum is larger than its share, so for other
-    non-negative inputs the output's sum is too small in training: by the factor
-    :math:`\frac{1 - p\,a_{\max}/\sum a}{1 - p s}`. With a window its sum takes the place of the maximum, and a window
-    that is clipped at the edge is smaller than its share: a constant map of 4 x 4 comes out 1.22 times as large with a
-    window of 3 and p = 1/2. :meth:`mean` is exact. Where some activations are equal, the first is taken. A negative
-    maximum is dropped too, that is, raised to 0. The authors' code differs for channels: it takes a window there as
-    well, around the maximum in its map, and computes a scale of 1, through a division of whole numbers.
+    Without a window, the division keeps the sum of a constant map, or position, on average. A maximum is larger than
+    its share, so of any other the sum, where it is positive, is too small in training: by the factor
+    :math:`\frac{1 - p\,x_{\max}/\sum x}{1 - p s}`. With a window the sum of the window takes the place of the maximum,
+    and one that is clipped at the edge is smaller than its share: a constant map of 4 x 4 comes out 1.22 times as large
+    with a window of 3 and p = 1/2. :meth:`mean` is exact. Where some activations are equal, the first is taken. A
+    negative maximum is dropped too, that is, raised to 0. The authors' code differs for channels: it takes a window
+    there as well, around the maximum in its map, and computes a scale of 1, through a division of whole numbers.
     *MaxDropout* by Santos et al. is another method: it drops all that is above a threshold.
 
     Args:

@@ -174,8 +174,8 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
     It takes the place of :class:`torch.nn.MaxPool{axes}d`.
 
     In training every element of the input is kept with probability 1 - p and set to 0 with probability p, before the
-    windows are laid: windows that overlap share masks. With non-negative elements a_1 <= ... <= a_n, the maximum is a_i
-    with probability (1 - p) p^(n - i), and 0 with probability p^n.
+    windows are laid: windows that overlap share masks. With elements a_1 >= ... >= a_n >= 0, the maximum is a_j with
+    probability (1 - p) p^(j - 1), and 0 with probability p^n.
 
     {four_answers}
 
