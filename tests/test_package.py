@@ -24,7 +24,7 @@ ROOT = Path(dropoutlib.__file__).parent
 PARTS = {row.part for row in dropoutlib.catalogue().values()}
 
 # Modules that need an extra of the package; a test that runs without that extra leaves them out.
-EXTRAS = {"symbolic": "sympy", "plotting": "matplotlib", "experiments": "sklearn"}
+EXTRAS = {"symbolic": "sympy", "interactive": "sympy", "plotting": "matplotlib", "experiments": "sklearn"}
 
 
 def available(module: str) -> bool:
