@@ -1,7 +1,7 @@
 """The pictures of the book, in one style (extra ``book``).
 
-Figures have a transparent background, dark ink and colours of middling lightness: on a dark page the site inverts the
-lightness and keeps the hue, so one picture serves both.
+Figures have a transparent background, dark ink and colours of middling lightness: for dark pages the site turns over
+what is grey and keeps the colours, so one drawing serves both.
 """
 
 from __future__ import annotations

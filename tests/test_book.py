@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import colorsys
 import importlib.util
 import os
 import re
@@ -18,13 +19,16 @@ import accessible
 import all_cores
 import check_pages
 import checks
+import dark_figures
 import index_of_names
+import keywords
 import nbformat
 import notebooks
 import offline
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 import dropoutlib
 
@@ -149,15 +153,15 @@ TABLE = {"method": Row()}
 def tree(tmp_path: Path) -> Path:
     """A small project that passes every check of the tree."""
     notebook = good_notebook()
-    notebook.cells[0].source += "\n{cite:t}`someone2000`, [the layer](/book/reference/api/dense.md)"
+    notebook.cells[0].source += "\n{cite:t}`someone2000`, [the layer](/book/reference/api/method.md)"
     store(notebooks.normalised(notebook), tmp_path / "book/dense/method.ipynb")
     for name, text in {
-        "book/reference/api/dense.md": "[](/book/dense/method.ipynb)\n.. automodule:: dropoutlib.dense.method\n"
+        "book/reference/api/method.md": "[](/book/dense/method.ipynb)\n.. automodule:: dropoutlib.dense.method\n"
                                        ".. autoclass:: dropoutlib.Layer\n",
-        "book/references.bib": "@article{someone2000,\n title = {Title}\n}\n",
+        "book/references.bib": "@article{someone2000,\n title = {Title},\n doi = {10.1000/1}\n}\n",
         "dropoutlib/dense/method.py": "",
         "tests/dense/test_method.py": "def test_it():\n    pass\n",
-        "_toc.yml": "root: book/dense/method\nparts:\n- chapters:\n  - file: book/reference/api/dense\n",
+        "_toc.yml": "root: book/dense/method\nparts:\n- chapters:\n  - file: book/reference/api/method\n",
         "requirements.txt": "-e .  # the library\ntorch==2.13.0  # the layers\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -181,18 +185,19 @@ def test_good_tree_passes(tree: Path) -> None:
     ("dropoutlib/dense/method.py", None, None, "no dropoutlib/dense/method.py"),
     ("tests/dense/test_method.py", None, None, "no tests/dense/test_method.py"),
     ("tests/dense/test_method.py", "def test_it", "def helper", "tests nothing"),
-    ("book/reference/api/dense.md", None, None, "no book/reference/api/dense.md"),
-    ("book/reference/api/dense.md", "dropoutlib.Layer", "dropoutlib.LayerNorm", "does not mention :: dropoutlib.Layer"),
-    ("book/reference/api/dense.md", "automodule", "autofunction", "does not mention automodule"),
-    ("book/reference/api/dense.md", "/book/dense/method.ipynb", "method.ipynb", "does not mention /book/dense"),
+    ("book/reference/api/method.md", None, None, "no book/reference/api/method.md"),
+    ("book/reference/api/method.md", "dropoutlib.Layer", "dropoutlib.LayerNorm", "does not mention :: dropoutlib.L"),
+    ("book/reference/api/method.md", "automodule", "autofunction", "does not mention automodule"),
+    ("book/reference/api/method.md", "/book/dense/method.ipynb", "method.ipynb", "does not mention /book/dense"),
     ("book/references.bib", "someone2000", "someone2001", "someone2000 is not in book/references.bib"),
     ("book/dense/method.ipynb", "{cite:t}", "", "does not cite someone2000"),
-    ("book/dense/method.ipynb", "/book/reference/api/dense.md", "/book/references.bib", "does not link"),
-    ("book/dense/method.ipynb", "/book/reference/api/dense.md", "missing.ipynb", "missing.ipynb leads to no file"),
+    ("book/dense/method.ipynb", "/book/reference/api/method.md", "/book/references.bib", "does not link"),
+    ("book/dense/method.ipynb", "/book/reference/api/method.md", "missing.ipynb", "missing.ipynb leads to no file"),
     ("book/dense/method.ipynb", "someone2000", "nobody2000", "citation nobody2000"),
     ("_toc.yml", "root: book/dense/method", "root: book/dense/other", "book/dense/method is in no table of contents"),
-    ("_toc.yml", "book/reference/api/dense", "book/reference/api/gone", "book/reference/api/gone has no file"),
-    ("_toc.yml", "book/reference/api/dense", "book/dense/method", "there twice"),
+    ("_toc.yml", "book/reference/api/method", "book/reference/api/gone", "book/reference/api/gone has no file"),
+    ("_toc.yml", "book/reference/api/method", "book/dense/method", "there twice"),
+    ("book/references.bib", "doi = ", "note = ", "neither a doi nor a url"),
     ("requirements.txt", "torch==2.13.0", "torch>=2.13", "not pinned"),
     ("requirements.txt", "  # the layers", "", "no reason"),
     ("dropoutlib/dense/method.py", "", "# see /ro" "ot/notes", "/ro" "ot/"),
@@ -503,3 +508,33 @@ def test_check_of_the_pages_finds_every_fault(tmp_path: Path, monkeypatch: pytes
     unseen = {fault: findings[fault] for fault, (_, _, message) in FAULTS_OF_PAGES.items()
               if message not in "\n".join(findings[fault])}
     assert unseen == {}
+
+
+def test_a_figure_has_a_twin_for_dark_pages() -> None:
+    page = ('<a href="#"><img alt="A line." class="wide" src="../_images/one.png" /></a>'
+            '<img alt="Another." src="_images/two.png"/><img src="_static/logo.png">')
+    both = dark_figures.with_twins(page, {"one"})
+    assert both.count("<img") == 4 and both.count('alt="A line."') == 2
+    assert 'src="../_images/one.png" loading="lazy" class="wide only-light"' in both
+    assert 'src="../_images/one-dark.png" loading="lazy" class="wide only-dark"' in both
+    assert '<img alt="Another." src="_images/two.png"/><img src="_static/logo.png">' in both
+
+
+def test_the_twin_turns_over_what_is_grey_and_keeps_the_colours() -> None:
+    colours = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255), "clear": (0, 0, 0, 0),
+               "blue": (47, 121, 196, 255), "orange": (210, 105, 30, 255)}
+    picture = Image.new("RGBA", (len(colours), 1))
+    picture.putdata(list(colours.values()))
+    drawn = dark_figures.for_dark_pages(picture)
+    twin = {name: drawn.getpixel((place, 0)) for place, name in enumerate(colours)}
+    assert max(twin["white"][:3]) < 40 and min(twin["black"][:3]) > 230 and twin["clear"][3] == 0
+    for name in ("blue", "orange"):
+        hues = [colorsys.rgb_to_hls(*(part / 255 for part in colour[:3])) for colour in (colours[name], twin[name])]
+        assert abs(hues[0][0] - hues[1][0]) < 0.01, "the hue changed"
+        assert abs(hues[0][1] - hues[1][1]) < 0.2, "the lightness of a colour was turned over"
+
+
+def test_keywords_lead_to_pages() -> None:
+    found = keywords.keywords(ROOT)
+    assert set(found) <= {path.relative_to(ROOT).with_suffix("").as_posix() for path in checks.pages(ROOT)}
+    assert "nn.Dropout2d" in found["book/convolutional/spatial_dropout"]

@@ -32,3 +32,18 @@
   });
   window.addEventListener("resize", mark);
 })();
+
+// A link to what a reader may want to cite: a formula that a cell shows, a theorem, an exercise.
+(() => {
+  const cited = ".cell[id]:has(.cell_output :is(div.math, mjx-container)), .proof[id], .exercise[id]";
+  window.addEventListener("DOMContentLoaded", () => {
+    for (const box of document.querySelectorAll(cited)) {
+      const link = document.createElement("a");
+      link.className = "headerlink permalink";
+      link.href = `#${box.id}`;
+      link.textContent = "#";
+      link.setAttribute("aria-label", `Link to ${box.querySelector(".admonition-title")?.textContent.trim() ?? "this formula"}`);
+      (box.querySelector(".admonition-title") ?? box.querySelector(".cell_output")).append(link);
+    }
+  });
+})();

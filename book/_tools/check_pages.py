@@ -6,8 +6,8 @@
 
 Every page is opened on a desktop and on a telephone, light and dark.  Looked for: formulas that are not rendered,
 errors in the console, requests to another host, broken images and links, solutions that are not hidden or do not open,
-content that is wider than a telephone, a search without hits, and serious or critical findings of axe, the
-accessibility checker.
+content that is wider than a telephone, figures whose sliders lead to other numbers than Python's, a search that misses
+its chapter, and serious or critical findings of axe, the accessibility checker.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import (
@@ -43,7 +43,13 @@ from playwright.async_api import (
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-WORD_TO_SEARCH = "dropout"
+# What people type, and a page that has to be among the first hits.
+SEARCHES = {"where to put dropout": "convolutional/placement", "U-Net": "choosing", "nn.Dropout2d": "spatial_dropout",
+            "skip connection": "convolutional/placement", "what is dropped": "what_is_dropped",
+            "uncertainty": "choosing",
+            "which dropout": "choosing", "batch norm": "convolutional/placement", "DropConnect": "dropconnect"}
+FIRST_HITS = 3
+ARGUMENTS = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
 REDIRECT = re.compile(r'http-equiv="refresh"[^>]*url=([^"\'>]+)', re.IGNORECASE)
 
 
@@ -133,6 +139,64 @@ SOLUTIONS = """async () => {
   for (const box of boxes) if (!visible(box)) found.push("solution does not open: " + box.id);
   for (const details of document.querySelectorAll("details")) details.open = true;
   for (const box of document.querySelectorAll(".toggle-hidden button.toggle-button")) box.click();
+  return found;
+}"""
+
+# Moves every slider and presses every unit of a figure (dropoutlib.interactive). Its numbers and what is drawn
+# have to be those that Python computed from the SymPy expression.
+FIGURES = """async () => {
+  const found = [];
+  const close = (value, wanted) => Math.abs(value - wanted) <= 1e-9 * Math.abs(wanted) + 1e-15;
+  const marks = (node, name) =>
+    node.name === name ? [node] : (node.items || []).flatMap((child) => marks(child, name));
+  for (const figure of document.querySelectorAll(".moving-figure")) {
+    const title = figure.getAttribute("aria-label");
+    const wrong = (what) => found.push(`figure "${title}": ${what}`);
+    const network = figure.matches(".moving-network");
+    const held = JSON.parse(figure.querySelector(".moving-data").textContent);
+    const {checks, readings, first_point} = network ? held : held.usermeta;
+    figure.scrollIntoView();
+    for (let wait = 0; wait < 600 && !network && figure.dataset.moving === undefined; wait++)
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    const inputs = [...figure.querySelectorAll("input")], units = [...figure.querySelectorAll(".units button")];
+    if (!inputs.length || !readings.length) { wrong("no slider or no number"); continue; }
+    for (const input of inputs)
+      if (new Set(checks.map((check) => check.sliders[input.name])).size < 3) wrong(`${input.name} is not checked`);
+    const scene = figure.view?.scenegraph().root, x = figure.view?.scale("x"), y = figure.view?.scale("y");
+    for (const [number, {mask, sliders, values}] of checks.entries()) {
+      units.forEach((unit, index) => {
+        if ((unit.getAttribute("aria-pressed") === "true") !== (mask[index] === 1)) unit.click();
+      });
+      for (const input of inputs) {
+        input.value = sliders[input.name];
+        input.dispatchEvent(new Event("input", {bubbles: true}));
+        if (Number(input.value) !== sliders[input.name]) wrong(`${input.name} stops at ${input.value}`);
+      }
+      await figure.view?.runAsync();
+      const shown = [...figure.querySelectorAll(".moving-readings data")], where = JSON.stringify({mask, ...sliders});
+      values.forEach((wanted, index) => {
+        const value = Number(shown[index]?.value);
+        if (!close(value, wanted)) wrong(`${readings[index]} is ${value}, not ${wanted}, at ${where}`);
+        if (Number(shown[index]?.textContent) !== Number(value.toPrecision(4)))
+          wrong(`${readings[index]} is shown as ${shown[index]?.textContent}, not ${value}`);
+      });
+      if (!scene) continue;
+      // The curve passes through its number: between the two drawn points on both sides of it, within a pixel.
+      const place = marks(scene, "reading_0_marks")[0]?.items[0]?.x;
+      values.forEach((wanted, index) => {
+        const drawn = marks(scene, `curve_${index}_marks`)[0]?.items || [];
+        const before = drawn.filter((item) => item.x + (item.width || 0) / 2 <= place + 0.01).at(-1);
+        const after = drawn.find((item) => item.x + (item.width || 0) / 2 >= place - 0.01);
+        const [low, high] = [before?.y, after?.y].sort((one, other) => one - other);
+        if (first_point === undefined && !(y(wanted) >= low - 1 && y(wanted) <= high + 1))
+          wrong(`${readings[index]} is not drawn at ${wanted}, at ${where}`);
+      });
+      if (first_point === undefined || number) continue;
+      const dot = marks(scene, "cloud_marks")[0]?.items[0];
+      if (!dot || Math.hypot(dot.x - x(first_point[0]), dot.y - y(first_point[1])) > 0.5)
+        wrong(`the first point is not drawn at ${first_point}`);
+    }
+  }
   return found;
 }"""
 
@@ -271,6 +335,8 @@ async def check_page(context: BrowserContext, address: str, view: View, screensh
         if screenshot is not None:
             screenshot.parent.mkdir(parents=True, exist_ok=True)
             await page.screenshot(path=screenshot, full_page=True)
+        if view.axe is None:
+            found += await page.evaluate(FIGURES)
         found += await page.evaluate(SOLUTIONS)
         await page.evaluate(SETTLED)
         found += await page.evaluate(OVERFLOW)
@@ -301,15 +367,20 @@ async def accessibility(page: Page, rules: tuple[str, ...] | None) -> list[str]:
 
 
 async def check_search(context: BrowserContext, root: str) -> list[str]:
-    """The search of the site finds a word."""
+    """The search of the site finds a word where a reader looks: among the first hits."""
     found: list[str] = []
-    page = await context.new_page()
-    listen(page, found)
-    await page.goto(f"{root}/search.html?q={WORD_TO_SEARCH}", wait_until="load")
-    try:
-        await page.wait_for_selector("#search-results li a", timeout=15_000)
-    except TimeoutError:
-        found.append(f"search: no hit for {WORD_TO_SEARCH!r}")
+    for words, wanted in SEARCHES.items():
+        page = await context.new_page()
+        listen(page, found)
+        await page.goto(f"{root}/search.html?q={quote(words)}", wait_until="load")
+        try:
+            await page.wait_for_selector(".search-summary:not(:empty)", timeout=15_000)  # when all hits are there
+        except TimeoutError:
+            found.append(f"search: no answer for {words!r}")
+        hits = await page.evaluate("[...document.querySelectorAll('ul.search > li > a')].map((hit) => hit.href)")
+        if not any(wanted in hit for hit in hits[:FIRST_HITS]):
+            found.append(f"search: {wanted} is not in the first {FIRST_HITS} hits for {words!r}: {hits[:FIRST_HITS]}")
+        await page.close()
     return found
 
 
@@ -334,8 +405,7 @@ async def check_site(site: Path, only: str = "", screenshots: Path | None = None
 
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
-            executable_path=chromium(),
-            args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"])
+            executable_path=chromium(), args=ARGUMENTS)
         contexts = {view: await new_context(browser, view) for view in VIEWS}
 
         async def check(name: str, view: View) -> None:

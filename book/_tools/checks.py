@@ -262,7 +262,7 @@ def has_whole_rows(root: Path, table: Mapping[str, Any]) -> Messages:
     bibliography = (root / "book" / "references.bib").read_text(encoding="utf-8")
     for name, row in table.items():
         chapter, module = root / f"book/{row.part}/{name}.ipynb", root / f"dropoutlib/{row.part}/{name}.py"
-        tests, api = root / f"tests/{row.part}/test_{name}.py", root / f"book/reference/api/{row.part}.md"
+        tests, api = root / f"tests/{row.part}/test_{name}.py", root / f"book/reference/api/{name}.md"
         missing = [path for path in (chapter, module, tests, api) if not path.is_file()]
         for path in missing:
             yield f"method {name}: no {path.relative_to(root)}"
@@ -272,8 +272,8 @@ def has_whole_rows(root: Path, table: Mapping[str, Any]) -> Messages:
                 yield f"method {name}: {key} is not in book/references.bib"
             if text is not None and key not in _cited(text):
                 yield f"method {name}: its chapter does not cite {key}"
-        if text is not None and not re.search(rf"reference/api/{row.part}(\.md)?[)`#]", text):
-            yield f"method {name}: its chapter does not link book/reference/api/{row.part}.md"
+        if text is not None and not re.search(rf"reference/api/{name}(\.md)?[)`#]", text):
+            yield f"method {name}: its chapter does not link book/reference/api/{name}.md"
         if tests.is_file() and not re.search(r"^(?:    )?def test_", tests.read_text(encoding="utf-8"), re.MULTILINE):
             yield f"method {name}: {tests.relative_to(root)} tests nothing"
         if api.is_file():
@@ -287,6 +287,14 @@ def has_whole_rows(root: Path, table: Mapping[str, Any]) -> Messages:
                for path in (root / "dropoutlib" / part).glob("*.py") if not path.stem.startswith("_")}
     for stray in sorted(modules - set(table)):
         yield f"module {stray}: no row in the table of methods"
+
+
+def has_sources_that_can_be_opened(root: Path) -> Messages:
+    """Every entry of the bibliography has a DOI or an address."""
+    for entry in re.split(r"\n(?=@)", (root / "book" / "references.bib").read_text(encoding="utf-8")):
+        key = BIBLIOGRAPHY_KEY.search(entry)
+        if key and not re.search(r"^\s*(?:doi|url)\s*=|\\url\{", entry, re.MULTILINE):
+            yield f"book/references.bib: {key[1]} has neither a doi nor a url"
 
 
 def has_docstrings_that_name_the_chapter(table: Mapping[str, Any], library: Any) -> Messages:
@@ -322,7 +330,7 @@ def has_pinned_requirements(root: Path) -> Messages:
 
 
 TREE_CHECKS = (has_few_ignore_tags, is_in_contents, has_whole_links, has_unique_labels, has_no_private_words,
-               has_pinned_requirements)
+               has_pinned_requirements, has_sources_that_can_be_opened)
 
 
 def problems(root: Path) -> list[str]:

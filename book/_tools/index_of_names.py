@@ -34,7 +34,7 @@ def rows() -> list[tuple[str, ...]]:
         source = f"`dropoutlib/{method.part}/{method.name}.py`"
         chapter = f"[{method.title}](/{method.chapter})"
         for layer in method.facts:
-            found[layer.name] = (f"`{layer.name}`", chapter, f"[]({method.part}.md)", source, tests)
+            found[layer.name] = (f"`{layer.name}`", chapter, f"[]({method.name}.md)", source, tests)
             found.setdefault(layer.function, (f"`functional.{layer.function}`", chapter, "[](functional.md)", source,
                                               tests))
     for name, page in TOOLS.items():

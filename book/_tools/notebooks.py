@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
@@ -35,10 +36,14 @@ from traitlets import default
 ROOT = Path(__file__).resolve().parents[2]
 CELL_TIMEOUT = 120
 # Drawn or made anew by every build; a list of what to keep instead would lose mime types that other tools rely on.
-NOT_STORED = ("image/", "video/", "text/html", "application/javascript", "application/vnd.jupyter.widget")
+NOT_STORED = ("image/", "video/", "text/html", "application/javascript", "application/vnd.jupyter.widget",
+              "application/vnd.vegalite")
 CELL_METADATA = ("mystnb", "tags")
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}}
+# Imports and pictures; the page shows such code on request.
+PLUMBING = re.compile(r"^(?:import|from) |\b(?:plt|plotting|interactive)\.|\b(?:figure|axes|axis)\b", re.MULTILINE)
+OPEN_LINES = 12
 MYST = {"extension": ".md", "format_name": "myst"}
 
 
@@ -71,8 +76,26 @@ def read(path: Path) -> NotebookNode:
         raise NotebookError(f"{shown(path)} is not a notebook: {error}") from error
 
 
+def is_folded(source: str) -> bool:
+    """Whether a code cell is behind "show code" on the page: it teaches nothing, or more than fits at a glance.
+
+    Args:
+        source: of the cell.
+
+    Returns:
+        bool: True for imports, pictures and more than a dozen lines.
+    """
+    return PLUMBING.search(source) is not None or len(source.splitlines()) > OPEN_LINES
+
+
+def _with_fold(metadata: dict[str, Any], source: str) -> dict[str, Any]:
+    tags = [tag for tag in metadata.get("tags", []) if tag != "hide-input"]
+    tags += ["hide-input"] if is_folded(source) else []
+    return {**{key: value for key, value in metadata.items() if key != "tags"}, **({"tags": tags} if tags else {})}
+
+
 def normalised(notebook: NotebookNode) -> NotebookNode:
-    """The part of a notebook that is stored: no pictures, no widgets, no traces of editor or time.
+    """The part of a notebook that is stored: no pictures, no widgets, no traces of editor or time; code folded by rule.
 
     Args:
         notebook: an executed notebook; it is left as it is.
@@ -86,7 +109,8 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
                 "source": "\n".join(line.rstrip() for line in cell.source.strip("\n").split("\n")),
                 "metadata": {key: cell.metadata[key] for key in CELL_METADATA if cell.metadata.get(key)}}
         if cell.cell_type == "code":
-            kept |= {"execution_count": cell.execution_count, "outputs": _stored_outputs(cell.outputs)}
+            kept |= {"execution_count": cell.execution_count, "outputs": _stored_outputs(cell.outputs),
+                     "metadata": _with_fold(kept["metadata"], kept["source"])}
         elif cell.get("attachments"):
             kept["attachments"] = cell.attachments
         result.cells.append(nbformat.from_dict(kept))

@@ -1,4 +1,4 @@
-"""Sphinx extension: the built site asks no other host for anything.
+"""Sphinx extension: the built site asks no other host for anything, and knows its own address where it is published.
 
 MathJax is served from the site itself, the scripts that the book does not use are left out, and a build fails when a
 page or a style sheet would fetch something from outside.  What a script fetches while it runs cannot be read off the
@@ -30,6 +30,8 @@ SOURCES = {"audio": ["src"], "embed": ["src"], "iframe": ["src"], "image": ["hre
            "img": ["src", "srcset"], "input": ["src"], "link": ["href", "imagesrcset"], "object": ["data"],
            "script": ["src"], "source": ["src", "srcset"], "track": ["src"], "use": ["href", "xlink:href"],
            "video": ["src", "poster"]}
+# The theme loads its icons as fonts and, once more, as a script of 1.5 MB.
+ICONS = re.compile(r'\s*<script[^>]*/fontawesome/[^>]*></script>|\s*<link[^>]*/fontawesome/[^>]*\.js[^>]*>')
 REMOTE = re.compile(r"(?:^|[\s,])((?:https?:)?//[^\s,]+)", re.IGNORECASE)
 REMOTE_IN_CSS = re.compile(r"""(?:url\(\s*["']?|@import\s+["'])\s*((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
 
@@ -83,6 +85,9 @@ def _repository_of_this_build(app: Sphinx, config: Any) -> None:
     if "GITHUB_REPOSITORY" in os.environ:
         server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
         options["repository_url"] = f"{server}/{os.environ['GITHUB_REPOSITORY']}"
+        owner, _, name = os.environ["GITHUB_REPOSITORY"].partition("/")
+        config.html_baseurl = config.ogp_site_url = f"https://{owner.lower()}.github.io/{name}/"
+        config.sitemap_url_scheme = "{link}"
     if "/OWNER/" in options.get("repository_url", ""):
         options.update(repository_url="", use_repository_button=False, use_issues_button=False)
 
@@ -125,6 +130,11 @@ def _finish(app: Sphinx, exception: Exception | None) -> None:
         return
     _copy_mathjax(app)
     site = Path(app.outdir)
+    (site / "llms-full.txt").unlink(missing_ok=True)  # written although it is switched off: notebooks as JSON
+    for path in site.rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if (lighter := ICONS.sub("", page)) != page:
+            path.write_text(lighter, encoding="utf-8")
     pages = sorted([*site.rglob("*.html"), *site.rglob("*.css")])
     found = [f"{path.relative_to(site)}: {fetch}" for path in pages for fetch in remote_fetches(path)]
     if found:
@@ -132,6 +142,8 @@ def _finish(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    if "GITHUB_REPOSITORY" in os.environ:  # a map of the site needs its address
+        app.setup_extension("sphinx_sitemap")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same digits, whatever the number of cores
     app.config.mathjax_path = MATHJAX
     app.connect("config-inited", _repository_of_this_build, priority=900)
