@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dropoutlib.arguments import require_broadcastable
+
 __all__ = ["Distribution", "distribution", "masks"]
 
 _MOST_ELEMENTS = 20
@@ -119,6 +121,7 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
         raise TypeError(f"shape has to be a tuple, but got {shape!r}")
     keep = masks(*shape)
     p = torch.as_tensor(p, dtype=torch.float64, device="cpu")
+    require_broadcastable("p", p, torch.Size(shape), "masks")  # else each mask would get the rates of another row
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p.tolist()}")
     probabilities = torch.where(keep == 1, 1 - p, p).reshape(len(keep), -1).prod(dim=1)

@@ -98,3 +98,8 @@ def test_outputs_are_copied():
 def test_a_pair_is_no_output():
     with pytest.raises(TypeError, match=r"tensor or a number.*tuple"):
         distribution(lambda keep: (keep, keep), (2,), 0.5)
+
+
+def test_rates_that_do_not_broadcast_to_the_masks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"p has to be broadcastable to the shape \(2,\) of the masks"):
+        distribution(lambda keep: keep, (2,), torch.rand(4, 2))
