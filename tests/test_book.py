@@ -455,7 +455,8 @@ GOOD_PAGE = """<!doctype html><html lang="en"><head><title>Title</title>
 <p>The variance <span class="math">\\(p / (1 - p)\\)</span>.</p>
 <div class="solution"><p class="admonition-title" onclick="this.nextElementSibling.hidden = false">Solution</p>
 <p hidden>One.</p></div>
-</article></main><ul id="search-results"><li><a href="search.html">hit</a></li></ul></body></html>"""
+</article></main><p class="search-summary">One page.</p>
+<ul class="search"><li><a href="good.html">a hit</a></li></ul></body></html>"""
 FAULTS_OF_PAGES = {
     "formula error": ("p / (1 - p)", r"\frac{p}", "formula with an error"),
     "unknown command": ("p / (1 - p)", r"\nosuchcommand p", "unknown TeX command"),
@@ -478,7 +479,7 @@ FAULTS_OF_PAGES = {
     "wrong theme": ('localStorage.getItem("mode")', '"light"', "the theme is light, not dark"),
     "dead link": ("</article>", "<a href='gone.html'>gone</a></article>", "link leads nowhere: gone.html"),
     "dead place": ("</article>", "<a href='search.html#gone'>gone</a></article>", "nowhere: search.html#gone"),
-    "search": ("<li>", "<li hidden>", "no hit"),
+    "search": ("good.html", "elsewhere.html", "is not in the first 3 hits"),
 }
 
 

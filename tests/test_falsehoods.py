@@ -250,7 +250,7 @@ OUTSIDE = {
     "a name that prints like a formula": (Symbol("x + 1"), "a name has letters"),
     "two ranks of one array": (x[1] + x[1, 2], "is also used with"),
     "a rate outside of (0, 1)": (Variance(m[1]).subs(p, 3), "needs probabilities from 0 to 1"),
-    "a division by zero everywhere": (1 / (Sum(x[j], (j, 2, 1)) + p - p), "has no real value"),
+    "a division by zero everywhere": (1 / (Sum(x[j], (j, 2, 1)) + p - p), "is no real number"),
     "a limit that depends on its parameter": (Limit(v / (v + mu), v, 0), "may depend on mu"),
     "a limit at a parameter": (Limit(v, v, mu), "at a number or at infinity"),
     "an integrand that may be undefined": (Integral(1 / (v**2 - mu), (v, 0, 1)), "is not known"),
@@ -264,8 +264,8 @@ OUTSIDE = {
     "cases that leave something out": (Piecewise((1, n < d), (2, n > d)), "for all the rest"),
     "cases that leave a border out": (Piecewise((mu, mu < 0), (2 * mu, mu > 0)), "for all the rest"),
     "a condition that cannot be met": (
-        Sum(Piecewise((log(-1 - k**2), Eq(mu, 5)), (x[k], True)), (k, 1, n)), "has no real value"),
-    "a condition that cannot be met in a range": (Sum(log(-1 - whole**2), (whole, n, d)), "has no real value"),
+        Sum(Piecewise((log(-1 - k**2), Eq(mu, 5)), (x[k], True)), (k, 1, n)), "is no real number"),
+    "a condition that cannot be met in a range": (Sum(log(-1 - whole**2), (whole, n, d)), "is no real number"),
     "a name of a constant": (Symbol("E"), "prints as something else"),
     "an array that prints as a power": (IndexedBase("x__2")[1], "prints as something else"),
     "a family that prints as a power": (Expectation(Noise(Bernoulli("m__2", p / (1 + p)))[1]), "prints as something"),
@@ -530,7 +530,7 @@ def test_a_kink_of_an_integrand_is_not_passed_over():
 
 def test_a_power_of_a_number_without_a_value_is_refused():
     for power in (Pow(0, v), Pow(-2, v)):
-        with pytest.raises(NotAClaim, match="has no real value"):
+        with pytest.raises(NotAClaim, match="is no real number"):
             prove(power * 2, power + power)
 
 
