@@ -26,6 +26,7 @@ import nbformat
 import notebooks
 import offline
 import pytest
+import summaries
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
@@ -539,3 +540,12 @@ def test_keywords_lead_to_pages() -> None:
     found = keywords.keywords(ROOT)
     assert set(found) <= {path.relative_to(ROOT).with_suffix("").as_posix() for path in checks.pages(ROOT)}
     assert "nn.Dropout2d" in found["book/convolutional/spatial_dropout"]
+
+
+def test_every_chapter_has_a_summary_for_the_index_of_results() -> None:
+    index = (ROOT / "book/reference/results.md").read_text(encoding="utf-8")
+    for folder in {Path(method.chapter).parent.as_posix() for method in dropoutlib.catalogue().values()}:
+        assert f"```{{summaries}} {folder}\n" in index
+        for chapter in summaries.chapters(ROOT, folder):
+            assert summaries.summary((ROOT / chapter).with_suffix(".ipynb")).startswith("- "), chapter
+    assert summaries.summary(ROOT / "book/dense/variational_dropout.ipynb").count("\n- ") < 12, "the appendix is in it"
