@@ -1,14 +1,17 @@
-"""Real data that ships with scikit-learn, split as an experiment needs it."""
+"""Real data that ships with scikit-learn, split as an experiment needs it, and tables that took long to measure."""
 
 from __future__ import annotations
 
 from functools import cache
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Split", "diabetes", "digits", "iris"]
+from dropoutlib.arguments import one_of
+
+__all__ = ["Split", "diabetes", "digits", "iris", "measured"]
 
 
 class Split(NamedTuple):
@@ -96,3 +99,25 @@ def _split(name: str, unit: float, num_train: int, seed: int, label_noise: float
     wrong = torch.rand(len(train_labels), generator=generator) < label_noise
     random_labels = torch.randint(int(labels.max()) + 1, train_labels.shape, generator=generator)
     return Split(train_inputs, torch.where(wrong, random_labels, train_labels), test_inputs, test_labels)
+
+
+def measured(name: str) -> str:
+    """A table that a chapter reads because its numbers take long to measure.
+
+    Args:
+        name: of the table; its first line is the command that made it.
+
+    Returns:
+        str: the table as it was written.
+
+    Raises:
+        ValueError: if there is no such table.
+
+    Example:
+        >>> from dropoutlib.experiments import measured
+        >>> measured("claims").splitlines()[0]
+        'python tests/random_claims.py 100000 --seed 0'
+    """
+    tables = files(__package__) / "tables"
+    one_of("name", name, sorted(entry.name.removesuffix(".txt") for entry in tables.iterdir()))
+    return (tables / f"{name}.txt").read_text(encoding="utf-8")
