@@ -177,13 +177,13 @@ _ROWS = (
         law="Bernoulli keep mask, 1 with probability 1 - p; inverted dropout divides it by 1 - p",
         sharing="none: one draw for every element of every example",
         test_rule="identity (inverted, `Dropout`); scaling by 1 - p (raw, `WeightScalingDropout`)",
-        references={"hinton2012improving": "section 1", "srivastava2014dropout": "section 4"},
+        references={"hinton2012improving": "", "srivastava2014dropout": "section 4"},
         facts=(
             Layer("Dropout", "dropout", "assigned", "discrete", "element", replaces="Dropout"),
             Layer("WeightScalingDropout", "weight_scaling_dropout", "assigned", "discrete", "element",
                   replaces="Dropout"),
         ),
-        used_by="almost every deep-learning framework and most published networks; transformers with p = 0.1",
+        used_by="almost every deep-learning framework; many published networks, such as transformers with p = 0.1",
         use="Behind the activation of a wide hidden layer, where labels are few or wrong and the network learns them "
             "by heart.",
         avoid="Behind the last layer under a squared loss: the best prediction shrinks by 1 - p. In front of a batch "
@@ -281,7 +281,7 @@ _ROWS = (
         references={"ba2013adaptive": ""},
         facts=(Layer("StandoutLinear", "standout_linear", "input", "discrete", "unit", has_weights=True,
                      replaces="Linear"),),
-        used_by="research on adaptive rates; the ancestor of gated dropout",
+        used_by="research on adaptive rates",
         use="To study rates that depend on the input. In practice try a fixed p first.",
         avoid="With a large alpha, which is a gate without noise. Divided by the keep probability: the variance has "
               "no bound.",
@@ -304,7 +304,7 @@ _ROWS = (
         references={"wang2013fast": ""},
         facts=(Layer("FastDropoutLinear", "fast_dropout_linear", "assigned", "continuous", "unit", has_weights=True,
                      replaces="Linear", stands_for_dropout=True),),
-        used_by="the starting point of the local reparameterisation trick; sampling-free uncertainty",
+        used_by="a forerunner of the local reparameterisation trick; sampling-free uncertainty",
         use="In a small dense network: mean and variance of a prediction in one pass, and a gradient without noise "
             "from masks.",
         avoid="Behind other dropout: it stands for dropout and the linear layer. Where its variance has to be right: "

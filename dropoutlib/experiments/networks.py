@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dropoutlib import Dropout, SpatialDropout2d
 
-__all__ = ["CNN", "NOISE", "UNET", "UNet", "cnn", "he_normal"]
+__all__ = ["CNN", "NOISE", "NORMS", "RESIDUAL", "UNET", "Residual", "UNet", "cnn", "he_normal", "residual"]
 
-CNN = {"none": "", "before batch norm": "conv1 conv2", "before pooling": "relu1 relu2", "after pooling": "pool1 pool2",
+CNN = {"none": "", "before norm": "conv1 conv2", "before pooling": "relu1 relu2", "after pooling": "pool1 pool2",
        "between modules": "pool1", "before flatten": "pool2", "between dense layers": "relu3",
        "everywhere": "pool1 pool2 relu3"}  # for each placement the layers that dropout follows
-UNET = {"none": "", "encoder": "encoder1 encoder2", "bottleneck": "bottleneck", "decoder": "decoder2 decoder1"}
+RESIDUAL = {"none": "", "in the branch": "branch1 branch2 branch3 branch4", "on the sum": "sum1 sum2 sum3 sum4",
+            "before flatten": "relu"}
+UNET = {"none": "", "encoder": "encoder1 encoder2", "across": "across1 across2", "bottleneck": "bottleneck",
+        "decoder": "decoder2 decoder1"}
 NOISE: dict[str, type[nn.Module]] = {"elements": Dropout, "maps": SpatialDropout2d}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d, "instance": lambda maps: nn.InstanceNorm2d(maps, affine=True),
+    "group": lambda maps: nn.GroupNorm(4, maps),
+    "layer": lambda maps: nn.GroupNorm(1, maps)}  # one group is all maps, and has a scale for each as the others have
 
 
-def cnn(placement: str = "none", noise: str = "elements", p: float = 0.5, batch_norm: bool = False) -> nn.Sequential:
-    """Two modules of convolution, batch norm, ReLU and max pooling, and two dense layers, for 64 pixels.
+def _with_dropout(layers: dict[str, nn.Module], behind: str, noise: str, p: float) -> nn.Sequential:
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+        if name in behind.split():
+            model.add_module(f"drop_{name}", Dropout(p) if name == "relu3" else NOISE[noise](p))
+    return model
+
+
+def cnn(placement: str = "none", noise: str = "elements", p: float = 0.5, norm: str | None = None) -> nn.Sequential:
+    """Two modules of convolution, norm, ReLU and max pooling, and two dense layers, for 64 pixels.
 
     Args:
         placement: a key of ``CNN``.
         noise: ``"elements"`` or ``"maps"``; between the dense layers it is always elements.
         p: probability of dropping.
-        batch_norm: whether the modules have batch norm.
+        norm: a key of ``NORMS``; ``None`` for none.
 
     Returns:
         nn.Sequential: layers with names; dropout behind the layer ``pool1`` is called ``drop_pool1``.
@@ -32,22 +50,54 @@ def cnn(placement: str = "none", noise: str = "elements", p: float = 0.5, batch_
     layers: dict[str, nn.Module] = {"image": nn.Unflatten(1, (1, 8, 8))}
     for index, (before, after) in enumerate(((1, 8), (8, 16)), start=1):
         layers[f"conv{index}"] = nn.Conv2d(before, after, 3, padding=1)
-        if batch_norm:
-            layers[f"norm{index}"] = nn.BatchNorm2d(after)
+        if norm is not None:
+            layers[f"norm{index}"] = NORMS[norm](after)
         layers |= {f"relu{index}": nn.ReLU(), f"pool{index}": nn.MaxPool2d(2)}
     layers |= {"flatten": nn.Flatten(), "hidden": nn.Linear(64, 64), "relu3": nn.ReLU(), "output": nn.Linear(64, 10)}
-    model = nn.Sequential()
-    for name, layer in layers.items():
-        model.add_module(name, layer)
-        if name in CNN[placement].split():
-            model.add_module(f"drop_{name}", Dropout(p) if name == "relu3" else NOISE[noise](p))
-    return model
+    return _with_dropout(layers, CNN[placement], noise, p)
+
+
+class Residual(nn.Module):
+    """Adds to its input what a branch makes of it.
+
+    Args:
+        branch: its output has the shape of its input.
+    """
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The sum of ``input`` and the branch's output."""
+        return input + self.branch(input)
+
+
+def residual(placement: str = "none", noise: str = "elements", p: float = 0.5) -> nn.Sequential:
+    """A convolution, max pooling, four residual blocks of ReLU and convolution, and a dense layer, for 64 pixels.
+
+    Args:
+        placement: a key of ``RESIDUAL``.
+        noise: ``"elements"`` or ``"maps"``.
+        p: probability of dropping.
+
+    Returns:
+        nn.Sequential: layers with names; ``sum1`` is the first block, and ``sum1.branch`` has a layer ``branch1``.
+    """
+    behind = RESIDUAL[placement]
+    layers: dict[str, nn.Module] = {"image": nn.Unflatten(1, (1, 8, 8)), "stem": nn.Conv2d(1, 16, 3, padding=1),
+                                    "pool": nn.MaxPool2d(2)}
+    for index in range(1, 5):
+        branch: dict[str, nn.Module] = {"activation": nn.ReLU(), f"branch{index}": nn.Conv2d(16, 16, 3, padding=1)}
+        layers[f"sum{index}"] = Residual(_with_dropout(branch, behind, noise, p))
+    layers |= {"relu": nn.ReLU(), "flatten": nn.Flatten(), "output": nn.Linear(256, 10)}
+    return _with_dropout(layers, behind, noise, p)
 
 
 class UNet(nn.Module):
     """A U-Net of depth two; dropout follows the blocks that ``UNET[placement]`` names.
 
-    A dropped output of the encoder is dropped on its way down and on its way across.
+    A dropped output of the encoder is dropped on its way down and on its way across; ``"across"`` drops it there only.
 
     Args:
         placement: a key of ``UNET``.
@@ -59,9 +109,11 @@ class UNet(nn.Module):
         super().__init__()
         sizes = {"encoder1": (1, 8), "encoder2": (8, 16), "bottleneck": (16, 32), "decoder2": (48, 16),
                  "decoder1": (24, 8)}
-        self.blocks = nn.ModuleDict({name: nn.Sequential(
-            nn.Conv2d(*size, 3, padding=1), nn.ReLU(),
-            *([NOISE[noise](p)] if name in UNET[placement].split() else [])) for name, size in sizes.items()})
+        blocks = {name: nn.Sequential(nn.Conv2d(*size, 3, padding=1), nn.ReLU()) for name, size in sizes.items()}
+        blocks |= {"across1": nn.Sequential(), "across2": nn.Sequential()}
+        for name in UNET[placement].split():
+            blocks[name].append(NOISE[noise](p))
+        self.blocks = nn.ModuleDict(blocks)
         self.output = nn.Conv2d(8, 1, 1)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -69,6 +121,7 @@ class UNet(nn.Module):
         first = self.blocks["encoder1"](input)
         second = self.blocks["encoder2"](F.max_pool2d(first, 2))
         deep = self.blocks["bottleneck"](F.max_pool2d(second, 2))
+        first, second = self.blocks["across1"](first), self.blocks["across2"](second)
         up = self.blocks["decoder2"](torch.cat([F.interpolate(deep, scale_factor=2.0), second], 1))
         up = self.blocks["decoder1"](torch.cat([F.interpolate(up, scale_factor=2.0), first], 1))
         return self.output(up)

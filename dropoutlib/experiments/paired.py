@@ -1,4 +1,4 @@
-"""Paired comparisons over seeds: runs that survive a failure, and a table that can be read back."""
+"""Paired comparisons over seeds: runs that survive a failure, scores that can be read back, and their differences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "Row", "compare", "finish", "read_table", "write_table"]
+__all__ = ["Key", "Row", "Scores", "compare", "finish", "read_scores", "write_scores"]
 
 Key: TypeAlias = tuple[str, str, float, str]
+Scores: TypeAlias = Mapping[int, float]  # by seed
 _Run = TypeVar("_Run", bound=tuple[Any, ...])
-_NUMBERS = ("score", "gain", "low", "high", "all low", "all high")
-_HEADER = f"{'network':36}{'noise':10}{'p':6}{'placement':22}" + "  ".join(f"{name:8}" for name in _NUMBERS)
 
 
 class Row(NamedTuple):
@@ -39,25 +38,23 @@ class Row(NamedTuple):
     all_high: float
 
 
-def compare(scores: Mapping[Key, Mapping[int, float]], partner: Callable[[Key], Key]) -> list[Row]:
+def compare(pairs: Mapping[Key, tuple[Scores, Scores]]) -> list[Row]:
     """Compares scores with those of a partner, seed by seed, by t intervals.
 
     Args:
-        scores: for each key the score of every seed; a comparison uses the seeds that both sides have, at least two.
-        partner: for each key the key to compare with.
+        pairs: for each key its scores and those of its partner; a comparison uses the seeds that both have, at least
+            two.
 
     Returns:
-        list[Row]: in the order of ``scores``; for intervals that hold at once 5 % is divided by the number of
-        comparisons (Bonferroni), not counting those of a key with itself.
+        list[Row]: in the order of ``pairs``; for intervals that hold at once 5 % is divided by the number of
+        comparisons (Bonferroni).
     """
-    pairs = {}
-    for key, values in scores.items():
-        other = scores.get(partner(key), {})
+    columns = {}
+    for key, (values, other) in pairs.items():
         common = sorted(values.keys() & other.keys())
         if len(common) > 1:
-            pairs[key] = torch.tensor([[values[seed], values[seed] - other[seed]] for seed in common])
-    comparisons = sum(partner(key) != key for key in pairs)
-    return [_row(key, values.double(), max(1, comparisons)) for key, values in pairs.items()]
+            columns[key] = torch.tensor([[values[seed], values[seed] - other[seed]] for seed in common]).double()
+    return [_row(key, values, len(columns)) for key, values in columns.items()]
 
 
 def _row(key: Key, values: Tensor, comparisons: int) -> Row:
@@ -68,17 +65,24 @@ def _row(key: Key, values: Tensor, comparisons: int) -> Row:
     return Row(*key, score, gain, gain - one, gain + one, gain - every, gain + every)
 
 
-def write_table(rows: Sequence[Row]) -> str:
-    """Writes a table as plain text, with numbers of four decimals."""
-    lines = [f"{row.network:36}{row.noise:10}{row.p:<6g}{row.placement:22}"
-             + "  ".join(f"{value:<8.4f}" for value in row[4:]) for row in rows]
-    return "\n".join(line.rstrip() for line in [_HEADER, *lines])
+def write_scores(scores: Mapping[Key, Scores]) -> str:
+    """Writes scores as plain text, a line for each key and a column for each seed, with four decimals."""
+    seeds = sorted(set().union(*scores.values()))
+    lines = [("network", "noise", "p", "placement", *map(str, seeds))]
+    for (network, noise, p, placement), values in scores.items():
+        cells = (f"{values[seed]:.4f}" if seed in values else "-" for seed in seeds)
+        lines.append((network, noise, f"{p:g}", placement, *cells))
+    widths = (26, 10, 6, 22, *[8 for _ in seeds])
+    return "\n".join("".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)
 
 
-def read_table(text: str) -> list[Row]:
-    """Reads a table that :func:`write_table` wrote; lines that begin with ``#`` are left out."""
-    lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line and not line.startswith("#")]
-    return [Row(line[0], line[1], float(line[2]), line[3], *map(float, line[4:])) for line in lines[1:]]
+def read_scores(text: str) -> dict[Key, dict[int, float]]:
+    """Reads scores that :func:`write_scores` wrote; lines that begin with ``#`` are left out."""
+    header, *lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if not line.startswith("#")]
+    return {(network, noise, float(p), placement):
+            {int(seed): float(cell) for seed, cell in zip(header[4:], cells, strict=True) if cell != "-"}
+            for network, noise, p, placement, *cells in lines}
 
 
 def finish(runs: Sequence[_Run], score: Callable[[_Run], dict[str, Any]], records: Path, jobs: int = 1

@@ -1,15 +1,16 @@
-"""Where dropout goes in a convolutional network: ``python -m dropoutlib.experiments.placement`` prints a table.
+"""Where dropout goes in a convolutional network: ``python -m dropoutlib.experiments.placement`` prints every score.
 
-Small networks learn from few labels, with dropout in one place or another. Every score is compared with that of the
-same network without dropout, on the same split and from the same initial weights. Each finished run is appended to the
-file of ``--records`` at once; a later call with that file goes on where the last one ended.
+Small networks learn from few labels, with dropout in one place or another, each on the same splits and from the same
+initial weights; :func:`table` compares the scores, split by split. Each finished run is appended to the file of
+``--records`` at once; a later call with that file goes on where the last one ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,15 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import digits
-from .networks import CNN, NOISE, UNET, UNet, cnn, he_normal
-from .paired import Key, Row, compare, finish, write_table
+from .networks import CNN, NOISE, NORMS, RESIDUAL, UNET, UNet, cnn, he_normal, residual
+from .paired import Key, Row, Scores, compare, finish, write_scores
 from .training import accuracy, fit
 
-__all__ = ["Run", "main", "runs", "score", "segmentation", "table"]
+__all__ = ["PLACES", "Run", "main", "runs", "score", "segmentation", "table"]
 
-_NETWORKS = ("CNN", "CNN with batch norm", "U-Net", "U-Net, He weights")
+_NORM = {"CNN": None} | {f"CNN with {norm} norm": norm for norm in NORMS}
+_BATCH = "CNN with batch norm"
 _REESTIMATED = "batch norm re-estimated"
-_AMONG = ", among places"
+PLACES: dict[str, Sequence[str]] = {
+    "CNN": [place for place in CNN if place != "before norm"], _BATCH: list(CNN),
+    **{name: ["none", "before norm", "after pooling"] for name in _NORM if name not in ("CNN", _BATCH)},
+    "residual network": list(RESIDUAL), "U-Net": list(UNET), "U-Net, He weights": list(UNET)}
+_OVER = {"after pooling": "before norm", "in the branch": "on the sum"}  # behind or in front, as many layers of dropout
 
 
 class Run(NamedTuple):
@@ -79,10 +85,11 @@ def score(run: Run) -> dict[str, Any]:
                     loss=F.binary_cross_entropy_with_logits, **settings)
         return {"run": run, "score": _dice(model, test, truth)}
     data = digits(run.labels, seed=run.seed)
-    model = fit(lambda: he_normal(cnn(run.placement, run.noise, run.p, run.network != "CNN")), data.train_inputs,
-                data.train_labels, learning_rate=0.03, **settings)
+    build, rate = (partial(cnn, norm=_NORM[run.network]), 0.03) if run.network in _NORM else (residual, 0.01)
+    model = fit(lambda: he_normal(build(run.placement, run.noise, run.p)), data.train_inputs, data.train_labels,
+                learning_rate=rate, **settings)
     found: dict[str, Any] = {"run": run, "score": accuracy(model, data.test_inputs, data.test_labels)}
-    if run.network != "CNN":
+    if run.network == _BATCH:
         _estimate_anew(model, data.train_inputs)
         found[_REESTIMATED] = accuracy(model, data.test_inputs, data.test_labels)
     return found
@@ -109,57 +116,52 @@ def _estimate_anew(model: nn.Module, inputs: Tensor) -> None:
 
 
 def runs(seeds: int, steps: int, labels: int, rates: Sequence[float]) -> Iterator[Run]:
-    """All trainings of the table: every place that a kind of noise can have, at every rate."""
-    for seed, network in product(range(seeds), _NETWORKS):
+    """All trainings: every place of ``PLACES`` that a kind of noise can have, at every rate."""
+    for seed, network in product(range(seeds), PLACES):
         yield Run(network, "-", 0.0, "none", seed, steps, labels)
-        for p, noise, place in product(rates, NOISE, UNET if network.startswith("U-Net") else CNN):
-            impossible = {"none"} | ({"between dense layers", "before pooling"} if noise == "maps" else set()) | (
-                {"before batch norm"} if network == "CNN" else set())
-            if place not in impossible:
+        for p, noise, place in product(rates, NOISE, PLACES[network]):
+            if place != "none" and not (noise == "maps" and place in ("before pooling", "between dense layers")):
                 yield Run(network, noise, p, place, seed, steps, labels)
 
 
-def table(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Compares the runs with their partners: dropout with none, statistics estimated anew with stored ones.
+def table(scores: Mapping[Key, Scores]) -> list[Row]:
+    """Compares the scores, split by split; a row that says nothing else is a gain over the network without dropout.
 
     Args:
-        results: what :func:`score` returned.
+        scores: of every network, noise, rate and place, as the program prints them.
 
     Returns:
-        list[Row]: a line for each network, kind of noise, rate and place.
+        list[Row]: the network of a row says with what it is compared: ``"batch norm re-estimated"`` with the stored
+        statistics, ``"CNN, among places"`` with the average of all places with this noise, ``"CNN with batch norm,
+        over before norm"`` with that place, ``"CNN, over maps"`` with maps at the same place.
     """
-    scores: dict[Key, dict[int, float]] = {}
-    for result in results:
-        run = Run(*result["run"])
-        scores.setdefault(run[:4], {})[run.seed] = result["score"]
-        if _REESTIMATED in result:
-            scores.setdefault((_REESTIMATED, *run[1:4]), {})[run.seed] = result[_REESTIMATED]
-    return compare(scores | _averages(scores), _partner)
+    pairs: dict[Key, tuple[Scores, Scores]] = {}
+    groups: dict[tuple[str, str, float], dict[str, Scores]] = {}
+    for key, values in scores.items():
+        network, noise, p, place = key
+        if network == _REESTIMATED:
+            pairs[key] = values, scores[_BATCH, noise, p, place]
+        elif place != "none":
+            pairs[key] = values, scores[network, "-", 0.0, "none"]
+            groups.setdefault((network, noise, p), {})[place] = values
+    for (network, noise, p), places in groups.items():
+        for place, values in places.items():
+            if len(places) > 2:  # two places have their difference
+                pairs[f"{network}, among places", noise, p, place] = values, _average(list(places.values()))
+            if (other := _OVER.get(place)) in places:
+                pairs[f"{network}, over {other}", noise, p, place] = values, places[other]
+            if noise == "elements" and place in (maps := groups.get((network, "maps", p), {})):
+                pairs[f"{network}, over maps", noise, p, place] = values, maps[place]
+    return compare(pairs)
 
 
-def _averages(scores: dict[Key, dict[int, float]]) -> dict[Key, dict[int, float]]:
-    """All places once more, and for each network, noise and rate the mean score of its places, seed by seed."""
-    again: dict[Key, dict[int, float]] = {}
-    groups: dict[tuple[str, str, float], list[dict[int, float]]] = {}
-    for (network, noise, p, place), values in scores.items():
-        if network in _NETWORKS and place != "none":
-            group = (network + _AMONG, noise, p)
-            again[(*group, place)] = values
-            groups.setdefault(group, []).append(values)
-    for group, members in groups.items():
-        seeds = set.intersection(*(set(values) for values in members))
-        again[(*group, "average")] = {seed: sum(values[seed] for values in members) / len(members) for seed in seeds}
-    return again
-
-
-def _partner(key: Key) -> Key:
-    if key[0] == _REESTIMATED:
-        return (_NETWORKS[1], *key[1:])
-    return (*key[:3], "average") if key[0].endswith(_AMONG) else (key[0], "-", 0.0, "none")
+def _average(members: Sequence[Scores]) -> Scores:
+    seeds = set.intersection(*(set(values) for values in members))
+    return {seed: sum(values[seed] for values in members) / len(members) for seed in seeds}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not in the records yet, and prints the table of all that is.
+    """Runs what is not in the records yet, and prints the scores of all that is.
 
     Args:
         arguments: command line; that of the program if None.
@@ -169,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments.placement", description=__doc__,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10, help="number of splits and initial weights")
+    parser.add_argument("--seeds", type=int, default=20, help="number of splits and initial weights")
     parser.add_argument("--steps", type=int, default=150, help="updates of each training")
     parser.add_argument("--labels", type=int, default=100, help="labelled digits; the U-Net gets a fifth")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.2], help="probabilities of dropping")
@@ -182,10 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"# {parser.prog} {' '.join(given)}".rstrip())
     print(f"# torch {torch.__version__}, cpu, 1 thread a run; seeds 0 to {options.seeds - 1}, {options.steps} updates, "
           f"{options.labels} labels ({max(10, options.labels // 5)} images for the U-Net)")
-    print("# score: accuracy, or Dice overlap of the U-Net; gain: over the same network without dropout, seed by seed;")
-    print("# of batch norm re-estimated: over the stored statistics; among places: over the average of the places")
-    print("# low, high: 95 % t interval over seeds; all low, all high: 95 % for all rows at once (Bonferroni)")
-    print(write_table(table(results)))
+    print("# a column for each seed: accuracy, or Dice overlap of the U-Net")
+    scores: dict[Key, dict[int, float]] = {}
+    for result in results:
+        run = Run(*result["run"])
+        scores.setdefault(run[:4], {})[run.seed] = result["score"]
+        if _REESTIMATED in result:
+            scores.setdefault((_REESTIMATED, *run[1:4]), {})[run.seed] = result[_REESTIMATED]
+    print(write_scores(scores))
     return int(len(results) < len(wanted))
 
 
