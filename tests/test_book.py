@@ -20,6 +20,7 @@ import all_cores
 import check_pages
 import checks
 import dark_figures
+import downloads
 import index_of_names
 import keywords
 import nbformat
@@ -549,3 +550,36 @@ def test_every_chapter_has_a_summary_for_the_index_of_results() -> None:
         for chapter in summaries.chapters(ROOT, folder):
             assert summaries.summary((ROOT / chapter).with_suffix(".ipynb")).startswith("- "), chapter
     assert summaries.summary(ROOT / "book/dense/variational_dropout.ipynb").count("\n- ") < 12, "the appendix is in it"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_chapter_that_is_downloaded_reads_well_and_needs_no_other_file(path: Path) -> None:
+    notebook = downloads.Plain(ROOT).notebook(path)
+    nbformat.validate(notebook)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert not re.findall(r"\{[a-z:-]+\}`|`{3}\{|\]\(\)|^:label:", prose, re.MULTILINE)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert code == "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    assert not re.findall(r"\bopen\(|\bPath\(|read_(?:text|bytes)\(", code)
+
+
+def test_what_is_downloaded_in_plain_markdown() -> None:
+    plain = downloads.Plain(ROOT, "https://github.com/someone/dropout", "https://someone.github.io/dropout/")
+    labels = {"ex-one": "Exercise 1", "thm-one": "Theorem 1", "fig-one": "Figure 1"}
+    chapter = ROOT / "book/foundations/max_norm.ipynb"
+    for written, expected in {
+        "{cite:t}`wager2013adaptive` say": "Wager et al. (2013) say",
+        "so {cite:p}`wager2013adaptive,wang2013fast`.": "so (Wager et al., 2013; Wang and Manning, 2013).",
+        "{py:class}`~dropoutlib.Dropout`, {py:func}`dropoutlib.audit`": "`Dropout`, `dropoutlib.audit`",
+        "{numref}`fig-one`, {ref}`ex-one`, {ref}`the exercise <ex-one>`": "Figure 1, Exercise 1, the exercise",
+        "````{exercise}\n:label: ex-one\n\nProve it.\n````": "**Exercise 1.** Prove it.",
+        "```{prf:theorem} Steiner\n:label: thm-one\n\n$a$\n```": "**Theorem 1 (Steiner).** $a$",
+        "```{solution-start} ex-one\n:class: dropdown\n```\n\nEasy.": "**Solution of Exercise 1.**\n\nEasy.",
+        "```{prove-it}\nprove(p, p)\n```": "```python\nprove(p, p)\n```",
+        "[here](ensemble.ipynb#a)": "[here](https://someone.github.io/dropout/book/foundations/ensemble.html#a)",
+        "[](/book/reference/notation.md)": "[Notation](https://someone.github.io/dropout/book/reference/notation.html)",
+        "[below](#variance), [torch](https://pytorch.org)": "below, [torch](https://pytorch.org)",
+    }.items():
+        assert plain.text(written, chapter, labels) == expected
+    assert "git+https://github.com/someone/dropout" in plain.install()
+    assert "in a copy of the project" in downloads.Plain(ROOT).install()

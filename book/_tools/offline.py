@@ -149,5 +149,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", _repository_of_this_build, priority=900)
     app.connect("config-inited", _kernel_of_this_environment)
     app.connect("html-page-context", _leave_out_thebe, priority=900)
-    app.connect("build-finished", _finish)
+    app.connect("build-finished", _finish, priority=900)     # when the others have written
     return {"parallel_read_safe": True, "parallel_write_safe": True}
