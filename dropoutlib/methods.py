@@ -143,7 +143,7 @@ class InShort(dict[str, str]):
 
 
 class Catalogue(dict[str, Method]):
-    """The rows of the table by name; a notebook shows it as a table with links to the chapters."""
+    """The rows of the table by name; a notebook shows each method in a sentence, with a link to its chapter."""
 
     @property
     def in_short(self) -> InShort:
@@ -151,10 +151,8 @@ class Catalogue(dict[str, Method]):
         return InShort({f"[{row.title}](/{row.chapter})": f"{row.use} *First*: {row.first}" for row in self.values()})
 
     def _repr_markdown_(self) -> str:
-        heads = ("Method", *(question.replace("_", " ").capitalize() for question in QUESTIONS), "Layers")
-        rows = [(f"[{row.title}](/{row.chapter})", *row.answers.values(), ", ".join(f"`{name}`" for name in row.layers))
-                for row in self.values()]
-        return _markdown_table(heads, rows)
+        rows = [(f"[{row.title}](/{row.chapter})", row.summary) for row in self.values()]
+        return _markdown_table(("Method", "What it does"), rows)
 
 
 def _markdown_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
