@@ -464,7 +464,7 @@ _ROWS = (
         first="p = 0.1 and a window of one position, the defaults.",
         evidence="*Proved*: [what the scale "
                  "keeps](/book/convolutional/max_drop.ipynb#the-scale-keeps-only-sums-of-constant-maps). *Measured "
-                 "here*: it helps against the [same "
+                 "here*: for channels it helps against the [same "
                  "damage](/book/convolutional/max_drop.ipynb#what-it-does-in-practice) at test time, not on whole "
                  "inputs. *Literature*: {cite:t}`park2016analysis`.",
     ),
@@ -482,8 +482,8 @@ _ROWS = (
                      replaces="Dropout"),),
         used_by="the experiments of its authors, in Caffe",
         use="To study a rate that is not fixed; no measurement here speaks for it.",
-        avoid="With a cap on the factor 1/(1 - p): the mean is then too small. With a variance in the place of the "
-              "standard deviation of the normal law.",
+        avoid="With a cap on the factor 1/(1 - p): where it acts, the mean is too small. With a variance in the place "
+              "of the standard deviation of the normal law.",
         first="p uniform between 0 and 0.4, its authors' example.",
         evidence="*Proved*: [more "
                  "noise](/book/convolutional/stochastic_rate_dropout.ipynb#more-noise-than-at-the-average-rate) than "

@@ -74,8 +74,8 @@ class Cutout(NoisyLayer):
     r"""Sets squares of the input image to zero: a data augmentation for training.
 
     Every image has squares of its own, the same for all its channels, around centres that are uniform over **all**
-    pixels. A square that reaches over the edge is clipped, so less than ``size * size`` pixels are hidden on average:
-    19.1 %, not 25 %, for squares of 16 on images of 32. {identity}
+    pixels. A square that reaches over the edge is clipped, so one square of more than one pixel hides less than
+    ``size * size`` on average: 19.1 %, not 25 %, for squares of 16 on images of 32. {identity}
 
     {four_answers}
 

@@ -135,8 +135,8 @@ class MaxDrop(NoisyLayer, _DropoutNd):
     Without a window, the division keeps the sum of a constant map, or position, on average. A maximum is larger than
     its share, so of any other the sum, where it is positive, is too small in training: by the factor
     :math:`\frac{1 - p\,x_{\max}/\sum x}{1 - p s}`. With a window the sum of the window takes the place of the maximum,
-    and one that is clipped at the edge is smaller than its share: a constant map of 4 x 4 comes out 1.22 times as large
-    with a window of 3 and p = 1/2. :meth:`mean` is exact. Where some activations are equal, the first is taken. A
+    and one that is clipped at the edge can hold less than its share: a constant map of 4 x 4 comes out 1.22 times as
+    large with a window of 3 and p = 1/2. :meth:`mean` is exact. Where some activations are equal, the first is taken. A
     negative maximum is dropped too, that is, raised to 0. The authors' code differs for channels: it takes a window
     there as well, around the maximum in its map, and computes a scale of 1, through a division of whole numbers.
     *MaxDropout* by Santos et al. is another method: it drops all that is above a threshold.

@@ -139,8 +139,8 @@ class StochasticRateDropout(NoisyLayer):
     {four_answers}
 
     Given p this is standard dropout, so the mean is the input and elements are uncorrelated; but p is common to them,
-    so they are not independent. The variance is that of standard dropout averaged over p, which is larger than that at
-    the mean of p: :math:`\operatorname{E}\frac{p}{1 - p}`.
+    so they are not independent. The variance is that of standard dropout averaged over p, which for a p
+    that varies is larger than that at the mean of p: :math:`\operatorname{E}\frac{p}{1 - p}`.
     The authors' code caps the factor 1/(1 - p) at 1.5, which loses the mean for p above 1/3; here it is not capped.
 
     Args:
