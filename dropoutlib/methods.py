@@ -261,8 +261,9 @@ _ROWS = (
         avoid="Where time matters: a mask for every example is far slower than a linear layer. One mask for the "
               "whole batch is cheap, but its noise does not average out over the batch.",
         first="p = 0.5, the default.",
-        evidence="*Proved*: the [variance of dropout](/book/dense/dropconnect.ipynb#mean-variance-and-no-covariance) "
-                 "without its covariance. *Measured here*: [outputs of a trained "
+        evidence="*Proved*: without a bias the [variance of "
+                 "dropout](/book/dense/dropconnect.ipynb#mean-variance-and-no-covariance) without its covariance. *Measured "
+                 "here*: [outputs of a trained "
                  "network](/book/dense/dropconnect.ipynb#what-it-does-in-practice) are uncorrelated; whether it "
                  "generalises better was not tested. *Literature*: images by {cite:t}`wan2013regularization`; "
                  "recurrent weights, also with 0.5, by {cite:t}`merity2018regularizing`.",
@@ -281,8 +282,8 @@ _ROWS = (
                      replaces="Linear"),),
         used_by="research on adaptive rates",
         use="To study rates that depend on the input. In practice try a fixed p first.",
-        avoid="With a large alpha, which is a gate without noise. Divided by the keep probability: the variance has "
-              "no bound.",
+        avoid="With a large alpha, which is a gate with hardly any noise. Divided by the keep probability: the variance "
+              "has no bound.",
         first="alpha = 1, beta = 0; alpha = 0 is raw dropout with p = 0.5.",
         evidence="*Proved*: given the input the [test "
                  "rule](/book/dense/standout.ipynb#given-the-input-mean-variance-test-rule) is the mean. *Measured "
@@ -312,7 +313,7 @@ _ROWS = (
                  "layer](/book/dense/fast_dropout.ipynb#mean-and-variance-of-a-linear-layer) with independent inputs "
                  "and, for a normal value, through [ReLU](/book/dense/fast_dropout.ipynb#relu-exact). *Measured "
                  "here*: no gradient noise, [but a bias](/book/dense/fast_dropout.ipynb#gradient-noise); covariances "
-                 "[repair the spread](/book/dense/fast_dropout.ipynb#carrying-covariances). *Literature*: "
+                 "[repair nearly all of the spread](/book/dense/fast_dropout.ipynb#carrying-covariances). *Literature*: "
                  "{cite:t}`wang2013fast`.",
     ),
     Method(

@@ -108,8 +108,8 @@ class StandoutLinear(NoisyLayer, nn.Linear):
     ``belief="shared"``: the keep probability uses the layer's own weights, and no gradient flows through it in
     training. ``belief="learned"``: it has weights of its own (``belief_weight``, ``belief_bias``), which start as
     ``alpha`` times the layer's and ``beta``. They are trained by the straight-through estimator: backward takes the
-    mask for its probability. This gradient is biased unless the loss is linear in the mask; the chapter measures by
-    how much.
+    mask for its probability. This gradient is in general biased where the loss is not linear in the mask; the
+    chapter measures by how much.
 
     Trained weights of :class:`torch.nn.Linear` load; with a learned belief that starts from them. Their scale changes
     its meaning, as in the paper: kept units are not scaled up, and in evaluation units are scaled down by their keep
