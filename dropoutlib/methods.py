@@ -184,8 +184,8 @@ _ROWS = (
         used_by="almost every deep-learning framework; many published networks, such as transformers with p = 0.1",
         use="Behind the activation of a wide hidden layer, where labels are few or wrong and the network learns them "
             "by heart.",
-        avoid="Behind the last layer under a squared loss: the best prediction shrinks by 1 - p. In front of a batch "
-              "norm or of max pooling: the variance or the mean in training is not that of evaluation.",
+        avoid="Behind the last layer under a squared loss: the best prediction shrinks by the factor 1 - p. In front "
+              "of a batch norm or of max pooling: the variance or the mean in training is not that of evaluation.",
         first="p = 0.5 for hidden layers, p = 0.2 for the input, p = 0.1 in a transformer.",
         evidence="*Proved*: the [mean](/book/foundations/standard_dropout.ipynb#two-ways-to-keep-the-expectation) "
                  "stays, the [variance](/book/foundations/standard_dropout.ipynb#variance) grows, an "
@@ -262,8 +262,8 @@ _ROWS = (
               "whole batch is cheap, but its noise does not average out over the batch.",
         first="p = 0.5, the default.",
         evidence="*Proved*: without a bias the [variance of "
-                 "dropout](/book/dense/dropconnect.ipynb#mean-variance-and-no-covariance) without its covariance. *Measured "
-                 "here*: [outputs of a trained "
+                 "dropout](/book/dense/dropconnect.ipynb#mean-variance-and-no-covariance) without its covariance. "
+                 "*Measured here*: [outputs of a trained "
                  "network](/book/dense/dropconnect.ipynb#what-it-does-in-practice) are uncorrelated; whether it "
                  "generalises better was not tested. *Literature*: images by {cite:t}`wan2013regularization`; "
                  "recurrent weights, also with 0.5, by {cite:t}`merity2018regularizing`.",
@@ -282,8 +282,8 @@ _ROWS = (
                      replaces="Linear"),),
         used_by="research on adaptive rates",
         use="To study rates that depend on the input. In practice try a fixed p first.",
-        avoid="With a large alpha, which is a gate with hardly any noise. Divided by the keep probability: the variance "
-              "has no bound.",
+        avoid="With a large alpha, which is a gate with hardly any noise. Divided by the keep probability: the "
+              "variance has no bound.",
         first="alpha = 1, beta = 0; alpha = 0 is raw dropout with p = 0.5.",
         evidence="*Proved*: given the input the [test "
                  "rule](/book/dense/standout.ipynb#given-the-input-mean-variance-test-rule) is the mean. *Measured "
@@ -313,8 +313,8 @@ _ROWS = (
                  "layer](/book/dense/fast_dropout.ipynb#mean-and-variance-of-a-linear-layer) with independent inputs "
                  "and, for a normal value, through [ReLU](/book/dense/fast_dropout.ipynb#relu-exact). *Measured "
                  "here*: no gradient noise, [but a bias](/book/dense/fast_dropout.ipynb#gradient-noise); covariances "
-                 "[repair nearly all of the spread](/book/dense/fast_dropout.ipynb#carrying-covariances). *Literature*: "
-                 "{cite:t}`wang2013fast`.",
+                 "[repair nearly all of the spread](/book/dense/fast_dropout.ipynb#carrying-covariances). "
+                 "*Literature*: {cite:t}`wang2013fast`.",
     ),
     Method(
         name="variational_dropout",
