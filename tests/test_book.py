@@ -481,6 +481,7 @@ FAULTS_OF_PAGES = {
     "wrong theme": ('localStorage.getItem("mode")', '"light"', "the theme is light, not dark"),
     "dead link": ("</article>", "<a href='gone.html'>gone</a></article>", "link leads nowhere: gone.html"),
     "dead place": ("</article>", "<a href='search.html#gone'>gone</a></article>", "nowhere: search.html#gone"),
+    "heavy": ("</article>", "<script>/* " + "heavy " * 450_000 + " */</script></article>", "weighs 3."),
     "search": ("good.html", "elsewhere.html", "is not in the first 3 hits"),
 }
 

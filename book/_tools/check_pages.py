@@ -6,8 +6,8 @@
 
 Every page is opened on a desktop and on a telephone, light and dark.  Looked for: formulas that are not rendered,
 errors in the console, requests to another host, broken images and links, solutions that are not hidden or do not open,
-content that is wider than a telephone, figures whose sliders lead to other numbers than Python's, a search that misses
-its chapter, and serious or critical findings of axe, the accessibility checker.
+content that is wider than a telephone, too much to load, figures whose sliders lead to other numbers than Python's, a
+search that misses its chapter, and serious or critical findings of axe, the accessibility checker.
 """
 
 from __future__ import annotations
@@ -224,6 +224,17 @@ SAME_LOOK = """() => {
 }"""
 
 # What opened is measured by the scripts of the page in the next frames.
+# Everything that a page loads but its pictures and what moves, which may be embedded in it.
+WEIGHT = r"""() => {
+  const pictures = document.documentElement.outerHTML.match(/data:image\/[a-z+]+;base64,[A-Za-z0-9+\/=\\\s]*/g) ?? [];
+  const moving = [...document.querySelectorAll(".moving-figure")].map((figure) => figure.outerHTML);
+  const files = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
+    .filter((file) => file.initiatorType !== "img" && !/\/vega\.js/.test(file.name));
+  const total = files.reduce((sum, file) => sum + file.decodedBodySize, 0)
+    - [...pictures, ...moving].reduce((sum, part) => sum + part.length, 0);
+  return total > LIMIT ? [`the page weighs ${(total / 1e6).toFixed(2)} MB without its pictures`] : [];
+}""".replace("LIMIT", "2_600_000")
+
 SETTLED = """() => new Promise((done) =>
   requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))"""
 
@@ -336,6 +347,7 @@ async def check_page(context: BrowserContext, address: str, view: View, screensh
             screenshot.parent.mkdir(parents=True, exist_ok=True)
             await page.screenshot(path=screenshot, full_page=True)
         if view.axe is None:
+            found += await page.evaluate(WEIGHT)
             found += await page.evaluate(FIGURES)
         found += await page.evaluate(SOLUTIONS)
         await page.evaluate(SETTLED)

@@ -30,8 +30,9 @@ SOURCES = {"audio": ["src"], "embed": ["src"], "iframe": ["src"], "image": ["hre
            "img": ["src", "srcset"], "input": ["src"], "link": ["href", "imagesrcset"], "object": ["data"],
            "script": ["src"], "source": ["src", "srcset"], "track": ["src"], "use": ["href", "xlink:href"],
            "video": ["src", "poster"]}
-# The theme loads its icons as fonts and, once more, as a script of 1.5 MB.
-ICONS = re.compile(r'\s*<script[^>]*/fontawesome/[^>]*></script>|\s*<link[^>]*/fontawesome/[^>]*\.js[^>]*>')
+# The theme loads its icons as fonts and, once more, as a script of 1.5 MB; two of the fonts before a page needs them.
+ICONS = re.compile(r'\s*<script[^>]*/fontawesome/[^>]*></script>'
+                   r'|\s*<link[^>]*/fontawesome/[^>]*(?:\.js|fa-brands-400\.woff2|fa-regular-400\.woff2)[^>]*>')
 REMOTE = re.compile(r"(?:^|[\s,])((?:https?:)?//[^\s,]+)", re.IGNORECASE)
 REMOTE_IN_CSS = re.compile(r"""(?:url\(\s*["']?|@import\s+["'])\s*((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
 
