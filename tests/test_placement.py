@@ -1,22 +1,21 @@
 """The experiment on where dropout goes, and its table."""
 
-from pathlib import Path
 
 import pytest
 import torch
 
 from dropoutlib import Dropout
-from dropoutlib.experiments import networks, paired, placement
+from dropoutlib.experiments import measured, networks, paired, placement
 
-COMMITTED = Path(__file__).parents[1] / "book" / "convolutional" / "measured_placement.txt"
+COMMITTED = measured("placement")
 NOISE = networks.NOISE
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("norm", [None, *networks.NORMS])
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("place", networks.CNN)
-def test_dropout_lies_where_the_placement_says(place, noise, batch_norm):
-    model = networks.cnn(place, noise, 0.3, batch_norm)
+def test_dropout_lies_where_the_placement_says(place, noise, norm):
+    model = networks.cnn(place, noise, 0.3, norm)
     names = [name for name, _ in model.named_children()]
     after = networks.CNN[place].split()
     assert [name for name in names if name.startswith("drop")] == [f"drop_{name}" for name in after]
@@ -29,13 +28,47 @@ def test_dropout_lies_where_the_placement_says(place, noise, batch_norm):
 
 
 def test_places_are_in_the_order_of_their_names():
-    order = [name for name, _ in networks.cnn("before pooling", batch_norm=True).named_children()]
+    order = [name for name, _ in networks.cnn("before pooling", norm="group").named_children()]
     assert order[1:6] == ["conv1", "norm1", "relu1", "drop_relu1", "pool1"]
-    order = [name for name, _ in networks.cnn("before batch norm", batch_norm=True).named_children()]
+    order = [name for name, _ in networks.cnn("before norm", norm="batch").named_children()]
     assert order[1:4] == ["conv1", "drop_conv1", "norm1"]
     order = [name for name, _ in networks.cnn("everywhere").named_children()]
     assert order[order.index("drop_pool2") + 1] == "flatten"
     assert order[order.index("drop_relu3") + 1] == "output"
+
+
+@pytest.mark.parametrize(("norm", "together"), [("batch", (0, 2, 3)), ("instance", (2, 3)), ("layer", (1, 2, 3))])
+def test_norms_make_mean_zero_and_variance_one_of_what_their_names_say(norm, together):
+    output = networks.NORMS[norm](8)(1 + torch.rand(5, 8, 6, 6))
+    assert torch.allclose(output.mean(together), torch.tensor(0.0), atol=1e-5)
+    assert torch.allclose(output.var(together, correction=0), torch.tensor(1.0), atol=1e-3)
+
+
+def test_group_norm_has_four_groups_and_every_norm_a_scale_for_each_map():
+    output = networks.NORMS["group"](8)(1 + torch.rand(5, 8, 6, 6)).reshape(5, 4, 2, 6, 6)
+    assert torch.allclose(output.mean((2, 3, 4)), torch.tensor(0.0), atol=1e-5)
+    assert all(make(8).weight.shape == (8,) for make in networks.NORMS.values())
+
+
+@pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.parametrize("place", networks.RESIDUAL)
+def test_dropout_lies_in_the_branch_or_on_the_sum_as_the_placement_says(place, noise):
+    model = networks.residual(place, noise, 0.3)
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, NOISE[noise])}
+    numbers = range(1, 5)
+    assert list(found) == {"none": [], "in the branch": [f"sum{i}.branch.drop_branch{i}" for i in numbers],
+                           "on the sum": [f"drop_sum{i}" for i in numbers], "before flatten": ["drop_relu"]}[place]
+    assert all(layer.p == 0.3 for layer in found.values())
+    assert model(torch.rand(3, 64)).shape == (3, 10)
+
+
+def test_a_residual_block_adds_its_input():
+    block = networks.residual().get_submodule("sum2")
+    input = torch.rand(2, 16, 4, 4)
+    assert torch.equal(block(input), input + block.branch(input))
+    for parameter in block.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(block(input), input)
 
 
 @pytest.mark.parametrize("noise", NOISE)
@@ -47,11 +80,23 @@ def test_dropout_lies_in_the_blocks_of_the_u_net_that_the_placement_names(place,
     assert model(torch.rand(2, 1, 16, 16)).shape == (2, 1, 16, 16)
 
 
-def test_initial_weights_do_not_depend_on_the_placement():
+def test_dropout_across_leaves_the_way_down_alone():
+    model = networks.UNet("across", "maps", 1.0)  # drops everything
+    down = []
+    model.blocks["bottleneck"].register_forward_hook(lambda module, inputs, output: down.append(output))
+    image = torch.rand(1, 1, 16, 16)
+    dropped, whole = model.train()(image), model.eval()(image)
+    assert torch.equal(*down)
+    assert not torch.equal(dropped, whole)
+
+
+@pytest.mark.parametrize(("build", "places"), [(networks.cnn, networks.CNN), (networks.residual, networks.RESIDUAL),
+                                               (networks.UNet, networks.UNET)])
+def test_initial_weights_do_not_depend_on_the_placement(build, places):
     states = []
-    for place in networks.CNN:
+    for place in places:
         torch.manual_seed(0)
-        states.append(list(networks.cnn(place).parameters()))
+        states.append(list(build(place).parameters()))
     assert all(torch.equal(a, b) for other in states for a, b in zip(states[0], other, strict=True))
 
 
@@ -65,17 +110,17 @@ def test_segmentation_data_are_a_split_with_noise_of_their_own():
 
 
 def test_a_short_run_is_recorded_resumed_and_read_back(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(placement, "UNET", {"none": "", "encoder": "encoder1 encoder2"})
-    monkeypatch.setattr(placement, "CNN", {"none": "", "before batch norm": "conv1 conv2", "between modules": "pool1"})
+    monkeypatch.setattr(placement, "PLACES", {
+        "CNN with batch norm": ["none", "before norm", "after pooling"], "residual network": ["none", "on the sum"],
+        "U-Net": ["none", "across"], "U-Net, He weights": ["none"]})
     arguments = ["--seeds", "2", "--steps", "2", "--labels", "50", "--records", str(tmp_path / "records.jsonl")]
     assert placement.main(arguments) == 0
     first = capsys.readouterr().out
-    rows = paired.read_table(first)
     assert first.startswith("# python -m dropoutlib.experiments.placement --seeds 2")
-    assert rows == paired.read_table(paired.write_table(rows))
-    names = {"CNN", "CNN with batch norm", "U-Net", "U-Net, He weights"}
-    assert {row.network for row in rows} == names | {f"{name}, among places" for name in names} | {
-        "batch norm re-estimated"}
+    scores = paired.read_scores(first)
+    assert {key[0] for key in scores} == {*placement.PLACES, "batch norm re-estimated"}
+    assert all(list(values) == [0, 1] for values in scores.values())
+    rows = placement.table(scores)
     assert all(row.all_low <= row.low <= row.gain <= row.high <= row.all_high for row in rows)
     records = tmp_path / "records.jsonl"
     text = records.read_text()
@@ -97,22 +142,52 @@ def test_a_run_that_fails_loses_nothing_else(tmp_path, capsys):
 
 
 def test_intervals_are_those_of_students_t():
-    a, b = ("net", "-", 0.0, "none"), ("net", "maps", 0.5, "there")
-    rows = paired.compare({a: {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0}, b: {0: 2.0, 1: 3.0, 2: 4.0}}, lambda key: a)
-    assert rows[0].gain == rows[0].low == 0
-    assert rows[1].score == pytest.approx(3) and rows[1].gain == pytest.approx(2)  # gains 1, 2, 3: deviation 1
-    assert rows[1].high - rows[1].gain == pytest.approx(4.302653 / 3**0.5)  # 97.5 % point, two degrees of freedom
-    assert rows[1].all_low == rows[1].low  # a single comparison
+    a, b = {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0}, {0: 2.0, 1: 3.0, 2: 4.0}
+    key = ("net", "maps", 0.5, "there")
+    [row] = paired.compare({key: (b, a)})
+    assert row[:4] == key
+    assert row.score == pytest.approx(3) and row.gain == pytest.approx(2)  # gains 1, 2, 3: deviation 1
+    assert row.high - row.gain == pytest.approx(4.302653 / 3**0.5)  # 97.5 % point, two degrees of freedom
+    assert row.all_low == row.low  # a single comparison
+    two = paired.compare({key: (b, a), ("net", "maps", 0.5, "here"): (a, b), ("net", "-", 0, "none"): ({0: 1.0}, a)})
+    assert two[0].high - two[0].gain == row.high - row.gain
+    assert two[0].all_high - two[0].gain == pytest.approx(6.205347 / 3**0.5)  # 98.75 % point
+    assert len(two) == 2  # one seed is no comparison
 
 
-def test_long_numbers_are_read_back():
-    row = paired.Row("net, among places", "elements", 0.25, "between dense layers", 0.5, -12.25, -1000.5, 9, -1e6, 1e6)
-    assert paired.read_table("# comment\n" + paired.write_table([row])) == [row]
+def test_each_comparison_has_the_partner_that_it_names():
+    net, anew = "CNN with batch norm", "batch norm re-estimated"
+    means = {(net, "-", 0.0, "none"): 0.5, (net, "elements", 0.2, "before norm"): 0.6,
+             (net, "elements", 0.2, "after pooling"): 0.9, (net, "elements", 0.2, "everywhere"): 0.3,
+             (net, "maps", 0.2, "after pooling"): 0.65, (anew, "elements", 0.2, "before norm"): 0.8}
+    rows = placement.table({key: {0: mean, 1: mean} for key, mean in means.items()})
+    gains = {(row.network, row.noise, row.placement): pytest.approx(row.gain, abs=1e-6) for row in rows}
+    assert gains == {
+        (net, "elements", "before norm"): 0.1, (net, "elements", "after pooling"): 0.4,
+        (net, "elements", "everywhere"): -0.2, (net, "maps", "after pooling"): 0.15,
+        (anew, "elements", "before norm"): 0.2,
+        (f"{net}, among places", "elements", "before norm"): 0,
+        (f"{net}, among places", "elements", "everywhere"): -0.3,
+        (f"{net}, among places", "elements", "after pooling"): 0.3,
+        (f"{net}, over before norm", "elements", "after pooling"): 0.3,
+        (f"{net}, over maps", "elements", "after pooling"): 0.25}
 
 
-def test_the_committed_table_is_complete():
-    text = COMMITTED.read_text()
-    rows = paired.read_table(text)
-    assert "--seeds" in text or text.startswith("# python -m dropoutlib.experiments.placement")
-    assert {row.placement for row in rows if row.network == "CNN with batch norm"} == set(networks.CNN)
-    assert {row.placement for row in rows if row.network == "U-Net"} == set(networks.UNET)
+def test_scores_are_read_back():
+    scores = {("a net, of two words", "-", 0.0, "none"): {0: 0.5, 12: 1.0},
+              ("a net, of two words", "elements", 0.25, "between dense layers"): {0: 0.1235}}
+    assert paired.read_scores("# comment\n" + paired.write_scores(scores) + "\n") == scores
+
+
+def test_the_committed_scores_are_those_that_the_program_asks_for():
+    text = COMMITTED
+    first, versions = text.splitlines()[:2]
+    assert first.startswith("# python -m dropoutlib.experiments.placement")
+    scores = paired.read_scores(text)
+    [seeds] = {tuple(values) for values in scores.values()}  # every line has a score of each seed
+    assert seeds == tuple(range(len(seeds))) and len(seeds) >= 10
+    assert versions.startswith("# torch ") and f"seeds 0 to {seeds[-1]}, 150 updates, 100 labels" in versions
+    asked = {run[:4] for run in placement.runs(1, 150, 100, [0.2])}
+    assert {key for key in scores if key[0] != "batch norm re-estimated"} == asked
+    assert {key[1:] for key in scores if key[0] == "batch norm re-estimated"} == {
+        key[1:] for key in asked if key[0] == "CNN with batch norm"}
