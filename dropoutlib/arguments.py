@@ -214,11 +214,13 @@ def require_features(input: Tensor, weight: Tensor, bias: Tensor | None = None) 
         bias: of shape ``(out,)``.
 
     Raises:
-        TypeError: if the input or the bias is no tensor.
-        RuntimeError: if the input holds integers or booleans, if shapes do not fit, or if the types differ, outside of
-            autocast.
+        TypeError: if the input, the weight or the bias is no tensor.
+        RuntimeError: if the input holds integers, booleans or complex numbers, if shapes do not fit, or if the types
+            differ, outside of autocast.
     """
     require_tensor(input)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight has to be a tensor of shape (out, in), but got {weight!r}")
     if weight.dim() != 2:
         raise RuntimeError(f"weight has to be of shape (out, in), but got the shape {tuple(weight.shape)}")
     if bias is not None and not isinstance(bias, Tensor):
@@ -233,6 +235,8 @@ def require_features(input: Tensor, weight: Tensor, bias: Tensor | None = None) 
                            f"{tuple(weight.shape)}, but got the shape {tuple(input.shape)}")
     if input.dtype != weight.dtype and not is_autocast(input):
         raise RuntimeError(f"input has to be of the type of the weight, {weight.dtype}, but got {input.dtype}")
+    if input.is_complex():
+        raise RuntimeError(f"input has to be real, because its moments are those of real sums, but got {input.dtype}")
 
 
 def is_autocast(x: Tensor) -> bool:

@@ -70,7 +70,8 @@ WORDS = {
     "bad_values": "ValueError: {bad_p}, {bad_noise}.",
     "bad_generator": "if ``generator`` cannot be used here (see :class:`~dropoutlib.noise.Bernoulli`)",
     "bad_input": "RuntimeError: if the input holds integers or booleans, or {bad_generator}.",
-    "bad_features": "RuntimeError: if shapes do not fit, if the input holds integers or booleans, or {bad_generator}.",
+    "bad_features": "RuntimeError: if shapes do not fit, if the input holds no real floating point numbers, or "
+                    "{bad_generator}.",
     "no_tensor": "TypeError: if the input is not a tensor.",
     "no_tensor_or_number": "TypeError: if the input is not a tensor or ``p`` not a real number.",
     "no_number": "TypeError: if ``p`` is not a real number.",

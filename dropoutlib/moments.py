@@ -346,7 +346,9 @@ def expectation(function: Callable[[Tensor], Tensor], value: Moments | JointMome
     """
     _require(value, joint=True)
     std = deviation(value.variance)
-    return torch.stack([weight * function(value.mean + node * std) for node, weight in _HERMITE]).sum(0)
+    terms = [weight * function(value.mean + node * std) for node, weight in _HERMITE]
+    # torch stacks no nested tensors
+    return sum(terms[1:], terms[0]) if terms[0].is_nested else torch.stack(terms).sum(0)
 
 
 @document(expectation)

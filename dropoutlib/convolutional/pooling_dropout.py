@@ -218,9 +218,13 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
                  p: float = 0.5, inference: Literal["expected", "scaled"] = "expected") -> None:
         super().__init__(Bernoulli(p).p)
         _check_inference(inference)
-        self._windows = Windows(self._axes, kernel_size, stride, padding, dilation, ceil_mode)
+        Windows(self._axes, kernel_size, stride, padding, dilation, ceil_mode)  # refuses bad ones
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.dilation, self.ceil_mode, self.inference = padding, dilation, ceil_mode, inference
+
+    @property
+    def _windows(self) -> Windows:  # of the attributes as they are now: torch's pools follow them, too
+        return Windows(self._axes, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def extra_repr(self) -> str:
         """{shown}"""
@@ -241,9 +245,9 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}: exact for every window. {overlap} {moment}"""
-        self._windows.check(input)
-        p = Bernoulli(self.p).p
-        return on_each_process(lambda maps: _expected(maps, self._windows, p)[1], input, self._axes)
+        windows, p = self._windows, Bernoulli(self.p).p
+        windows.check(input)
+        return on_each_process(lambda maps: _expected(maps, windows, p)[1], input, self._axes)
 
 
 @describe("pooling_dropout", max_pool_dropout1d, like=_MaxPoolDropout, **_RANKS[1])
@@ -381,10 +385,14 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
                  padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                  p: float = 0.5) -> None:
         super().__init__(Bernoulli(p).p)
-        self._windows = Windows(self._axes, kernel_size, stride, padding, 1, ceil_mode)
+        Windows(self._axes, kernel_size, stride, padding, 1, ceil_mode)  # refuses bad ones
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.ceil_mode = padding, ceil_mode
         self.count_include_pad = boolean("count_include_pad", count_include_pad)
+
+    @property
+    def _windows(self) -> Windows:
+        return Windows(self._axes, self.kernel_size, self.stride, self.padding, 1, self.ceil_mode)
 
     def extra_repr(self) -> str:
         """{shown}"""
@@ -402,18 +410,20 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: the mean of the window (zero if p = 1). {moment}"""
-        self._windows.check(input)
-        output = _average(input, self._windows, self.count_include_pad)
+        windows = self._windows
+        windows.check(input)
+        output = _average(input, windows, self.count_include_pad)
         return output if self.p < 1 else nothing(output)
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}: p/(1 - p) times the sum of squares over n^2. {overlap} {moment}"""
-        self._windows.check(input)
+        windows = self._windows
+        windows.check(input)
         noise = inverted_variance(_wide(input), self.p)
         # The mean of ones is the number of elements over the number that torch divides by.
         ones = torch.ones_like(noise)
-        divided_by = self._windows.of(ones, 0.0).sum(-1) / _average(ones, self._windows, self.count_include_pad)
-        return (_average(noise, self._windows, self.count_include_pad) / divided_by).to(input.dtype)
+        divided_by = windows.of(ones, 0.0).sum(-1) / _average(ones, windows, self.count_include_pad)
+        return (_average(noise, windows, self.count_include_pad) / divided_by).to(input.dtype)
 
 
 @describe("pooling_dropout", avg_pool_dropout1d, like=_AvgPoolDropout, **_RANKS[1])
@@ -548,9 +558,13 @@ class StochasticPool2d(NoisyLayer):
     def __init__(self, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                  padding: int | tuple[int, ...] = 0, ceil_mode: bool = False) -> None:
         super().__init__()
-        self._windows = Windows(2, kernel_size, stride, padding, 1, ceil_mode)
+        Windows(2, kernel_size, stride, padding, 1, ceil_mode)  # refuses bad ones
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.ceil_mode = padding, ceil_mode
+
+    @property
+    def _windows(self) -> Windows:
+        return Windows(2, self.kernel_size, self.stride, self.padding, 1, self.ceil_mode)
 
     def extra_repr(self) -> str:
         """{shown}"""
@@ -571,7 +585,8 @@ class StochasticPool2d(NoisyLayer):
 
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}, of every window. {moment}"""
-        self._windows.check(input)
-        elements, chances = _chances(input, self._windows)
+        windows = self._windows
+        windows.check(input)
+        elements, chances = _chances(input, windows)
         mean = (chances * elements).sum(-1, keepdim=True)
         return (chances * (elements - mean).square()).sum(-1).to(input.dtype)

@@ -205,7 +205,7 @@ class StochasticRateDropout(NoisyLayer):
         """
         return noise_variance(input, self._odds())
 
-    def _odds(self) -> float:
+    def _odds(self) -> Tensor | float:
         """Mean of p/(1 - p)."""
         low, high = self.low, self.high
         if self.rate_mean is None or self.rate_std is None:
@@ -215,7 +215,7 @@ class StochasticRateDropout(NoisyLayer):
         return _clipped_normal_odds(self.rate_mean, self.rate_std, low, high)
 
 
-def _clipped_normal_odds(mean: float, std: float, low: float, high: float) -> float:
+def _clipped_normal_odds(mean: float, std: float, low: float, high: float) -> Tensor | float:
     """Mean of p/(1 - p) for a normal p that is clipped: two atoms at the limits, and the density between."""
     start, stop = max(low, mean - 10 * std), min(high, mean + 10 * std)
 
@@ -228,4 +228,5 @@ def _clipped_normal_odds(mean: float, std: float, low: float, high: float) -> fl
     count = 20001
     p = torch.linspace(start, stop, count, dtype=torch.float64, device="cpu")
     density = torch.exp(-((p - mean) / std).square() / 2) / (std * math.sqrt(2 * math.pi))
-    return total + torch.trapezoid(density * p / (1 - p), p).item()
+    between = torch.trapezoid(density * p / (1 - p), p)
+    return total + (between.item() if is_eager(between) else between)  # no number can be read while a graph is recorded

@@ -13,6 +13,7 @@ from ..arguments import (
     applies_noise,
     noise_pair,
     positive,
+    real,
     require_broadcastable,
     require_images,
     require_one_size,
@@ -122,7 +123,8 @@ def _relax(input: Tensor, p_logit: Tensor | float, temperature: float, training:
         return unchanged(input)
     require_one_size(input)
     uniform = Uniform().sample(input, shared=shared, noise=noise, generator=generator)
-    logit = torch.as_tensor(p_logit, dtype=uniform.dtype, device=uniform.device)
+    number = p_logit if isinstance(p_logit, Tensor) else real("p_logit", p_logit)
+    logit = torch.as_tensor(number, dtype=uniform.dtype, device=uniform.device)
     require_broadcastable("p_logit", logit, input.shape, "input")
     # (1 - z)/(1 - p) = (1 - z)(1 + exp(logit p)): nothing cancels, and neither u = 0 or 1 nor p near 1 gives a nan
     log_keep = F.logsigmoid(-(logit + torch.logit(uniform)) / temperature)
@@ -166,7 +168,8 @@ class ConcreteDropout(NoisyLayer):
         Input of any shape that ``module`` takes. {given} {pair}
 
     Raises:
-        TypeError: if ``module`` is no linear or convolutional layer, or another argument no real number.
+        TypeError: if ``module`` is no linear or convolutional layer with a real weight, or another argument no real
+            number.
         ValueError: {bad_p}, or is one of them; if ``temperature`` or ``length_scale`` is not
             positive.
 
@@ -191,6 +194,8 @@ class ConcreteDropout(NoisyLayer):
         if not isinstance(module, nn.Module) or not isinstance(weight, Tensor) or _inputs(module) is None:
             raise TypeError("module has to be a linear or convolutional layer, with a weight and in_features or "
                             f"in_channels, but got {type(module).__name__}: wrap the layers of a Sequential one by one")
+        if weight.dtype.is_complex:
+            raise TypeError(f"module has to have a real weight, whose divergence is known, but got {weight.dtype}")
         self._start = logit_of(p)
         self.module = module
         self.temperature = positive("temperature", temperature)

@@ -161,6 +161,9 @@ def _sampled(value: Moments, activation: Callable[[Tensor], Tensor], num_samples
 
 
 def _normal(mean: Tensor, num_samples: int, *, noise: Any = None, generator: torch.Generator | None) -> Tensor:
+    if mean.is_nested:  # which has no axis of samples
+        raise RuntimeError("input has to be a tensor of examples of one size for inference='sampled', but got a nested "
+                           "tensor, which inference='gaussian' takes")
     return Gaussian(0.0, 1.0).sample(mean.expand(num_samples, *mean.shape), noise=noise, generator=generator)
 
 

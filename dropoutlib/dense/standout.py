@@ -18,9 +18,17 @@ from ..noise import Coins, apply
 __all__ = ["StandoutLinear", "standout_linear"]
 
 
+def _check_line(alpha: Tensor | float, beta: Tensor | float) -> None:
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        # Not math.isnan, which torch.compile does not know. A nan would keep every unit, in silence.
+        if not isinstance(value, Tensor) and not -math.inf <= real(name, value) <= math.inf:
+            raise ValueError(f"{name} has to be a number, but got {value}")
+
+
 def _logit(input: Tensor, pre_activation: Tensor, alpha: float, beta: float, belief_weight: Tensor | None,
            belief_bias: Tensor | None) -> Tensor:
     """That of the keep probability."""
+    _check_line(alpha, beta)
     return alpha * pre_activation + beta if belief_weight is None else F.linear(input, belief_weight, belief_bias)
 
 
@@ -61,8 +69,9 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
         {outputs}
 
     Raises:
-        ValueError: {bad_noise}; if ``belief_bias`` is given without ``belief_weight``.
-        {bad_features} {no_tensor}
+        ValueError: {bad_noise}; if ``belief_bias`` is given without ``belief_weight``, or ``alpha`` or ``beta`` is nan.
+        {bad_features}
+        TypeError: if the input is not a tensor, or ``alpha`` or ``beta`` no real number.
 
     Example:
         >>> import torch
@@ -155,8 +164,7 @@ class StandoutLinear(NoisyLayer, nn.Linear):
         super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.activation = activation
         self.alpha, self.beta, self.belief = real("alpha", alpha), real("beta", beta), belief
-        if math.isnan(self.alpha) or math.isnan(self.beta):  # would keep every unit, in silence
-            raise ValueError(f"alpha and beta have to be numbers, but got {alpha} and {beta}")
+        _check_line(alpha, beta)
         self.register_parameter("belief_weight", None)
         self.register_parameter("belief_bias", None)
         if belief == "learned":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import applies_noise, boolean, not_negative, one_of, require_features
+from ..arguments import applies_noise, boolean, not_negative, one_of, real, require_features
 from ..divergence import gathered, log_uniform_kl
 from ..layer import NoisyLayer, draws
 from ..learned_rate import logit_of, one_number_in_a_row, set_rate, shown_rate
@@ -84,7 +84,7 @@ def _check_alpha(alpha: Tensor | float, weight: Tensor, kind: str) -> None:
     if shape not in ((), (1,), tuple(weight.shape[1:]), *([tuple(weight.shape)] if kind == "A" else [])):
         raise ValueError(f"alpha has to be one number, one for each of {weight.shape[1]} inputs or, for kind A, of the "
                          f"shape {tuple(weight.shape)} of the weight, but got the shape {shape} for kind {kind}")
-    not_negative("alpha", alpha)
+    not_negative("alpha", alpha if isinstance(alpha, Tensor) else real("alpha", alpha))
 
 
 @describe("variational_dropout", variational_dropout_linear)

@@ -226,14 +226,14 @@ def odds(p: float, method: str) -> float:
     return p / (1 - p)
 
 
-def noise_variance(input: Tensor, variance: float) -> Tensor:
+def noise_variance(input: Tensor, variance: Tensor | float) -> Tensor:
     """Variance of a given value times noise: its square times the variance of the noise.
 
     The square comes last, so that in half precision it overflows only where the result does.
 
     Args:
         input: the value, real or complex, of any shape.
-        variance: that of the noise; with 0 the result is 0, for infinite values too.
+        variance: that of the noise, one number; with 0 the result is 0, for infinite values too.
 
     Returns:
         Tensor: real, of the same shape.
@@ -248,4 +248,6 @@ def noise_variance(input: Tensor, variance: float) -> Tensor:
     require_jagged(input)
     not_negative("variance", variance)
     size = input.abs()
+    if isinstance(variance, Tensor):
+        return torch.where(variance > 0, (variance.sqrt().to(size) * size).square(), nothing(size))
     return (math.sqrt(variance) * size).square() if variance > 0 else nothing(size)

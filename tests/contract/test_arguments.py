@@ -187,6 +187,10 @@ def check_bad_calls(layer: Layer, device: torch.device) -> None:
         for features in (5, 1):
             bad = layer.example((4, features), device)
             assert_raises((ValueError, RuntimeError), str(features), lambda bad=bad: module(bad))
+    if isinstance(module, nn.Linear):
+        module.weight, bad = nn.Parameter(module.weight.to(torch.complex64)), x.to(torch.complex64)
+        for call in (module, module.draw, module.mean, module.variance):
+            assert_raises(RuntimeError, "input has to be real.*complex64", lambda call=call: call(bad))
 
 
 CHECKS = checks_in(globals())

@@ -263,6 +263,23 @@ def test_moments_check_their_input() -> None:
                 moment(torch.ones(1, 4, 4, dtype=torch.complex64))
 
 
+@pytest.mark.parametrize("layer", [MaxPoolDropout2d(2, p=0.0), AvgPoolDropout2d(2, p=0.0), StochasticPool2d(2)],
+                         ids=repr)
+def test_windows_that_are_changed_later_are_those_that_are_shown(layer: nn.Module) -> None:
+    """As in torch's pools, of which code sets ``stride`` or ``ceil_mode`` after they were made."""
+    x = torch.rand(1, 1, 7, 7)
+    layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode = 3, 2, 1, True
+    fresh = type(layer)(3, 2, 1, ceil_mode=True, **({} if isinstance(layer, StochasticPool2d) else {"p": 0.0}))
+    assert repr(layer) == repr(fresh)
+    for moment in (layer.mean, layer.variance):
+        assert torch.equal(moment(x), getattr(fresh, moment.__name__)(x))
+    noise = fresh.draw(x)
+    assert layer.draw(x).shape == noise.shape and torch.equal(layer(x, noise=noise), fresh(x, noise=noise))
+    layer.padding = 2
+    with pytest.raises(RuntimeError, match="padding=2"):
+        layer(x)
+
+
 def test_sizes_may_be_numbers_of_numpy_and_tuples_of_one() -> None:
     x = torch.rand(1, 3, 8, 8)
     for size in (numpy.int64(2), (2,), [2]):

@@ -127,3 +127,7 @@ def test_both_laws_compile_with_dynamic_sizes(law: dict[str, float]) -> None:
         assert output.shape == (size,)
         assert 0 < len(kept) < size
         assert kept.unique().numel() == 1  # one rate for all
+    moment = torch.compile(layer.variance, backend="aot_eager", fullgraph=True, dynamic=True)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        x = torch.rand(5, dtype=dtype)
+        torch.testing.assert_close(moment(x), layer.variance(x), rtol=4 * torch.finfo(dtype).eps, atol=0)

@@ -182,6 +182,8 @@ def test_a_logit_may_be_a_number_but_not_larger_than_the_input() -> None:
         functional.concrete_dropout(torch.ones(3), torch.zeros(5, 3))
     with pytest.raises(ValueError, match=r"p_logit.*\(3,\).*\(7,\)"):
         functional.concrete_dropout(torch.ones(3), torch.zeros(7))
+    with pytest.raises(TypeError, match="p_logit has to be a real number, but got 'a'"):
+        functional.concrete_dropout(torch.ones(3), "a")
     with pytest.raises(ValueError, match="between 0 and 1"):
         functional.concrete_dropout(torch.ones(3), 0.0, noise=torch.tensor([0.5, 1.5, 0.5]))
 
@@ -190,6 +192,7 @@ BAD = {
     "embedding": (lambda: ConcreteDropout(nn.Embedding(2, 2)), TypeError, "in_features.*Embedding"),
     "temperature no number": (lambda: ConcreteDropout(nn.Linear(2, 2), temperature="a"), TypeError, "temperature.*'a'"),
     "no weight": (lambda: ConcreteDropout(nn.ReLU()), TypeError, "weight.*ReLU"),
+    "complex": (lambda: ConcreteDropout(nn.Linear(2, 2, dtype=torch.complex64)), TypeError, "real weight.*complex64"),
     "sequential": (lambda: ConcreteDropout(nn.Sequential(nn.Linear(2, 2))), TypeError, "weight.*Sequential"),
     "batch norm": (lambda: ConcreteDropout(nn.BatchNorm1d(2)), TypeError, "weight.*BatchNorm1d"),
     "p zero": (lambda: ConcreteDropout(nn.Linear(2, 2), p=0), ValueError, "excluded.*0"),

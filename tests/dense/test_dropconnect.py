@@ -211,6 +211,20 @@ def test_bad_input(call, words) -> None:
         call()
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_nested_tensors_with_any_activation() -> None:
+    parts = [torch.rand(3, 4, dtype=torch.float64), torch.rand(2, 4, dtype=torch.float64)]
+    x = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    layer = layer_of(4, 3, activation=torch.tanh, sharing="batch").eval()
+    for call in (layer, layer.mean, layer.variance):
+        for of_nested, part in zip(call(x).unbind(), parts, strict=True):
+            torch.testing.assert_close(of_nested, call(part))
+    layer.inference = "sampled"
+    for call in (layer, layer.draw):
+        with pytest.raises(RuntimeError, match=r"inference='sampled'.*nested tensor"):
+            call(x)
+
+
 def test_shapes_and_types_that_do_not_fit_are_named() -> None:
     layer = DropConnectLinear(4, 3)
     with pytest.raises(TypeError, match=r"noise has to be a pair, the masks of the weight and of the bias.*Tensor"):
@@ -221,6 +235,8 @@ def test_shapes_and_types_that_do_not_fit_are_named() -> None:
             (r"weight.*\(out, in\).*\(4,\)", lambda: functional.drop_connect_linear(torch.ones(4), torch.ones(4)))):
         with pytest.raises(RuntimeError, match=words):
             call()
+    with pytest.raises(TypeError, match=r"weight has to be a tensor.*None"):
+        functional.drop_connect_linear(torch.ones(4), None)
     for activation in ("relu", 1, nn.ReLU):
         with pytest.raises(TypeError, match=f"activation.*{getattr(activation, '__name__', activation)}"):
             DropConnectLinear(4, 3, activation=activation)

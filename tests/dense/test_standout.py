@@ -161,6 +161,12 @@ BAD = {
     "alpha": (lambda: StandoutLinear(2, 2, alpha="a"), TypeError, "alpha.*'a'"),
     "beta": (lambda: StandoutLinear(2, 2, beta=None), TypeError, "beta.*None"),
     "nan": (lambda: StandoutLinear(2, 2, alpha=math.nan), ValueError, "alpha.*nan"),
+    "alpha of the function": (lambda: functional.standout_linear(torch.ones(2), torch.ones(3, 2), alpha="a"), TypeError,
+                              "alpha.*'a'"),
+    "beta of the function": (lambda: functional.standout_linear(torch.ones(2), torch.ones(3, 2), beta=None), TypeError,
+                             "beta.*None"),
+    "nan of the function": (lambda: functional.standout_linear(torch.ones(2), torch.ones(3, 2), beta=math.nan),
+                            ValueError, "beta.*nan"),
     "belief bias": (lambda: functional.standout_linear(torch.ones(2), torch.ones(3, 2), belief_bias=torch.ones(3)),
                     ValueError, "belief_bias.*without"),
     "belief weight": (lambda: functional.standout_linear(torch.ones(2), torch.ones(3, 2),
@@ -173,6 +179,14 @@ BAD = {
 def test_bad_input(call, kind, words) -> None:
     with pytest.raises(kind, match=words):
         call()
+
+
+def test_a_slope_that_changes_compiles() -> None:
+    torch._dynamo.reset()
+    layer, x = layer_of(3, 4), torch.randn(5, 3, dtype=torch.float64)
+    compiled = torch.compile(layer.eval(), backend="aot_eager", fullgraph=True)
+    for layer.alpha in (0.5, 1.0, 2.0):
+        torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_functional_twin_and_bad_belief() -> None:

@@ -194,6 +194,12 @@ def test_bad_input(call, words) -> None:
         call()
 
 
+@pytest.mark.parametrize("alpha", ["a", None, True])
+def test_an_alpha_that_is_no_number_is_named(alpha) -> None:
+    with pytest.raises(TypeError, match=f"alpha has to be a real number, but got {alpha!r}"):
+        called(alpha)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["A", "B"])
 @pytest.mark.parametrize("logarithm", [-1e4, -90.0, 0.0, 90.0, 1e4])
