@@ -57,7 +57,8 @@ def pytest_collectstart(collector: Any) -> None:
     """Every build draws these anew; nbval itself leaves out only PNG and JPEG."""
     if getattr(collector, "skip_compare", None) is None:
         return
-    collector.skip_compare += ("text/html", "image/svg+xml", "application/javascript")
+    collector.skip_compare += ("text/html", "image/svg+xml", "application/javascript",
+                               "application/vnd.vegalite.v5+json")  # whose formulas stand in the text, too
     if (built := collector.config.getoption("built")) is not None:
         def setup() -> None:
             collector.kernel = Built(built / collector.path.relative_to(collector.config.rootpath))
