@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from dropoutlib.arguments import is_eager
 
-__all__ = ["Selector", "apply_mask", "can_apply_mask", "can_draw_mask", "draw_mask"]
+__all__ = ["Selector", "apply_mask", "can_apply_mask", "can_draw_mask", "draw_mask", "in_forward_mode"]
 
 _CHUNK = 1 << 16  # elements; the random words of a chunk stay in the cache
 _SMALLEST = 3 << 11  # elements; below, the plain expressions cost less than the calls made here
@@ -28,7 +28,7 @@ _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _in_forward_mode() -> bool:
+def in_forward_mode() -> bool:
     """Whether tensors may carry tangents; torch does not say of which, and Function finds out by itself."""
     return bool(getattr(forward_ad, "_current_level", 0) >= 0)
 
@@ -105,7 +105,7 @@ def _broadcasts(keep: Tensor, x: Tensor) -> bool:
 
 def apply_mask(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     """``x * scale`` where ``keep``, else 0; differentiable in ``x`` any number of times, in both modes."""
-    if not torch.is_grad_enabled() and not _in_forward_mode():
+    if not torch.is_grad_enabled() and not in_forward_mode():
         return _masked(x, keep, scale)  # a Function costs as much as a thousand elements
     return _ApplyMask.apply(x, keep, scale)
 

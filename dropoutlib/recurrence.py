@@ -1,0 +1,298 @@
+"""Recurrent networks under noise: one loop under all variants, and torch's own kernel wherever it computes the same.
+
+An LSTM reads ``i, f, g, o = W_ih x + W_hh h + b`` and keeps ``c = sigmoid(f) c + sigmoid(i) tanh(g)`` and
+``h = sigmoid(o) tanh(c)``; a GRU reads ``r, z, n`` and keeps ``h = (1 - z) n + z h``. :class:`Noise` says where masks
+act in a step. :func:`loop` is the definition: it runs under every transform, with noise of any law. Torch's kernel
+knows no noise inside of a step, but a mask of zeros and ones that closes or opens a whole gate reaches it through the
+input: :func:`folded` appends the mask to x, and columns of large weights to ``W_ih``, which saturate the gate. Then the
+logistic function and its derivative are exactly 0 or 1, so that outputs and gradients are those of the loop.
+:class:`_LSTM` is for all other noise of an LSTM, and for large ones: the loop, with its backward written out, so that
+the products with the weights are one for all steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dropoutlib.arguments import is_eager
+from dropoutlib.kernels.cpu import in_forward_mode
+from dropoutlib.noise import select
+
+__all__ = ["GATES", "Noise", "State", "Weights", "analytic", "folded", "loop", "native", "run"]
+
+State: TypeAlias = tuple[Tensor, ...]       # h, and c of an LSTM, each (B, H)
+GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}      # in the order of torch's weights
+_LARGE = 192    # units; from here on the wider input of a folded mask costs more than calls on the CPU
+_SATURATED = 1e4    # sigmoid(-1e4) is 0 and sigmoid(1e4) is 1, in every precision, and so is not far below
+
+
+class Weights(NamedTuple):
+    """Of one layer in one direction, as torch lays them out; both biases or neither."""
+
+    ih: Tensor
+    hh: Tensor
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+
+
+class Noise(NamedTuple):
+    """Where noise acts in a step; each part broadcasts to (T, B, H), or is None.
+
+    A bool mask keeps or drops: what is dropped is 0, for an ``inf`` too. Other parts are factors.
+
+    Attributes:
+        state: on the h that the gates read; with one more axis, (T, B, gates, H), another one for each gate.
+        candidate: on the candidate, g of an LSTM or n of a GRU.
+        cell: on the new cell of an LSTM.
+        output: on the new h, which the next step reads as well.
+        old_cell: 1 keeps the cell of the step before, 0 takes the new one.
+        old_state: the same for h.
+    """
+
+    state: Tensor | None = None
+    candidate: Tensor | None = None
+    cell: Tensor | None = None
+    output: Tensor | None = None
+    old_cell: Tensor | None = None
+    old_state: Tensor | None = None
+
+
+def run(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State]:
+    """One layer in one direction.
+
+    Args:
+        mode: ``"LSTM"`` or ``"GRU"``.
+        x: inputs, (T, B, features).
+        state: before the first step.
+        weights: of the layer.
+        noise: masks and factors.
+
+    Returns:
+        tuple[Tensor, State]: h after every step, (T, B, H), and the state after the last.
+    """
+    if not is_eager(x) or in_forward_mode() or not x.shape[0]:
+        return loop(mode, x, state, weights, noise)
+    is_large = mode == "LSTM" and weights.hh.shape[1] >= _LARGE and x.is_cpu
+    by_kernel = None if is_large and any(part is not None for part in noise) else folded(mode, x, state, weights, noise)
+    if by_kernel is not None:
+        return by_kernel
+    return analytic(x, state, weights, noise) if mode == "LSTM" else loop(mode, x, state, weights, noise)
+
+
+def native(mode: str, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+    """Torch's kernel: a layer without noise."""
+    flat = [weight for weight in weights if weight is not None]
+    options = weights.bias_ih is not None, 1, 0.0, False, False, False  # one layer, no dropout, forward, time first
+    if mode == "LSTM":
+        output, *last = torch._VF.lstm(x, [part[None] for part in state], flat, *options)
+    else:
+        output, *last = torch._VF.gru(x, state[0][None], flat, *options)
+    return output, tuple(part[0] for part in last)
+
+
+def loop(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State]:
+    """The same as :func:`run`, step by step, in operations that every transform knows."""
+    step = _lstm_step if mode == "LSTM" else _gru_step
+    # unbind, and not x[t]: the backward of an index fills a tensor of all steps at every step
+    inputs = F.linear(x, weights.ih, weights.bias_ih).unbind()
+    outputs = []
+    for read, noise_of_step in zip(inputs, _noises(noise, len(inputs)), strict=True):
+        state = step(read, state, weights, noise_of_step)
+        outputs.append(state[0])
+    return (torch.stack(outputs) if outputs else x.new_empty(0, *state[0].shape)), state
+
+
+def _steps(factor: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    if factor is None or factor.shape[0] == 1:
+        return [None if factor is None else factor[0]] * count
+    return factor.unbind()
+
+
+def _read(h: Tensor, weights: Weights, factor: Tensor | None) -> Tensor:
+    """What the gates read of h."""
+    if factor is None or factor.dim() == 2:
+        return F.linear(_times(h, factor), weights.hh, weights.bias_hh)
+    by_gate = weights.hh.unflatten(0, (factor.shape[-2], -1))
+    read = torch.einsum("bgh,goh->bgo", _times(h.unsqueeze(-2), factor), by_gate).flatten(-2)
+    return read if weights.bias_hh is None else read + weights.bias_hh
+
+
+def _lstm_step(read: Tensor, state: State, weights: Weights, noise: Noise) -> State:
+    h, c = state
+    i, f, g, o = (read + _read(h, weights, noise.state)).chunk(4, -1)
+    new = f.sigmoid() * c + i.sigmoid() * _times(g.tanh(), noise.candidate)
+    new = _times(new, noise.cell)
+    # the output reads the new cell, as published code does, also where the old one is kept
+    return _kept(h, _times(o.sigmoid() * new.tanh(), noise.output), noise.old_state), _kept(c, new, noise.old_cell)
+
+
+def _gru_step(read: Tensor, state: State, weights: Weights, noise: Noise) -> State:
+    (h,) = state
+    of_input, of_state = read.chunk(3, -1), _read(h, weights, noise.state).chunk(3, -1)
+    r, z = ((a + b).sigmoid() for a, b in zip(of_input[:2], of_state[:2], strict=True))
+    n = _times((of_input[2] + r * of_state[2]).tanh(), noise.candidate)
+    return (_kept(h, _times((1 - z) * n + z * h, noise.output), noise.old_state),)
+
+
+def _times(value: Tensor, factor: Tensor | None) -> Tensor:
+    if factor is None:
+        return value
+    return select(value, factor) if factor.dtype is torch.bool else value * factor
+
+
+def _kept(old: Tensor, new: Tensor, keep: Tensor | None) -> Tensor:
+    if keep is None:
+        return new
+    return torch.where(keep, old, new) if keep.dtype is torch.bool else keep * old + (1 - keep) * new
+
+
+def folded(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State] | None:
+    """The same as :func:`loop` by torch's kernel, where masks of zeros and ones close or open whole gates.
+
+    A mask on the candidate closes the input gate, on the cell the forget gate as well, on the output the output gate;
+    an old state of a GRU opens its update gate. An old cell of an LSTM does not fold: the output reads the new one.
+    What a gate reads may be up to 9000 in size.
+
+    Returns:
+        tuple[Tensor, State] | None: as of the loop, or None where no gate does what the noise does.
+    """
+    gates = _GATES_THAT_FOLD[mode](noise)
+    if gates is None or any(mask.dtype is not torch.bool for mask, _ in gates):
+        return None
+    if not gates:
+        return native(mode, x, state, weights)
+    names, size, columns, features = GATES[mode], weights.hh.shape[1], [], []
+    for mask, signs in gates:
+        # one feature for each unit: 1 where its gates are saturated
+        features.append(mask.to(x.dtype).expand(*x.shape[:2], size))
+        unit = torch.eye(size, dtype=x.dtype, device=x.device) * _SATURATED
+        columns.append(torch.cat([unit * signs.get(name, 0) for name in names]))
+    wide = weights._replace(ih=torch.cat([weights.ih, *columns], 1))
+    return native(mode, torch.cat([x, *features], -1), state, wide)
+
+
+_Saturated: TypeAlias = list[tuple[Tensor, dict[str, int]]]
+
+
+def _lstm_gates(noise: Noise) -> _Saturated | None:
+    closed = (noise.candidate, "i"), (noise.cell, "if"), (noise.output, "o")
+    if any(factor is not None for factor in (noise.state, noise.old_cell, noise.old_state)):
+        return None
+    return [(~mask if mask.dtype is torch.bool else mask, dict.fromkeys(gates, -1)) for mask, gates in closed
+            if mask is not None]
+
+
+def _gru_gates(noise: Noise) -> _Saturated | None:
+    if any(factor is not None for factor in (noise.state, noise.candidate, noise.output)):
+        return None
+    return [] if noise.old_state is None else [(noise.old_state, {"z": 1})]
+
+
+_GATES_THAT_FOLD: dict[str, Callable[[Noise], _Saturated | None]] = {"LSTM": _lstm_gates, "GRU": _gru_gates}
+
+
+def analytic(x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State]:
+    """The same as :func:`loop` for an LSTM, with its backward written out."""
+    read = F.linear(x, weights.ih, weights.bias_ih)
+    if weights.bias_hh is not None:
+        read = read + weights.bias_hh
+    output, *last = _LSTM.apply(read, *state, weights.hh, *noise)
+    return output, tuple(last)
+
+
+class _LSTM(torch.autograd.Function):
+    """An LSTM from what its gates have read of x: the steps of :func:`loop`, without a graph of them."""
+
+    @staticmethod
+    def forward(ctx: Any, read: Tensor, h: Tensor, c: Tensor, weight: Tensor, *factors: Tensor | None
+                ) -> tuple[Tensor, Tensor, Tensor]:
+        steps, width, start = len(read), h.shape[-1], (h, c)
+        gates, tanh_c = torch.empty_like(read), read.new_empty(steps, *h.shape)
+        all_h, all_c = (torch.cat([part[None], part.new_empty(steps, *part.shape)]) for part in (h, c))
+        by_step = zip(read.unbind(), gates.unbind(), tanh_c.unbind(), all_h[1:].unbind(), all_c[1:].unbind(),
+                      _noises(factors, steps), strict=True)
+        for read_t, gate, tanh, next_h, next_c, noise in by_step:
+            torch.add(read_t, _read(h, Weights(weight, weight), noise.state), out=gate)
+            i, f, g, o = gate.chunk(4, -1)
+            gate[..., :2 * width].sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            new = _times(torch.addcmul(f * c, i, _times(g, noise.candidate)), noise.cell)
+            torch.tanh(new, out=tanh)
+            h = next_h.copy_(_kept(h, _times(o * tanh, noise.output), noise.old_state))
+            c = next_c.copy_(_kept(c, new, noise.old_cell))
+        ctx.save_for_backward(read, *start, weight, gates, tanh_c, all_h, all_c, *factors)
+        return all_h[1:], h.clone(), c.clone()
+
+    @staticmethod
+    def backward(ctx: Any, of_output: Tensor, of_h: Tensor, of_c: Tensor) -> tuple[Tensor | None, ...]:
+        read, first_h, first_c, weight, gates, tanh_c, all_h, all_c, *factors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a derivative of this derivative will be asked for: that of the loop
+            return _derivatives_of_the_loop((read, first_h, first_c, weight), factors, (of_output, of_h, of_c))
+        steps, width = len(read), of_h.shape[-1]
+        slopes = gates * (1 - gates)
+        slopes[..., 2 * width:3 * width] = 1 - gates[..., 2 * width:3 * width].square()
+        through_tanh = gates[..., 3 * width:] * (1 - tanh_c.square())
+        of_gates = torch.empty_like(gates)
+        by_step = zip(of_output.unbind(), gates.unbind(), slopes.unbind(), tanh_c.unbind(), through_tanh.unbind(),
+                      all_c[:-1].unbind(), of_gates.unbind(), _noises(factors, steps), strict=True)
+        for given, gate, slope, tanh, through, c, of_gate, noise in reversed(list(by_step)):
+            i, f, g, _ = gate.chunk(4, -1)
+            of_h, of_old_h = _shares(of_h + given, noise.old_state)
+            of_c, of_old_c = _shares(of_c, noise.old_cell)
+            of_h = _times(of_h, noise.output)
+            of_c = _times(torch.addcmul(of_c, of_h, through), noise.cell)
+            of_i, of_f, of_g, of_o = of_gate.chunk(4, -1)
+            torch.mul(of_c, _times(g, noise.candidate), out=of_i)
+            torch.mul(of_c, c, out=of_f)
+            torch.mul(_times(of_c, noise.candidate), i, out=of_g)
+            torch.mul(of_h, tanh, out=of_o)
+            of_gate.mul_(slope)
+            of_c = of_c * f if of_old_c is None else torch.addcmul(of_old_c, of_c, f)
+            of_h = _of_read(of_gate, weight, noise.state)
+            of_h = of_h if of_old_h is None else of_h + of_old_h
+        before = _times(all_h[:-1] if factors[0] is None or factors[0].dim() < 4 else all_h[:-1, :, None], factors[0])
+        of_weight = _of_weight(of_gates, before)
+        return of_gates, of_h, of_c, of_weight, *(None for _ in factors)
+
+
+def _noises(factors: Sequence[Tensor | None], steps: int) -> list[Noise]:
+    return [Noise(*step) for step in zip(*(_steps(factor, steps) for factor in factors), strict=True)]
+
+
+def _shares(gradient: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Of the gradient of a state, what its new value gets and what the old one gets."""
+    if keep is None:
+        return gradient, None
+    old = _times(gradient, keep)
+    return gradient - old, old
+
+
+def _of_read(gradient: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
+    """Gradient of h from that of what the gates read of it, as in :func:`_read`."""
+    if factor is None or factor.dim() == 2:
+        return _times(gradient @ weight, factor)
+    by_gate = weight.unflatten(0, (factor.shape[-2], -1))
+    return _times(torch.einsum("bgo,goh->bgh", gradient.unflatten(-1, by_gate.shape[:2]), by_gate), factor).sum(-2)
+
+
+def _of_weight(gradient: Tensor, h: Tensor) -> Tensor:
+    """Gradient of the weight, all steps at once; h has one more axis where each gate reads its own."""
+    if h.dim() == gradient.dim():
+        return gradient.flatten(0, 1).T @ h.flatten(0, 1)
+    gates = gradient.unflatten(-1, (h.shape[-2], -1))
+    return torch.einsum("tbgo,tbgh->goh", gates, h).flatten(0, 1)
+
+
+def _derivatives_of_the_loop(inputs: tuple[Tensor, ...], factors: Sequence[Tensor | None], gradients: tuple[Tensor, ...]
+                             ) -> tuple[Tensor | None, ...]:
+    needed = [part if part.requires_grad else part.detach().requires_grad_() for part in inputs]
+    read, h, c, weight = needed
+    unit = torch.eye(read.shape[-1], dtype=read.dtype, device=read.device)     # the loop reads x, here x is read
+    output, last = loop("LSTM", read, (h, c), Weights(unit, weight), Noise(*factors))
+    return *torch.autograd.grad((output, *last), needed, gradients, create_graph=True), *(None for _ in factors)
