@@ -6,7 +6,7 @@ act in a step. :func:`loop` is the definition: it runs under every transform, wi
 knows no noise inside of a step, but a mask of zeros and ones that closes or opens a whole gate reaches it through the
 input: :func:`folded` appends the mask to x, and columns of large weights to ``W_ih``, which saturate the gate. Then the
 logistic function and its derivative are exactly 0 or 1, so that outputs and gradients are those of the loop.
-:class:`_LSTM` is for all other noise of an LSTM, and for large ones: the loop, with its backward written out, so that
+:func:`analytic` is for all other noise of an LSTM, and for large ones: the loop, with its backward written out, so that
 the products with the weights are one for all steps.
 """
 
