@@ -75,10 +75,11 @@ def run(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> t
     Returns:
         tuple[Tensor, State]: h after every step, (T, B, H), and the state after the last.
     """
-    if not is_eager(x) or in_forward_mode() or not x.shape[0]:
+    given = [part for part in noise if part is not None]
+    if not is_eager(x) or in_forward_mode() or not x.shape[0] or any(part.requires_grad for part in given):
         return loop(mode, x, state, weights, noise)
     is_large = mode == "LSTM" and weights.hh.shape[1] >= _LARGE and x.is_cpu
-    by_kernel = None if is_large and any(part is not None for part in noise) else folded(mode, x, state, weights, noise)
+    by_kernel = None if is_large and given else folded(mode, x, state, weights, noise)
     if by_kernel is not None:
         return by_kernel
     return analytic(x, state, weights, noise) if mode == "LSTM" else loop(mode, x, state, weights, noise)

@@ -119,6 +119,13 @@ def test_the_backward_that_is_written_out_is_that_of_the_loop(noise):
     same(everything(analytic, "LSTM", noise), everything(recurrence.loop, "LSTM", noise))
 
 
+def test_factors_that_are_learned_have_gradients():
+    x, state, weights = layer("LSTM")
+    factor = torch.rand(1, B, H, dtype=torch.float64, requires_grad=True)
+    recurrence.run("LSTM", x, state, weights, Noise(candidate=factor))[0].sum().backward()
+    assert factor.grad is not None and factor.grad.all()
+
+
 def test_forward_mode_runs_the_loop():
     x, state, weights = layer("LSTM")
 
