@@ -38,12 +38,14 @@
   const cited = ".cell[id]:has(.cell_output :is(div.math, mjx-container)), .proof[id], .exercise[id]";
   window.addEventListener("DOMContentLoaded", () => {
     for (const box of document.querySelectorAll(cited)) {
+      const place = box.querySelector(".admonition-title") ?? box.querySelector(".cell_output");
+      if (!place) continue;  // a proof, which belongs to its theorem
       const link = document.createElement("a");
       link.className = "headerlink permalink";
       link.href = `#${box.id}`;
       link.textContent = "#";
       link.setAttribute("aria-label", `Link to ${box.querySelector(".admonition-title")?.textContent.trim() ?? "this formula"}`);
-      (box.querySelector(".admonition-title") ?? box.querySelector(".cell_output")).append(link);
+      place.append(link);
     }
   });
 })();
