@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx import Proxy
 
 from dropoutlib.documentation import document
 
-__all__ = ["applies_noise", "boolean", "is_autocast", "is_differentiated", "is_eager", "is_recorded", "noise_pair",
-           "not_negative", "one_of", "positive", "positive_integer", "real", "refuse_noise", "require_broadcastable",
-           "require_callable", "require_features", "require_images", "require_jagged", "require_one_size",
-           "require_tensor", "unchanged"]
+__all__ = ["applies_noise", "boolean", "in_forward_mode", "is_autocast", "is_differentiated", "is_eager",
+           "is_recorded", "noise_pair", "not_negative", "one_of", "positive", "positive_integer", "real",
+           "refuse_noise", "require_broadcastable", "require_callable", "require_features", "require_images",
+           "require_jagged", "require_one_size", "require_tensor", "unchanged"]
 
 # torch has no public question for these (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -301,6 +302,11 @@ def is_eager(x: Tensor) -> bool:
     except RuntimeError:  # of the gradients of torch.autograd.grad(is_grads_batched=True)
         return False
     return not x.is_meta
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents; torch does not say of which, and Function finds out by itself."""
+    return bool(getattr(forward_ad, "_current_level", 0) >= 0)
 
 
 @document(real)

@@ -48,6 +48,7 @@ from sympy import (
 )
 from sympy.printing.codeprinter import CodePrinter, PrintMethodNotImplementedError
 
+from .plotting import BLUE, GREEN, ORANGE
 from .symbolic import number
 from .symbolic.notation import MOMENTS, plain
 
@@ -55,7 +56,7 @@ __all__ = ["MIME", "Figure", "Slider", "cloud", "curves", "network"]
 
 MIME = "application/vnd.vegalite.v5+json"       # the version that JupyterLab draws
 SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"      # a name, from which nothing is fetched
-COLOURS = ["#2f79c4", "#d2691e", "#3a8a4d"]     # of plotting: middling lightness, for light and dark pages
+COLOURS = [BLUE, ORANGE, GREEN]
 DASHES = [[1, 0], [7, 3], [2, 2]]
 STEPS = 200
 LARGEST_FACTORIAL = 170                         # the largest that a float holds

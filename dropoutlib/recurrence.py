@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropoutlib.arguments import is_eager
-from dropoutlib.kernels.cpu import in_forward_mode
+from dropoutlib.arguments import in_forward_mode, is_eager
 from dropoutlib.noise import select
 
 __all__ = ["GATES", "Noise", "State", "Weights", "analytic", "folded", "loop", "native", "run"]
@@ -162,8 +161,10 @@ def folded(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -
     Returns:
         tuple[Tensor, State] | None: as of the loop, or None where no gate does what the noise does.
     """
+    if any(part is not None and part.dtype is not torch.bool for part in noise):
+        return None
     gates = _GATES_THAT_FOLD[mode](noise)
-    if gates is None or any(mask.dtype is not torch.bool for mask, _ in gates):
+    if gates is None:
         return None
     if not gates:
         return native(mode, x, state, weights)
@@ -184,8 +185,7 @@ def _lstm_gates(noise: Noise) -> _Saturated | None:
     closed = (noise.candidate, "i"), (noise.cell, "if"), (noise.output, "o")
     if any(factor is not None for factor in (noise.state, noise.old_cell, noise.old_state)):
         return None
-    return [(~mask if mask.dtype is torch.bool else mask, dict.fromkeys(gates, -1)) for mask, gates in closed
-            if mask is not None]
+    return [(~mask, dict.fromkeys(gates, -1)) for mask, gates in closed if mask is not None]
 
 
 def _gru_gates(noise: Noise) -> _Saturated | None:

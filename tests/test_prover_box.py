@@ -26,13 +26,13 @@ from sphinx.util.docutils import docutils_namespace
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```\{prove-it\}\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
-FALSE = """\
+HEAD = """\
 from sympy import *
 from dropoutlib.symbolic import *
 p = symbols("p")
 m = Noise(Bernoulli("m", 1 - p))
-prove(Variance(m[1]/(1 - p)), p/(1 + p))
 """
+FALSE = HEAD + "prove(Variance(m[1]/(1 - p)), p/(1 + p))\n"
 
 
 def claims() -> Iterator[Any]:
@@ -73,7 +73,7 @@ def test_what_is_no_claim_is_told_apart(source: str, title: str, text: str) -> N
 @pytest.mark.parametrize(("line", "text"), [
     ("prove(1.5, 1.5)", "NotAClaim: 1.5"), ("prove(p, p, at=[])", "ValueError: at needs at least one point")])
 def test_what_the_language_does_not_admit_is_refused(line: str, text: str) -> None:
-    answer = prover_cell.answer(FALSE.replace("prove(Variance(m[1]/(1 - p)), p/(1 + p))", line))
+    answer = prover_cell.answer(HEAD + line)
     assert answer["verdict"] == "refused" and answer["text"].startswith(text)
 
 
@@ -84,7 +84,7 @@ def test_what_the_language_does_not_admit_is_refused(line: str, text: str) -> No
     ("disprove(p, p**2, {p: 2})", "shown", "Shown: a counterexample"),
 ])
 def test_only_what_was_proved_is_called_shown(line: str, verdict: str, title: str) -> None:
-    answer = prover_cell.answer(FALSE.replace("prove(Variance(m[1]/(1 - p)), p/(1 + p))", line))
+    answer = prover_cell.answer(HEAD + line)
     assert (answer["verdict"], answer["title"]) == (verdict, title)
 
 

@@ -223,7 +223,6 @@ SAME_LOOK = """() => {
   }
 }"""
 
-# What opened is measured by the scripts of the page in the next frames.
 # Everything that a page loads but its pictures and what moves, which may be embedded in it.
 WEIGHT = r"""() => {
   const pictures = document.documentElement.outerHTML.match(/data:image\/[a-z+]+;base64,[A-Za-z0-9+\/=\\\s]*/g) ?? [];
@@ -232,9 +231,10 @@ WEIGHT = r"""() => {
     .filter((file) => file.initiatorType !== "img" && !/\/vega\.js/.test(file.name));
   const total = files.reduce((sum, file) => sum + file.decodedBodySize, 0)
     - [...pictures, ...moving].reduce((sum, part) => sum + part.length, 0);
-  return total > LIMIT ? [`the page weighs ${(total / 1e6).toFixed(2)} MB without its pictures`] : [];
-}""".replace("LIMIT", "2_600_000")
+  return total > 2_600_000 ? [`the page weighs ${(total / 1e6).toFixed(2)} MB without its pictures`] : [];
+}"""
 
+# What opened is measured by the scripts of the page in the next frames.
 SETTLED = """() => new Promise((done) =>
   requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))"""
 
@@ -416,8 +416,7 @@ async def check_site(site: Path, only: str = "", screenshots: Path | None = None
     gate = asyncio.Semaphore(workers)
 
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=chromium(), args=ARGUMENTS)
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         contexts = {view: await new_context(browser, view) for view in VIEWS}
 
         async def check(name: str, view: View) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from check_pages import OVERFLOW, ROOT, SETTLED, VIEWS, View, accessibility, chromium, listen, new_context
+from check_pages import ARGUMENTS, OVERFLOW, ROOT, SETTLED, VIEWS, View, accessibility, chromium, listen, new_context
 from playwright.async_api import BrowserContext, Page, async_playwright
 
 WAIT = 300_000  # milliseconds; a busy machine is slow, not wrong
@@ -192,9 +192,7 @@ async def check(site: Path, name: str, screenshots: Path | None = None) -> tuple
     server = _Counted(site)
     address = f"http://127.0.0.1:{server.server_address[1]}/{name}"
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=chromium(),
-            args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"])
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         for view in VIEWS:
             context = await new_context(browser, view)
             page = await context.new_page()

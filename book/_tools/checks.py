@@ -45,11 +45,16 @@ def code_cells(notebook: NotebookNode) -> list[tuple[int, NotebookNode]]:
     return [(number, cell) for number, cell in enumerate(notebook.cells, start=1) if cell.cell_type == "code"]
 
 
+def markdown(notebook: NotebookNode) -> str:
+    """The Markdown of the cells."""
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
 def prose(notebook: NotebookNode) -> str:
     """The Markdown of the cells and of what the cells printed as Markdown."""
     printed = [output.data["text/markdown"] for _, cell in code_cells(notebook) for output in cell.outputs
                if "text/markdown" in output.get("data", {})]
-    return "\n\n".join([cell.source for cell in notebook.cells if cell.cell_type == "markdown"] + printed)
+    return "\n\n".join([markdown(notebook), *printed])
 
 
 # One notebook
@@ -185,6 +190,19 @@ def pages(root: Path) -> list[Path]:
     return sorted([*notebooks(root), *(root / "book").rglob("*.md")])
 
 
+def contents(root: Path) -> list[str]:
+    """The pages in the order of the table of contents, without ending: such as ``book/intro``."""
+    def entries(node: Any) -> Iterator[str]:
+        if isinstance(node, Mapping):
+            yield from (node[key] for key in ("root", "file") if key in node)
+            node = list(node.values())
+        if isinstance(node, list):
+            for child in node:
+                yield from entries(child)
+
+    return list(entries(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
+
+
 def page_prose(path: Path) -> str:
     """The Markdown of a page."""
     if path.suffix == ".ipynb":
@@ -205,19 +223,11 @@ def has_few_ignore_tags(root: Path) -> Messages:
 
 def is_in_contents(root: Path) -> Messages:
     """Every page is in the table of contents, once, and every entry is a page."""
-    def entries(node: Any) -> Iterator[str]:
-        if isinstance(node, Mapping):
-            yield from (node[key] for key in ("root", "file") if key in node)
-            node = list(node.values())
-        if isinstance(node, list):
-            for child in node:
-                yield from entries(child)
-
-    contents = list(entries(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
+    listed = contents(root)
     existing = {path.relative_to(root).with_suffix("").as_posix() for path in pages(root)}
-    yield from (f"_toc.yml: {entry} has no file" for entry in contents if entry not in existing)
-    yield from (f"{page} is in no table of contents" for page in sorted(existing - set(contents)))
-    yield from (f"_toc.yml: {entry} is there twice" for entry in sorted({e for e in contents if contents.count(e) > 1}))
+    yield from (f"_toc.yml: {entry} has no file" for entry in listed if entry not in existing)
+    yield from (f"{page} is in no table of contents" for page in sorted(existing - set(listed)))
+    yield from (f"_toc.yml: {entry} is there twice" for entry in sorted({e for e in listed if listed.count(e) > 1}))
 
 
 def has_whole_links(root: Path) -> Messages:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import checks
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
@@ -111,13 +111,16 @@ class Plain:
             label = LABEL.search(options)
             head = labels[label[1]] if label else NUMBERED[kind]
             return f"**{head}{f' ({title})' if title else ''}.** {body.strip()}"
-        boxes: dict[str, Callable[[], str]] = {
-            "prf:proof": lambda: f"*Proof.* {body.strip()}",
-            "solution-start": lambda: f"**Solution of {labels[title]}.**",
-            "solution-end": lambda: "",
-            "prove-it": lambda: f"```python\n{body.strip()}\n```",
-        }
-        return boxes[kind]()
+        match kind:
+            case "prf:proof":
+                return f"*Proof.* {body.strip()}"
+            case "solution-start":
+                return f"**Solution of {labels[title]}.**"
+            case "solution-end":
+                return ""
+            case "prove-it":
+                return f"```python\n{body.strip()}\n```"
+        raise ValueError(f"no plain Markdown for the directive {kind}")
 
     def _role(self, role: str, content: str, labels: dict[str, str]) -> str:
         if role.startswith("cite:"):
@@ -144,9 +147,7 @@ class Plain:
 
 def title(page: Path) -> str:
     """The first heading of a page."""
-    text = page.read_text(encoding="utf-8") if page.suffix == ".md" else "\n".join(
-        cell.source for cell in nbformat.read(page, 4).cells if cell.cell_type == "markdown")
-    return re.search(r"^# (.*)$", text, re.MULTILINE)[1]  # type: ignore[index]
+    return re.search(r"^# (.*)$", checks.page_prose(page), re.MULTILINE)[1]  # type: ignore[index]
 
 
 def _colab(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:

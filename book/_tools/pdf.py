@@ -17,10 +17,9 @@ import sys
 from pathlib import Path
 
 import check_pages
-import yaml
+import checks
 from playwright.async_api import Browser, async_playwright
 from pypdf import PdfWriter
-from sphinx_external_toc.parsing import parse_toc_data
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = """async (root) => {
@@ -36,24 +35,6 @@ READY = """async (root) => {
   }
   return document.querySelector("h1").firstChild.textContent;
 }"""
-
-
-def pages(root: Path) -> list[str]:
-    """The pages of the book in the order of the table of contents, without ending.
-
-    Args:
-        root: folder of ``_toc.yml``.
-
-    Returns:
-        list[str]: such as ``book/intro``.
-    """
-    sitemap = parse_toc_data(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8")))
-
-    def below(name: str) -> list[str]:
-        items = [str(item) for tree in sitemap[name].subtrees for item in tree.items]
-        return [name, *(page for item in items for page in below(item))]
-
-    return below(sitemap.root.docname)
 
 
 async def printed(browser: Browser, root: str, name: str) -> tuple[str, bytes]:
@@ -92,7 +73,7 @@ def main() -> int:
     parser.add_argument("pdf", nargs="?", type=Path, help="the file to write, dropout_proved.pdf in the site if none")
     options = parser.parse_args()
     target = options.pdf or options.site / "dropout_proved.pdf"
-    asyncio.run(write(options.site.resolve(), target, pages(ROOT)))
+    asyncio.run(write(options.site.resolve(), target, checks.contents(ROOT)))
     print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
     return 0
 

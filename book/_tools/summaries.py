@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import checks
 import nbformat
-import yaml
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
@@ -21,17 +21,13 @@ SUMMARY = re.compile(r"^## Summary\n(.*?)(?=^Read on|^#|\Z)", re.DOTALL | re.MUL
 
 def summary(notebook: Path) -> str:
     """What a chapter says in its summary, as Markdown; empty if it has none."""
-    cells = nbformat.read(notebook, 4).cells
-    prose = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    found = SUMMARY.search(prose)
+    found = SUMMARY.search(checks.markdown(nbformat.read(notebook, 4)))
     return found[1].strip() if found else ""
 
 
 def chapters(root: Path, folder: str) -> list[str]:
     """The chapters of a folder, without ending, in the order of the table of contents."""
-    contents = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    files = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
-    return [file for file in files if Path(file).parent == Path(folder)]
+    return [page for page in checks.contents(root) if Path(page).parent == Path(folder)]
 
 
 class Summaries(SphinxDirective):

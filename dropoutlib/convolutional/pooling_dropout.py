@@ -218,9 +218,9 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
                  p: float = 0.5, inference: Literal["expected", "scaled"] = "expected") -> None:
         super().__init__(Bernoulli(p).p)
         _check_inference(inference)
-        Windows(self._axes, kernel_size, stride, padding, dilation, ceil_mode)  # refuses bad ones
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.dilation, self.ceil_mode, self.inference = padding, dilation, ceil_mode, inference
+        _ = self._windows  # refuses bad ones
 
     @property
     def _windows(self) -> Windows:  # of the attributes as they are now: torch's pools follow them, too
@@ -385,9 +385,9 @@ class _AvgPoolDropout(NoisyLayer, _DropoutNd):
                  padding: int | tuple[int, ...] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                  p: float = 0.5) -> None:
         super().__init__(Bernoulli(p).p)
-        Windows(self._axes, kernel_size, stride, padding, 1, ceil_mode)  # refuses bad ones
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.ceil_mode = padding, ceil_mode
+        _ = self._windows  # refuses bad ones
         self.count_include_pad = boolean("count_include_pad", count_include_pad)
 
     @property
@@ -558,9 +558,9 @@ class StochasticPool2d(NoisyLayer):
     def __init__(self, kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...] | None = None,
                  padding: int | tuple[int, ...] = 0, ceil_mode: bool = False) -> None:
         super().__init__()
-        Windows(2, kernel_size, stride, padding, 1, ceil_mode)  # refuses bad ones
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.ceil_mode = padding, ceil_mode
+        _ = self._windows  # refuses bad ones
 
     @property
     def _windows(self) -> Windows:

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from dropoutlib.arguments import is_eager
+from dropoutlib.arguments import in_forward_mode, is_eager
 
-__all__ = ["Selector", "apply_mask", "can_apply_mask", "can_draw_mask", "draw_mask", "in_forward_mode"]
+__all__ = ["Selector", "apply_mask", "can_apply_mask", "can_draw_mask", "draw_mask"]
 
 _CHUNK = 1 << 16  # elements; the random words of a chunk stay in the cache
 _SMALLEST = 3 << 11  # elements; below, the plain expressions cost less than the calls made here
@@ -26,11 +25,6 @@ _ROW = 256  # elements; from here on the rows that share a draw are scaled as ro
 _PLACES = torch.tensor([[1], [2], [4], [8], [16], [32], [64], [-128]], dtype=torch.int8, device="cpu")  # bits of a byte
 _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def in_forward_mode() -> bool:
-    """Whether tensors may carry tangents; torch does not say of which, and Function finds out by itself."""
-    return bool(getattr(forward_ad, "_current_level", 0) >= 0)
 
 
 def can_draw_mask(x: Tensor) -> bool:
