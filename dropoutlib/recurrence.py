@@ -12,7 +12,7 @@ the products with the weights are one for all steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -27,6 +27,7 @@ __all__ = ["GATES", "Noise", "State", "Weights", "analytic", "folded", "loop", "
 State: TypeAlias = tuple[Tensor, ...]       # h, and c of an LSTM, each (B, H)
 GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}      # in the order of torch's weights
 _LARGE = 192    # units; from here on the wider input of a folded mask costs more than calls on the CPU
+_IN_CACHE = 2**16   # numbers of a block of steps whose slopes are computed at once
 _SATURATED = 1e4    # sigmoid(-1e4) is 0 and sigmoid(1e4) is 1, in every precision, and so is not far below
 
 
@@ -117,8 +118,7 @@ def _read(h: Tensor, weights: Weights, factor: Tensor | None) -> Tensor:
     """What the gates read of h."""
     if factor is None or factor.dim() == 2:
         return F.linear(_times(h, factor), weights.hh, weights.bias_hh)
-    by_gate = weights.hh.unflatten(0, (factor.shape[-2], -1))
-    read = torch.einsum("bgh,goh->bgo", _times(h.unsqueeze(-2), factor), by_gate).flatten(-2)
+    read = _by_its_gate(_times(h.unsqueeze(-2), factor), weights.hh)
     return read if weights.bias_hh is None else read + weights.bias_hh
 
 
@@ -207,7 +207,11 @@ def analytic(x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[T
 
 
 class _LSTM(torch.autograd.Function):
-    """An LSTM from what its gates have read of x: the steps of :func:`loop`, without a graph of them."""
+    """An LSTM from what its gates have read of x: the steps of :func:`loop`, without a graph of them.
+
+    A step of a small network takes as long as its calls do, so all views are made before the first step, and results
+    are written where they stay.
+    """
 
     @staticmethod
     def forward(ctx: Any, read: Tensor, h: Tensor, c: Tensor, weight: Tensor, *factors: Tensor | None
@@ -215,18 +219,24 @@ class _LSTM(torch.autograd.Function):
         steps, width, start = len(read), h.shape[-1], (h, c)
         gates, tanh_c = torch.empty_like(read), read.new_empty(steps, *h.shape)
         all_h, all_c = (torch.cat([part[None], part.new_empty(steps, *part.shape)]) for part in (h, c))
-        by_step = zip(read.unbind(), gates.unbind(), tanh_c.unbind(), all_h[1:].unbind(), all_c[1:].unbind(),
-                      _noises(factors, steps), strict=True)
-        for read_t, gate, tanh, next_h, next_c, noise in by_step:
-            torch.add(read_t, _read(h, Weights(weight, weight), noise.state), out=gate)
-            i, f, g, o = gate.chunk(4, -1)
-            gate[..., :2 * width].sigmoid_()
+        noises = _noises(_ready(factors), steps)
+        for read_t, gate, i_and_f, (i, f, g, o), tanh, next_h, next_c, noise in zip(
+                read.unbind(), gates.unbind(), gates[..., :2 * width].unbind(), _by_gate(gates), tanh_c.unbind(),
+                all_h[1:].unbind(), all_c[1:].unbind(), noises, strict=True):
+            if noise.state is None or noise.state.dim() == 2:
+                torch.addmm(read_t, h if noise.state is None else _drop_(h.clone(), noise.state), weight.T, out=gate)
+            else:
+                seen = _drop_(h.unsqueeze(1).repeat(1, 4, 1), noise.state)
+                torch.add(read_t, _by_its_gate(seen, weight), out=gate)
+            i_and_f.sigmoid_()
             g.tanh_()
             o.sigmoid_()
-            new = _times(torch.addcmul(f * c, i, _times(g, noise.candidate)), noise.cell)
-            torch.tanh(new, out=tanh)
-            h = next_h.copy_(_kept(h, _times(o * tanh, noise.output), noise.old_state))
-            c = next_c.copy_(_kept(c, new, noise.old_cell))
+            candidate = g if noise.candidate is None else _drop_(g.clone(), noise.candidate)
+            torch.mul(f, c, out=next_c).addcmul_(i, candidate)
+            torch.tanh(_drop_(next_c, noise.cell), out=tanh)
+            torch.mul(o, tanh, out=next_h)
+            _drop_(next_h, noise.output)
+            h, c = _keep_(next_h, h, noise.old_state), _keep_(next_c, c, noise.old_cell)
         ctx.save_for_backward(read, *start, weight, gates, tanh_c, all_h, all_c, *factors)
         return all_h[1:], h.clone(), c.clone()
 
@@ -236,30 +246,73 @@ class _LSTM(torch.autograd.Function):
         if torch.is_grad_enabled():  # a derivative of this derivative will be asked for: that of the loop
             return _derivatives_of_the_loop((read, first_h, first_c, weight), factors, (of_output, of_h, of_c))
         steps, width = len(read), of_h.shape[-1]
-        slopes = gates * (1 - gates)
-        slopes[..., 2 * width:3 * width] = 1 - gates[..., 2 * width:3 * width].square()
-        through_tanh = gates[..., 3 * width:] * (1 - tanh_c.square())
-        of_gates = torch.empty_like(gates)
-        by_step = zip(of_output.unbind(), gates.unbind(), slopes.unbind(), tanh_c.unbind(), through_tanh.unbind(),
-                      all_c[:-1].unbind(), of_gates.unbind(), _noises(factors, steps), strict=True)
-        for given, gate, slope, tanh, through, c, of_gate, noise in reversed(list(by_step)):
-            i, f, g, _ = gate.chunk(4, -1)
-            of_h, of_old_h = _shares(of_h + given, noise.old_state)
-            of_c, of_old_c = _shares(of_c, noise.old_cell)
-            of_h = _times(of_h, noise.output)
-            of_c = _times(torch.addcmul(of_c, of_h, through), noise.cell)
-            of_i, of_f, of_g, of_o = of_gate.chunk(4, -1)
-            torch.mul(of_c, _times(g, noise.candidate), out=of_i)
-            torch.mul(of_c, c, out=of_f)
-            torch.mul(_times(of_c, noise.candidate), i, out=of_g)
-            torch.mul(of_h, tanh, out=of_o)
-            of_gate.mul_(slope)
-            of_c = of_c * f if of_old_c is None else torch.addcmul(of_old_c, of_c, f)
-            of_h = _of_read(of_gate, weight, noise.state)
-            of_h = of_h if of_old_h is None else of_h + of_old_h
+        ready = _ready(factors)
+        candidate = Noise(*ready).candidate
+        noises, of_gates = _noises(ready, steps), torch.empty_like(gates)
+        block = max(1, _IN_CACHE // gates[0].numel())
+        for start in range(steps - 1 - (steps - 1) % block, -1, -block):
+            here = slice(start, start + block)
+            masks = candidate if candidate is None or len(candidate) == 1 else candidate[here]
+            through = _slopes_(of_gates[here], gates[here], tanh_c[here], all_c[:-1][here], masks)
+            by_step = zip(
+                of_output[here].unbind(), gates[here, ..., width:2 * width].unbind(), through.unbind(),
+                of_gates[here].unbind(), of_gates[here, ..., :3 * width].unflatten(-1, (3, width)).unbind(),
+                of_gates[here, ..., 3 * width:].unbind(), noises[here], strict=True)
+            for given, f, of_tanh, of_gate, of_ifg, of_o, noise in reversed(list(by_step)):
+                of_h, of_old_h = _shares(of_h + given, noise.old_state)
+                of_c, of_old_c = _shares(of_c, noise.old_cell)
+                _drop_(of_h, noise.output)
+                of_c = _drop_(torch.addcmul(of_c, of_h, of_tanh), noise.cell)
+                of_ifg.mul_(of_c.unsqueeze(1))
+                of_o.mul_(of_h)
+                of_c = of_c * f if of_old_c is None else of_old_c.addcmul_(of_c, f)
+                of_h = _of_read(of_gate, weight, noise.state)
+                of_h = of_h if of_old_h is None else of_h.add_(of_old_h)
         before = _times(all_h[:-1] if factors[0] is None or factors[0].dim() < 4 else all_h[:-1, :, None], factors[0])
         of_weight = _of_weight(of_gates, before)
         return of_gates, of_h, of_c, of_weight, *(None for _ in factors)
+
+
+def _slopes_(of_gates: Tensor, gates: Tensor, tanh_c: Tensor, c: Tensor, candidate: Tensor | None) -> Tensor:
+    """Writes what the gradients of c and of h are multiplied with on their way to the gates, returns h's way to c."""
+    to_i, to_f, to_g, to_o = of_gates.chunk(4, -1)
+    i, f, g, o = gates.chunk(4, -1)
+    torch.ops.aten.sigmoid_backward(g if candidate is None else _drop_(g.clone(), candidate), i, grad_input=to_i)
+    torch.ops.aten.sigmoid_backward(c, f, grad_input=to_f)
+    torch.ops.aten.tanh_backward(i, g, grad_input=to_g)
+    _drop_(to_g, candidate)
+    torch.ops.aten.sigmoid_backward(tanh_c, o, grad_input=to_o)
+    return torch.ops.aten.tanh_backward(o, tanh_c)
+
+
+def _by_gate(gates: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    return zip(*(gate.unbind() for gate in gates.chunk(4, -1)), strict=True)
+
+
+def _ready(factors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """A mask of what is dropped for one of what is kept; old parts stay as they are, and so do factors."""
+    kept = len(Noise._fields) - 2
+    return [~factor if factor is not None and factor.dtype is torch.bool and place < kept else factor
+            for place, factor in enumerate(factors)]
+
+
+def _drop_(value: Tensor, factor: Tensor | None) -> Tensor:
+    """In place, by what :func:`_ready` gives."""
+    if factor is None:
+        return value
+    return value.masked_fill_(factor, 0) if factor.dtype is torch.bool else value.mul_(factor)
+
+
+def _keep_(new: Tensor, old: Tensor, keep: Tensor | None) -> Tensor:
+    """In place in ``new``."""
+    if keep is None:
+        return new
+    return torch.where(keep, old, new, out=new) if keep.dtype is torch.bool else new.lerp_(old, keep.expand_as(new))
+
+
+def _by_its_gate(h: Tensor, weight: Tensor) -> Tensor:
+    """What the gates read where each reads its own h, (B, gates, H)."""
+    return torch.einsum("bgh,goh->bgo", h, weight.unflatten(0, (h.shape[-2], -1))).flatten(-2)
 
 
 def _noises(factors: Sequence[Tensor | None], steps: int) -> list[Noise]:
@@ -270,16 +323,16 @@ def _shares(gradient: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | Non
     """Of the gradient of a state, what its new value gets and what the old one gets."""
     if keep is None:
         return gradient, None
-    old = _times(gradient, keep)
+    old = gradient * keep
     return gradient - old, old
 
 
 def _of_read(gradient: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
-    """Gradient of h from that of what the gates read of it, as in :func:`_read`."""
+    """Gradient of h from that of what the gates read of it, as in :func:`_read`; noise as in :func:`_ready`."""
     if factor is None or factor.dim() == 2:
-        return _times(gradient @ weight, factor)
+        return _drop_(gradient @ weight, factor)
     by_gate = weight.unflatten(0, (factor.shape[-2], -1))
-    return _times(torch.einsum("bgo,goh->bgh", gradient.unflatten(-1, by_gate.shape[:2]), by_gate), factor).sum(-2)
+    return _drop_(torch.einsum("bgo,goh->bgh", gradient.unflatten(-1, by_gate.shape[:2]), by_gate), factor).sum(-2)
 
 
 def _of_weight(gradient: Tensor, h: Tensor) -> Tensor:
