@@ -14,21 +14,27 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import dropoutlib
 from dropoutlib import DropConnectLinear
 from dropoutlib.functional import dropout, gaussian_dropout, max_pool_dropout2d, spatial_dropout2d
 
-__all__ = ["dropconnect_table", "main", "maps_table", "measure", "table"]
+__all__ = ["dropconnect_table", "main", "maps_table", "measure", "recurrent_table", "table"]
 
 Function = Callable[[Tensor], Tensor]
 _SECONDS = 2e-3  # of repetitions that one timing covers, so that the clock's own resolution does not matter
 _EXPONENTS = (8, 10, 12, 13, 14, 16, 18, 20)
 _MAPS = ((32, 64, 32, 32), (128, 32, 16, 16), (16, 64, 56, 56))
+_SEQUENCES = ((100, 64, 256), (100, 16, 64))
+_RECURRENT = ("RNNDropLSTM", "RecurrentDropoutLSTM", "VariationalLSTM", 'VariationalLSTM(gates="untied")',
+              "ZoneoutLSTM", "WeightDropLSTM", "RecurrentDropoutGRU", "VariationalGRU",
+              'VariationalGRU(gates="untied")', "ZoneoutGRU", "WeightDropGRU")
 _ROWS = ("Dropout, p = 0.5", "Dropout, p = 0.3", "Gaussian dropout, p = 0.5", "x * 2")
 
 
@@ -189,6 +195,63 @@ def maps_table(device: str = "cpu", shapes: Sequence[tuple[int, ...]] = _MAPS, r
                       "", *_markdown(["measured against", "maps", "p", "milliseconds", "times as fast"], rows)])
 
 
+def recurrent_table(device: str = "cpu", sizes: Sequence[tuple[int, int, int]] = _SEQUENCES, rounds: int = 7) -> str:
+    """Compares recurrent layers with torch's own, and with a loop over its cells as one writes it.
+
+    Args:
+        device: where the tensors lie.
+        sizes: steps, batch and units; there are as many features.
+        rounds: how often each variant is timed; the variants take turns.
+
+    Returns:
+        A Markdown table under a line that says where it was measured.
+    """
+    found: dict[str, list[str]] = {}
+    for steps, batch, units in sizes:
+        x = torch.randn(steps, batch, units, device=device, requires_grad=True)
+        for kind in ("LSTM", "GRU"):
+            layers: dict[str, torch.nn.Module] = {f"`nn.{kind}`": getattr(torch.nn, kind)(units, units, device=device),
+                                                  f"loop over `nn.{kind}Cell`": _CellLoop(kind, units, device)}
+            layers |= {f"`{name}`": getattr(dropoutlib, name.partition("(")[0])(
+                units, units, device=device, **({"gates": "untied"} if "(" in name else {}))
+                for name in _RECURRENT if kind in name}
+            timers = {name: _timer(partial(_output_of, layer), x, list(layer.parameters()))
+                      for name, layer in layers.items()}
+            seconds = _in_turn(timers, rounds, f"{kind}, {steps} steps, batch {batch}, {units} units")
+            for name, times in seconds.items():
+                of_torch = seconds[f"`nn.{kind}`"]
+                found.setdefault(name, []).extend([_milliseconds(times), f"{_ratio(times, of_torch):.2f}"])
+    heads = [part for steps, batch, units in sizes
+             for part in (f"T = {steps}, B = {batch}, H = {units}: ms", "times torch's time")]
+    return "\n".join([f"{_where(device)}; forward and backward, float32, one layer, masks drawn in each call.", "",
+                      *_markdown(["", *heads], [[name, *cells] for name, cells in found.items()])])
+
+
+def _output_of(layer: torch.nn.Module, x: Tensor) -> Tensor:
+    output: Tensor = layer(x)[0]
+    return output
+
+
+class _CellLoop(torch.nn.Module):
+    """What one writes for a mask that acts at every step: on the state that the cell of torch reads."""
+
+    def __init__(self, kind: str, units: int, device: str) -> None:
+        super().__init__()
+        self.cell = getattr(torch.nn, f"{kind}Cell")(units, units, device=device)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = c = x.new_zeros(x.shape[1:])
+        keep = torch.empty_like(h).bernoulli_(0.5) / 0.5
+        outputs = []
+        for x_t in x:
+            if isinstance(self.cell, torch.nn.LSTMCell):
+                h, c = self.cell(x_t, (h * keep, c))
+            else:
+                h = self.cell(x_t, h * keep)
+            outputs.append(h)
+        return torch.stack(outputs), h
+
+
 def _pairs_on_maps(p: float) -> dict[str, tuple[Function, Function]]:
     def drop(x: Tensor) -> Tensor:
         return x * torch.empty_like(x, requires_grad=False).bernoulli_(1 - p)
@@ -245,10 +308,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dropconnect", action="store_true", help="compare DropConnect instead, in a table of its own")
     parser.add_argument("--maps", action="store_true", help="compare layers on feature maps instead")
     parser.add_argument("--output", type=Path, help="write the table to this file, with the command that made it")
+    parser.add_argument("--recurrent", action="store_true", help="compare recurrent layers instead")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.dropconnect:
         text = dropconnect_table(options.device)
+    elif options.recurrent:
+        text = recurrent_table(options.device)
     elif options.maps:
         text = maps_table(options.device)
     else:

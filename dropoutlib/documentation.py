@@ -48,6 +48,24 @@ WORDS = {
     "out_features": "out_features: size of each output.",
     "device": "device: where the parameters lie.",
     "dtype": "dtype: type of the parameters.",
+    # Recurrent networks.
+    "input_size": "input_size: number of features of a step.",
+    "hidden_size": "hidden_size: number of units of a layer.",
+    "num_layers": "num_layers: number of layers, one above the other.",
+    "bias_too": "bias: whether biases are added.",
+    "batch_first": "batch_first: whether the batch is the first axis of input and output, in front of time.",
+    "between": "dropout: probability of dropping between layers, at every step anew, as torch's own does.",
+    "bidirectional": "bidirectional: whether a second direction reads from the end.",
+    "proj_size": "proj_size: has to be 0; it keeps the order of torch's arguments.",
+    "like_torch": "{input_size} {hidden_size} {num_layers} {bias_too} {batch_first} {between} {bidirectional} "
+                  "{proj_size}",
+    "recurrent_shape": "As for torch's own. {given} Here K is ``num_layers``, doubled by ``bidirectional``, in torch's "
+                       "order of states; steps are counted as a direction reads them. With ``dropout`` between layers "
+                       "the noise is a pair, of this and of keep masks ``(num_layers - 1, T, B, features)``.",
+    "bad_sizes": "ValueError: {bad_p}, if ``dropout`` is not, if a size is less than 1, or ``proj_size`` is not 0.\n"
+                 "TypeError: if an argument is of another type.",
+    "stays_plain": "In evaluation it is torch's own, whose trained weights load and mean the same; "
+                   "the evaluated layer exports.",
     # Pools.
     "pooled": "``input``: {the_input} The output has the shape that torch's pooling gives it. {given}",
     "overlap": "\n\nOverlapping windows share masks, so their outputs are correlated.",

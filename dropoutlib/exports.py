@@ -28,14 +28,24 @@ from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .layer import NoisyLayer
 from .methods import catalogue
 from .moments import JointMoments, Moments
+from .recurrent.embedding_dropout import EmbeddingDropout, LockedDropout
+from .recurrent.recurrent_dropout import RecurrentDropoutGRU, RecurrentDropoutLSTM
+from .recurrent.rnndrop import RNNDropLSTM
+from .recurrent.variational_rnn import VariationalGRU, VariationalLSTM, VariationalNoise
+from .recurrent.weight_drop import WeightDropGRU, WeightDropLSTM
+from .recurrent.zoneout import ZoneoutGRU, ZoneoutLSTM, ZoneoutNoise
+from .recurrent_network import StackNoise
 from .surgery import audit, replace
 
-__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d",
-           "Cutout", "DropConnectLinear", "Dropout", "FastDropoutLinear", "GaussianDropout", "MaxDrop", "MaxNorm",
-           "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d", "NoisyLayer", "SpatialDropout1d",
-           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
-           "VariationalDropoutLinear", "WeightScalingDropout", "audit", "catalogue", "functional", "kl_divergence",
+__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d", "Cutout",
+           "DropConnectLinear", "Dropout", "EmbeddingDropout", "FastDropoutLinear", "GaussianDropout", "LockedDropout",
+           "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d", "NoisyLayer",
+           "RNNDropLSTM", "RecurrentDropoutGRU", "RecurrentDropoutLSTM", "SpatialDropout1d", "SpatialDropout2d",
+           "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
+           "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM",
+           "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "audit", "catalogue", "functional", "kl_divergence",
            "max_norm_", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
-torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, Moments, JointMoments])
+torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,
+                                      Moments, JointMoments])

@@ -33,12 +33,13 @@ from .dense.variational_dropout import variational_dropout_linear
 from .foundations.max_norm import max_norm_
 from .foundations.standard_dropout import dropout, weight_scaling_dropout
 from .layer import draw
+from .recurrent.embedding_dropout import embedding_dropout, locked_dropout
 
 __all__ = ["avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d", "concrete_dropout", "concrete_dropout2d",
-           "cutout", "draw", "drop_connect_linear", "dropout", "fast_dropout_linear", "gaussian_dropout", "max_drop",
-           "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "spatial_dropout1d",
-           "spatial_dropout2d", "spatial_dropout3d", "standout_linear", "stochastic_pool2d", "stochastic_rate_dropout",
-           "variational_dropout_linear", "weight_scaling_dropout"]
+           "cutout", "draw", "drop_connect_linear", "dropout", "embedding_dropout", "fast_dropout_linear",
+           "gaussian_dropout", "locked_dropout", "max_drop", "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d",
+           "max_pool_dropout3d", "spatial_dropout1d", "spatial_dropout2d", "spatial_dropout3d", "standout_linear",
+           "stochastic_pool2d", "stochastic_rate_dropout", "variational_dropout_linear", "weight_scaling_dropout"]
 
 for _name in __all__:
     wrap(_name)

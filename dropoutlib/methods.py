@@ -30,12 +30,12 @@ class Layer:
 
     Attributes:
         name: its public name.
-        function: the function behind it, in :mod:`dropoutlib.functional`.
+        function: the function behind it, in :mod:`dropoutlib.functional`; None where the layer is all there is.
         rate: how the probability of dropping is set: ``"assigned"`` (an attribute ``p``), ``"learned"``, ``"drawn"``,
             computed from the ``"input"``, or ``"none"`` where there is none.
         law: ``"discrete"``, ``"continuous"``, or a ``"place"`` on a map; ``"none"`` where nothing is drawn.
         site: what shares no draw with its neighbours: an ``"element"``, ``"map"``, ``"window"``, ``"weight"``,
-            ``"unit"`` or ``"image"``.
+            ``"unit"``, ``"image"``, ``"word"``, ``"feature"`` of a sequence, or the ``"state"`` of a recurrent layer.
         has_weights: whether it computes with weights, its own or those of a layer that it wraps.
         replaces: class of :mod:`torch.nn` in whose place it stands.
         stands_for_dropout: whether it stands for dropout *and* the layer behind it: no other dropout goes before it.
@@ -43,10 +43,10 @@ class Layer:
     """
 
     name: str
-    function: str
+    function: str | None
     rate: Literal["assigned", "learned", "drawn", "input", "none"]
     law: Literal["discrete", "continuous", "place", "none"]
-    site: Literal["element", "map", "window", "weight", "unit", "image"]
+    site: Literal["element", "map", "window", "weight", "unit", "image", "word", "feature", "state"]
     has_weights: bool = False
     replaces: str | None = None
     stands_for_dropout: bool = False
@@ -490,6 +490,154 @@ _ROWS = (
                  "noise](/book/convolutional/stochastic_rate_dropout.ipynb#more-noise-than-at-the-average-rate) than "
                  "at the average rate, and masks that are uncorrelated but dependent. *Measured here*: nothing. "
                  "*Literature*: {cite:t}`park2016analysis`.",
+    ),
+    Method(
+        name="rnndrop",
+        title="RNNDrop",
+        part="recurrent",
+        summary="Units of an LSTM's cell are set to zero with probability p, for all steps of a sequence.",
+        site="cell of an LSTM",
+        law="raw Bernoulli keep mask, 1 with probability 1 - p; h is divided by 1 - p where it leaves the recursion of "
+            "the cell",
+        sharing="time: one mask for every unit of every sequence",
+        test_rule="identity",
+        references={"moon2015rnndrop": ""},
+        facts=(Layer("RNNDropLSTM", None, "assigned", "discrete", "state", has_weights=True, replaces="LSTM"),),
+        used_by="speech recognition; without the name in AllenNLP's `AugmentedLstm`, which masks h and returns another "
+                "cell",
+        use="In an LSTM that has to remember over many steps, where fewer units at a time are enough.",
+        avoid="In a GRU, which has no cell. With a mask drawn anew at every step, or divided by 1 - p inside of the "
+              "cell: the one forgets, the other explodes.",
+        first="p = 0.2 to 0.5.",
+        evidence="*Proved*: with gates held fixed, [one factor](/book/recurrent/rnndrop.ipynb"
+                 "#one-factor-for-a-memory-of-any-age) however long the sequence, and [the exact test rule]"
+                 "(/book/recurrent/rnndrop.ipynb#the-test-rule). *Measured here*: [how much a trained network still "
+                 "depends on old inputs](/book/recurrent/rnndrop.ipynb#what-it-does-in-practice); not whether it gets "
+                 "better. *Literature*: {cite:t}`moon2015rnndrop`.",
+    ),
+    Method(
+        name="recurrent_dropout",
+        title="Recurrent dropout",
+        part="recurrent",
+        summary="What a step adds to the memory is set to zero with probability p; the memory itself stays.",
+        site="update of the cell of an LSTM (candidate g), or of the state of a GRU (candidate n)",
+        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
+        sharing="none: another mask at every step (`sharing=\"sequence\"`: time)",
+        test_rule="identity",
+        references={"semeniuta2016recurrent": ""},
+        facts=tuple(Layer(f"RecurrentDropout{kind}", None, "assigned", "discrete", "state", has_weights=True,
+                          replaces=kind) for kind in ("LSTM", "GRU")),
+        used_by="language models and speech recognition; TensorFlow's `LayerNormBasicLSTMCell`",
+        use="As the first noise inside of a recurrent layer: it keeps memories, and its test rule is simple.",
+        avoid="On the whole cell instead of the update: then memories are lost as (1 - p) to the power of their age. "
+              "Under the name of Keras' `recurrent_dropout`, which is another method.",
+        first="p = 0.25; per sequence less, because there the noise does not average out.",
+        evidence="*Proved*: with gates held fixed, [the mean](/book/recurrent/recurrent_dropout.ipynb"
+                 "#the-mean-one-factor-for-a-memory-of-any-age) of memories of any age, and [the noise]"
+                 "(/book/recurrent/recurrent_dropout.ipynb#the-noise-per-step-and-per-sequence) over time. *Measured "
+                 "here*: [the noise in a trained network](/book/recurrent/recurrent_dropout.ipynb"
+                 "#what-it-does-in-practice), not whether it gets better. *Literature*: "
+                 "{cite:t}`semeniuta2016recurrent`.",
+    ),
+    Method(
+        name="variational_rnn",
+        title="Variational recurrent network",
+        part="recurrent",
+        summary="Inputs and states are read through masks that are drawn once for a sequence and stay for all its "
+                "steps.",
+        site="inputs, states read by the gates, and outputs",
+        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
+        sharing="time; tied: gates as well",
+        test_rule="identity: the mean weights; or Monte Carlo",
+        references={"gal2016theoretically": ""},
+        facts=tuple(Layer(f"Variational{kind}", None, "assigned", "discrete", "state", has_weights=True,
+                          replaces=kind) for kind in ("LSTM", "GRU")),
+        used_by="Keras (`recurrent_dropout` of its recurrent layers); language models",
+        use="Where predictions are averaged over masks, and where an input should be missing for a whole sequence.",
+        avoid="With masks drawn anew at every step. With the test rule taken for the mean of the network, which it is "
+              "not.",
+        first="p = 0.2 for inputs and states.",
+        evidence="*Proved*: [what the test rule misses](/book/recurrent/variational_rnn.ipynb#one-mask-in-a-recursion) "
+                 "of a linear network. *Measured here*: [gaps of up to 0.5](/book/recurrent/variational_rnn.ipynb#the-"
+                 "test-rule-is-not-the-mean) between test rule and mean; on digits [an average of passes was not "
+                 "better](/book/recurrent/variational_rnn.ipynb#what-it-does-in-practice) than the test rule. "
+                 "*Literature*: {cite:t}`gal2016theoretically`.",
+    ),
+    Method(
+        name="zoneout",
+        title="Zoneout",
+        part="recurrent",
+        summary="A unit of the state keeps its old value, with probability p, instead of taking the new one.",
+        site="state and cell",
+        law="Bernoulli mask between the old value and the new one, old with probability p",
+        sharing="none: another mask at every step",
+        test_rule="the mean of old and new, p times the one and 1 - p times the other",
+        references={"krueger2017zoneout": ""},
+        facts=tuple(Layer(f"Zoneout{kind}", None, "assigned", "discrete", "state", has_weights=True,
+                          replaces=kind) for kind in ("LSTM", "GRU")),
+        used_by="speech synthesis (Tacotron 2); character-level language models",
+        use="As noise that does not shorten the memory: a unit that is kept passes state and gradient on unchanged.",
+        avoid="With large rates for h: the output lags behind the input. For long gradients alone: a larger bias of "
+              "the forget gate gives them without noise.",
+        first="0.5 for the cell and 0.05 for h.",
+        evidence="*Proved*: mean and variance [of a step](/book/recurrent/zoneout.ipynb#one-step) and [of the cell "
+                 "over time](/book/recurrent/zoneout.ipynb#the-cell-over-time). *Measured here*: [how far gradients "
+                 "reach](/book/recurrent/zoneout.ipynb#what-it-does-in-practice) before training. *Literature*: "
+                 "{cite:t}`krueger2017zoneout`.",
+    ),
+    Method(
+        name="weight_drop",
+        title="Weight drop",
+        part="recurrent",
+        summary="Recurrent weights are set to zero with probability p, with one mask for all steps and examples of a "
+                "call.",
+        site="recurrent weights (`weight_hh`)",
+        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
+        sharing="time and batch: one mask for a call",
+        test_rule="identity: the mean weights",
+        references={"merity2018regularizing": "section 2"},
+        facts=tuple(Layer(f"WeightDrop{kind}", None, "assigned", "discrete", "weight", has_weights=True,
+                          replaces=kind) for kind in ("LSTM", "GRU")),
+        used_by="AWD-LSTM, and with it fastai's text models",
+        use="In a language model with many steps to a batch: it costs one mask, and torch's kernel runs.",
+        avoid="Where a large batch is to average the noise out: all examples of a call share the mask, and only more "
+              "calls average it.",
+        first="p = 0.5, the default.",
+        evidence="*Proved*: [one step](/book/recurrent/weight_drop.ipynb#one-step), and [noise that "
+                 "stays](/book/recurrent/weight_drop.ipynb#noise-that-stays-for-all-steps) for all steps. *Measured "
+                 "here*: examples that are alike [share their "
+                 "noise](/book/recurrent/weight_drop.ipynb#what-it-does-in-practice). *Literature*: "
+                 "{cite:t}`merity2018regularizing`.",
+    ),
+    Method(
+        name="embedding_dropout",
+        title="Embedding and locked dropout",
+        part="recurrent",
+        summary="Whole word types, or features of a sequence, are set to zero with probability p for all steps.",
+        site="vectors of word types; features of what passes between layers",
+        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
+        sharing="places of a word in the batch, or in an example (`EmbeddingDropout`); time (`LockedDropout`)",
+        test_rule="identity",
+        references={"gal2016theoretically": "section 4.2", "merity2018regularizing": "section 4"},
+        facts=(
+            Layer("EmbeddingDropout", "embedding_dropout", "assigned", "discrete", "word", has_weights=True,
+                  replaces="Embedding", answers={
+                      "site": "vectors of word types", "sharing": "places of a word in the batch "
+                      "(`sharing=\"sample\"`: in an example)"}),
+            Layer("LockedDropout", "locked_dropout", "assigned", "discrete", "feature", replaces="Dropout", answers={
+                "site": "features of what passes between layers", "sharing": "time"}),
+        ),
+        used_by="AWD-LSTM, fastai's text models",
+        use="In a model of text: words that are dropped everywhere cannot be guessed from their other places.",
+        avoid="With one mask for the batch where few words make up most of it: the share that is dropped then changes "
+              "much from call to call.",
+        first="p = 0.1 for words, p = 0.3 to 0.5 between layers.",
+        evidence="*Proved*: [what a word's places "
+                 "share](/book/recurrent/embedding_dropout.ipynb#what-a-words-places-share), [how "
+                 "much](/book/recurrent/embedding_dropout.ipynb#how-much-of-a-text-is-dropped) of a text is dropped, "
+                 "and noise that [stays](/book/recurrent/embedding_dropout.ipynb#features-over-time). *Measured "
+                 "here*: [both mechanisms](/book/recurrent/embedding_dropout.ipynb#what-it-does-in-practice), on real "
+                 "data. *Literature*: {cite:t}`gal2016theoretically`, {cite:t}`merity2018regularizing`.",
     ),
 )
 

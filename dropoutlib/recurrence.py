@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dropoutlib.arguments import in_forward_mode, is_eager
 from dropoutlib.noise import select
@@ -62,50 +63,95 @@ class Noise(NamedTuple):
     old_state: Tensor | None = None
 
 
-def run(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State]:
+def run(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise, lengths: Tensor | None = None
+        ) -> tuple[Tensor, State]:
     """One layer in one direction.
 
     Args:
         mode: ``"LSTM"`` or ``"GRU"``.
-        x: inputs, (T, B, features).
+        x: inputs, (T, B, features); with one more axis, (T, B, gates, features), another one for each gate.
         state: before the first step.
         weights: of the layer.
         noise: masks and factors.
+        lengths: of the sequences, (B,), on the CPU, where they differ; then what is behind the end is not read, and
+            what the output holds there says nothing.
 
     Returns:
         tuple[Tensor, State]: h after every step, (T, B, H), and the state after the last.
     """
     given = [part for part in noise if part is not None]
-    if not is_eager(x) or in_forward_mode() or not x.shape[0] or any(part.requires_grad for part in given):
-        return loop(mode, x, state, weights, noise)
-    is_large = mode == "LSTM" and weights.hh.shape[1] >= _LARGE and x.is_cpu
-    by_kernel = None if is_large and given else folded(mode, x, state, weights, noise)
-    if by_kernel is not None:
-        return by_kernel
-    return analytic(x, state, weights, noise) if mode == "LSTM" else loop(mode, x, state, weights, noise)
+    is_eager_here = is_eager(x)
+    knows = (is_eager_here or torch.compiler.is_compiling()) and x.dim() == 3 and not in_forward_mode()
+    if knows and not any(part.requires_grad for part in given):
+        is_large = weights.hh.shape[1] >= _LARGE and x.is_cpu
+        by_kernel = None if is_large and given and is_eager_here else folded(mode, x, state, weights, noise, lengths)
+        if by_kernel is not None:
+            return by_kernel
+    if lengths is not None:
+        noise = _frozen_behind_the_end(noise, lengths.to(x.device), len(x))
+    if mode == "LSTM" and is_eager_here and not in_forward_mode() and not any(part.requires_grad for part in given):
+        return analytic(x, state, weights, noise)
+    return loop(mode, x, state, weights, noise)
 
 
-def native(mode: str, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+def native(mode: str, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None
+           ) -> tuple[Tensor, State]:
     """Torch's kernel: a layer without noise."""
-    flat = [weight for weight in weights if weight is not None]
-    options = weights.bias_ih is not None, 1, 0.0, False, False, False  # one layer, no dropout, forward, time first
-    if mode == "LSTM":
-        output, *last = torch._VF.lstm(x, [part[None] for part in state], flat, *options)
-    else:
-        output, *last = torch._VF.gru(x, state[0][None], flat, *options)
-    return output, tuple(part[0] for part in last)
+    flat = _in_one_piece([weight for weight in weights if weight is not None])
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not x.requires_grad:
+        x = x + weights.ih[:0].sum()    # zero; without a gradient of x, the compiler fails to save what is not there
+    options = weights.bias_ih is not None, 1, 0.0, False, False     # one layer, no dropout, forward
+    kernel = torch._VF.lstm if mode == "LSTM" else torch._VF.gru
+    before: Any = [part[None] for part in state] if mode == "LSTM" else state[0][None]
+    if lengths is None:
+        output, *last = kernel(x, before, flat, *options, False)    # time first
+        return output, tuple(part[0] for part in last)
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    order, back = packed.sorted_indices, packed.unsorted_indices
+    before = [part[:, order] for part in before] if mode == "LSTM" else before[:, order]
+    data, *last = kernel(packed.data, packed.batch_sizes, before, flat, *options)
+    output, _ = pad_packed_sequence(packed._replace(data=data), total_length=len(x))
+    return output, tuple(part[0, back] for part in last)
+
+
+def _in_one_piece(weights: list[Tensor]) -> list[Tensor]:
+    """Views of one buffer, in the order that cuDNN wants: otherwise it makes one at every call, and warns."""
+    if not weights[0].is_cuda:
+        return weights
+    parts = torch.cat([weight.flatten() for weight in weights]).split([weight.numel() for weight in weights])
+    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
 
 def loop(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State]:
     """The same as :func:`run`, step by step, in operations that every transform knows."""
     step = _lstm_step if mode == "LSTM" else _gru_step
     # unbind, and not x[t]: the backward of an index fills a tensor of all steps at every step
-    inputs = F.linear(x, weights.ih, weights.bias_ih).unbind()
+    inputs = _read_inputs(x, weights).unbind()
     outputs = []
     for read, noise_of_step in zip(inputs, _noises(noise, len(inputs)), strict=True):
         state = step(read, state, weights, noise_of_step)
         outputs.append(state[0])
-    return (torch.stack(outputs) if outputs else x.new_empty(0, *state[0].shape)), state
+    return torch.stack(outputs), state
+
+
+def _read_inputs(x: Tensor, weights: Weights) -> Tensor:
+    """What the gates read of x, in all steps."""
+    if x.dim() == 3:
+        return F.linear(x, weights.ih, weights.bias_ih)
+    read = _by_its_gate(x.flatten(0, 1), weights.ih).unflatten(0, x.shape[:2])
+    return read if weights.bias_ih is None else read + weights.bias_ih
+
+
+def _frozen_behind_the_end(noise: Noise, lengths: Tensor, steps: int) -> Noise:
+    """Keeps the old state from where a sequence has ended."""
+    ended = (torch.arange(steps, device=lengths.device).unsqueeze(1) >= lengths).unsqueeze(-1)
+
+    def kept(keep: Tensor | None) -> Tensor:
+        if keep is None:
+            return ended
+        return keep | ended if keep.dtype is torch.bool else torch.where(ended, 1, keep)
+
+    return noise._replace(old_cell=kept(noise.old_cell), old_state=kept(noise.old_state))
 
 
 def _steps(factor: Tensor | None, count: int) -> Sequence[Tensor | None]:
@@ -151,7 +197,8 @@ def _kept(old: Tensor, new: Tensor, keep: Tensor | None) -> Tensor:
     return torch.where(keep, old, new) if keep.dtype is torch.bool else keep * old + (1 - keep) * new
 
 
-def folded(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State] | None:
+def folded(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise, lengths: Tensor | None = None
+           ) -> tuple[Tensor, State] | None:
     """The same as :func:`loop` by torch's kernel, where masks of zeros and ones close or open whole gates.
 
     A mask on the candidate closes the input gate, on the cell the forget gate as well, on the output the output gate;
@@ -167,7 +214,7 @@ def folded(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -
     if gates is None:
         return None
     if not gates:
-        return native(mode, x, state, weights)
+        return native(mode, x, state, weights, lengths)
     names, size, columns, features = GATES[mode], weights.hh.shape[1], [], []
     for mask, signs in gates:
         # one feature for each unit: 1 where its gates are saturated
@@ -175,7 +222,7 @@ def folded(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -
         unit = torch.eye(size, dtype=x.dtype, device=x.device) * _SATURATED
         columns.append(torch.cat([unit * signs.get(name, 0) for name in names]))
     wide = weights._replace(ih=torch.cat([weights.ih, *columns], 1))
-    return native(mode, torch.cat([x, *features], -1), state, wide)
+    return native(mode, torch.cat([x, *features], -1), state, wide, lengths)
 
 
 _Saturated: TypeAlias = list[tuple[Tensor, dict[str, int]]]
@@ -199,7 +246,7 @@ _GATES_THAT_FOLD: dict[str, Callable[[Noise], _Saturated | None]] = {"LSTM": _ls
 
 def analytic(x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State]:
     """The same as :func:`loop` for an LSTM, with its backward written out."""
-    read = F.linear(x, weights.ih, weights.bias_ih)
+    read = _read_inputs(x, weights)
     if weights.bias_hh is not None:
         read = read + weights.bias_hh
     output, *last = _LSTM.apply(read, *state, weights.hh, *noise)
@@ -219,20 +266,18 @@ class _LSTM(torch.autograd.Function):
         steps, width, start = len(read), h.shape[-1], (h, c)
         gates, tanh_c = torch.empty_like(read), read.new_empty(steps, *h.shape)
         all_h, all_c = (torch.cat([part[None], part.new_empty(steps, *part.shape)]) for part in (h, c))
-        noises = _noises(_ready(factors), steps)
+        noises = _noises(_ready(factors, read), steps)
         for read_t, gate, i_and_f, (i, f, g, o), tanh, next_h, next_c, noise in zip(
                 read.unbind(), gates.unbind(), gates[..., :2 * width].unbind(), _by_gate(gates), tanh_c.unbind(),
                 all_h[1:].unbind(), all_c[1:].unbind(), noises, strict=True):
             if noise.state is None or noise.state.dim() == 2:
-                torch.addmm(read_t, h if noise.state is None else _drop_(h.clone(), noise.state), weight.T, out=gate)
+                torch.addmm(read_t, _masked(h, noise.state), weight.T, out=gate)
             else:
-                seen = _drop_(h.unsqueeze(1).repeat(1, 4, 1), noise.state)
-                torch.add(read_t, _by_its_gate(seen, weight), out=gate)
+                torch.add(read_t, _by_its_gate(_masked(h.unsqueeze(1), noise.state), weight), out=gate)
             i_and_f.sigmoid_()
             g.tanh_()
             o.sigmoid_()
-            candidate = g if noise.candidate is None else _drop_(g.clone(), noise.candidate)
-            torch.mul(f, c, out=next_c).addcmul_(i, candidate)
+            torch.mul(f, c, out=next_c).addcmul_(i, _masked(g, noise.candidate))
             torch.tanh(_drop_(next_c, noise.cell), out=tanh)
             torch.mul(o, tanh, out=next_h)
             _drop_(next_h, noise.output)
@@ -246,7 +291,7 @@ class _LSTM(torch.autograd.Function):
         if torch.is_grad_enabled():  # a derivative of this derivative will be asked for: that of the loop
             return _derivatives_of_the_loop((read, first_h, first_c, weight), factors, (of_output, of_h, of_c))
         steps, width = len(read), of_h.shape[-1]
-        ready = _ready(factors)
+        ready = _ready(factors, read)
         candidate = Noise(*ready).candidate
         noises, of_gates = _noises(ready, steps), torch.empty_like(gates)
         block = max(1, _IN_CACHE // gates[0].numel())
@@ -277,7 +322,7 @@ def _slopes_(of_gates: Tensor, gates: Tensor, tanh_c: Tensor, c: Tensor, candida
     """Writes what the gradients of c and of h are multiplied with on their way to the gates, returns h's way to c."""
     to_i, to_f, to_g, to_o = of_gates.chunk(4, -1)
     i, f, g, o = gates.chunk(4, -1)
-    torch.ops.aten.sigmoid_backward(g if candidate is None else _drop_(g.clone(), candidate), i, grad_input=to_i)
+    torch.ops.aten.sigmoid_backward(_masked(g, candidate), i, grad_input=to_i)
     torch.ops.aten.sigmoid_backward(c, f, grad_input=to_f)
     torch.ops.aten.tanh_backward(i, g, grad_input=to_g)
     _drop_(to_g, candidate)
@@ -289,18 +334,34 @@ def _by_gate(gates: Tensor) -> Iterable[tuple[Tensor, ...]]:
     return zip(*(gate.unbind() for gate in gates.chunk(4, -1)), strict=True)
 
 
-def _ready(factors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """A mask of what is dropped for one of what is kept; old parts stay as they are, and so do factors."""
+def _ready(factors: Sequence[Tensor | None], like: Tensor) -> list[Tensor | None]:
+    """Keep masks as whole numbers of all ones or no ones in their bits; old parts stay as they are, and so do factors.
+
+    An ``and`` with them selects, at the speed of a multiplication.
+    """
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[like.dtype.itemsize]
     kept = len(Noise._fields) - 2
-    return [~factor if factor is not None and factor.dtype is torch.bool and place < kept else factor
+    return [-factor.to(whole) if factor is not None and factor.dtype is torch.bool and place < kept else factor
             for place, factor in enumerate(factors)]
 
 
-def _drop_(value: Tensor, factor: Tensor | None) -> Tensor:
-    """In place, by what :func:`_ready` gives."""
+def _masked(value: Tensor, factor: Tensor | None) -> Tensor:
+    """A value times noise, by what :func:`_ready` gives."""
     if factor is None:
         return value
-    return value.masked_fill_(factor, 0) if factor.dtype is torch.bool else value.mul_(factor)
+    if factor.is_floating_point():
+        return value * factor
+    return (value.view(factor.dtype) & factor).view(value.dtype)
+
+
+def _drop_(value: Tensor, factor: Tensor | None) -> Tensor:
+    """The same in place."""
+    if factor is None:
+        return value
+    if factor.is_floating_point():
+        return value.mul_(factor)
+    value.view(factor.dtype).bitwise_and_(factor)
+    return value
 
 
 def _keep_(new: Tensor, old: Tensor, keep: Tensor | None) -> Tensor:
@@ -311,8 +372,9 @@ def _keep_(new: Tensor, old: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _by_its_gate(h: Tensor, weight: Tensor) -> Tensor:
-    """What the gates read where each reads its own h, (B, gates, H)."""
-    return torch.einsum("bgh,goh->bgo", h, weight.unflatten(0, (h.shape[-2], -1))).flatten(-2)
+    """What the gates read where each reads its own, (B, gates, features)."""
+    by_gate = weight.unflatten(0, (h.shape[-2], -1))
+    return (h.transpose(0, 1) @ by_gate.transpose(1, 2)).transpose(0, 1).flatten(-2)
 
 
 def _noises(factors: Sequence[Tensor | None], steps: int) -> list[Noise]:
@@ -332,15 +394,16 @@ def _of_read(gradient: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
     if factor is None or factor.dim() == 2:
         return _drop_(gradient @ weight, factor)
     by_gate = weight.unflatten(0, (factor.shape[-2], -1))
-    return _drop_(torch.einsum("bgo,goh->bgh", gradient.unflatten(-1, by_gate.shape[:2]), by_gate), factor).sum(-2)
+    seen = (gradient.unflatten(-1, by_gate.shape[:2]).transpose(0, 1) @ by_gate).transpose(0, 1)
+    return _masked(seen, factor).sum(-2)
 
 
 def _of_weight(gradient: Tensor, h: Tensor) -> Tensor:
     """Gradient of the weight, all steps at once; h has one more axis where each gate reads its own."""
     if h.dim() == gradient.dim():
         return gradient.flatten(0, 1).T @ h.flatten(0, 1)
-    gates = gradient.unflatten(-1, (h.shape[-2], -1))
-    return torch.einsum("tbgo,tbgh->goh", gates, h).flatten(0, 1)
+    gates = gradient.flatten(0, 1).unflatten(-1, (h.shape[-2], -1))
+    return (gates.permute(1, 2, 0) @ h.flatten(0, 1).transpose(0, 1)).flatten(0, 1)
 
 
 def _derivatives_of_the_loop(inputs: tuple[Tensor, ...], factors: Sequence[Tensor | None], gradients: tuple[Tensor, ...]

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import Layer, catalogue, facts
+from dropoutlib.recurrent_network import RecurrentNetwork
 
 __all__ = ["Finding", "Report", "audit", "replace"]
 
@@ -27,7 +28,9 @@ _Name = TypeVar("_Name")
 
 _PAGES = {"What is dropped?": "book/convolutional/what_is_dropped",
           "Where dropout goes": "book/convolutional/placement",
-          "Fast dropout": "book/dense/fast_dropout"}
+          "Fast dropout": "book/dense/fast_dropout",
+          "Dropout and memory": "book/recurrent/memory",
+          "Weight drop": "book/recurrent/weight_drop"}
 _CHAPTERS = {
     "element dropout on feature maps": "What is dropped?",
     "map dropout without maps": "What is dropped?",
@@ -35,6 +38,8 @@ _CHAPTERS = {
     "dropout on the output": "Where dropout goes",
     "dropout before fast dropout": "Fast dropout",
     "recurrent dropout without effect": "Where dropout goes",
+    "dropout inside a recursion": "Dropout and memory",
+    "weights that the kernel does not read": "Weight drop",
     "noise in evaluation": "Where dropout goes",
     "noise that nothing calls": "Where dropout goes",
     "weights that torch takes": "Where dropout goes",
@@ -45,6 +50,7 @@ _WITH_WEIGHTS = {*_CONVOLUTIONS, "linear", "bilinear", "matmul", "bmm", "addmm",
                  "embedding", "embedding_bag", "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
                  "rnn_tanh_cell", "rnn_relu_cell", "scaled_dot_product_attention", "multi_head_attention_forward",
                  "__matmul__", "__rmatmul__"}
+_CELLS = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 _REARRANGING = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "reshape", "view", "flatten",
                 "unflatten", "matmul", "bmm", "linear", "einsum", "__matmul__", "__rmatmul__"}
 _OF_ELEMENTS = {"dropout", "dropout_", "alpha_dropout", "alpha_dropout_", "native_dropout"}
@@ -126,6 +132,9 @@ def audit(model: nn.Module, x: Any) -> Report:
     * dropout before, or around, :class:`~dropoutlib.FastDropoutLinear`, which stands for dropout and the linear layer
       behind it,
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
+    * dropout on the state of a cell of torch, with another mask at every step, which loses memories,
+    * weights of a recurrent layer that its kernel does not read, as weight drop leaves them that puts masked weights in
+      the place of parameters,
     * noise in evaluation: a functional dropout that is not told of ``eval()``, a module that stays in training,
     * a noisy layer of this library that nothing calls: its place is that of a module whose p is read by code that drops
       by itself, such as the attention of other libraries,
@@ -164,7 +173,7 @@ def audit(model: nn.Module, x: Any) -> Report:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     _require_what_can_be_followed(model)
-    findings = list(_idle_recurrent_dropout(model))
+    findings = list(_of_recurrent_layers(model))
     frozen = [name for name, module in model.named_modules() if model.training and not module.training]
     with _left_as_it_was(model):
         awake = [name for name, module in model.named_modules()
@@ -373,12 +382,18 @@ def _finding(kind: str, place: str, message: str) -> Finding:
     return Finding(kind, place, message, _CHAPTERS[kind])
 
 
-def _idle_recurrent_dropout(model: nn.Module) -> Iterator[Finding]:
+def _of_recurrent_layers(model: nn.Module) -> Iterator[Finding]:
     for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers == 1:
+        if isinstance(module, (nn.RNNBase, RecurrentNetwork)) and module.dropout > 0 and module.num_layers == 1:
             yield _finding("recurrent dropout without effect", name,
                            f"{type(module).__name__}(dropout={module.dropout}) drops between its layers only, and has "
                            "one: put a dropout layer behind it.")
+        if isinstance(module, nn.RNNBase):
+            for weight, read in zip(module._flat_weights_names, module._flat_weights, strict=True):
+                if getattr(module, weight, None) is not read:
+                    yield _finding("weights that the kernel does not read", _joined(name, weight), "It is not the "
+                                   f"tensor that {type(module).__name__} calculates with: neither what was dropped nor "
+                                   "gradients pass through. WeightDropLSTM and WeightDropGRU drop inside of a call.")
 
 
 def _skipped_test_rules(model: nn.Module) -> Iterator[Finding]:
@@ -421,6 +436,7 @@ class _Trace(TorchFunctionMode):
         self.noted: set[str] = set()
         self.called: set[str] = set()
         self.before_batch_norm: set[str] = set()
+        self.on_states: dict[str, int] = {}     # the call of a dropout whose noise a cell's state had
         self.taken: set[_Drop] = set()  # by a layer with weights, so that they are not on the output alone
         self._facts: dict[int, _Facts] = {}
         self._alive: list[Tensor] = []  # so that no id is used twice
@@ -456,6 +472,8 @@ class _Trace(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Layers that are no more than an identity in evaluation call no function: the module itself is noted."""
         place = self.stack.pop()
+        if isinstance(module, RecurrentNetwork):    # it gives the last state, too
+            output = next(_tensors(output))
         if not _is_noisy(module) or place in self.noted or not isinstance(output, Tensor) or _never_drops(module):
             return None
         name, layer = type(module).__name__, facts(type(module))
@@ -499,6 +517,8 @@ class _Trace(TorchFunctionMode):
         if stores and place not in self.frozen:
             self._check_batch_norm(place, self.facts(sources[0]))
         traced = [self.facts(tensor) for tensor in _tensors((args, kwargs)) if id(tensor) in self._facts]
+        if name in _CELLS:
+            self._check_recursion(place, args[1] if len(args) > 1 else kwargs.get("hx"))
         if name in _WITH_WEIGHTS:
             self.taken.update(drop for one in traced for drop in one.since_weights)
         for output in outputs:
@@ -512,6 +532,18 @@ class _Trace(TorchFunctionMode):
                     "dropout before batch norm", dropout, f"Its noise reaches {place or 'a batch norm'}, which learns "
                     f"another variance in training than it meets in evaluation.{_of_call(self.model, dropout)}"))
                 self.before_batch_norm.add(dropout)
+
+    def _check_recursion(self, place: str, state: Any) -> None:
+        """Two calls of one dropout on states: each step has another mask."""
+        for drop in _union(self.facts(tensor).since_weights for tensor in _tensors(state)):
+            first = self.on_states.setdefault(drop.place, drop.call)
+            if 0 <= first != drop.call:
+                self.on_states[drop.place] = -1     # said once
+                self.found.append(_finding(
+                    "dropout inside a recursion", drop.place, f"Its mask is drawn anew for every step of "
+                    f"{place or 'the model'}: of a state that is multiplied by it, (1 - p)^k is left after k steps, or "
+                    "its variance grows. RNNDropLSTM, and VariationalLSTM or VariationalGRU, draw once for a sequence."
+                    f"{_of_call(self.model, drop.place)}"))
 
     def _check_inputs(self, place: str, name: str, source: Tensor) -> None:
         self.found += [_finding(

@@ -187,6 +187,15 @@ def test_benchmark_of_dropconnect(device):
     assert torch.__version__ in lines[0]
 
 
+def test_benchmark_of_recurrent_layers(device):
+    lines = benchmark.recurrent_table(device, sizes=[(3, 2, 4), (2, 2, 3)], rounds=2).splitlines()
+    assert lines[0].startswith(f"torch {torch.__version__}")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:]]
+    assert all(len(row) == 5 and all(re.fullmatch(r"\d+\.\d+", cell) for cell in row[1:]) for row in rows)
+    assert [row[2] for row in rows if row[0] in ("`nn.LSTM`", "`nn.GRU`")] == ["1.00", "1.00"]
+    assert len(rows) == 2 + 2 + 11
+
+
 def test_benchmark_on_maps(device):
     lines = benchmark.maps_table(device, shapes=[(2, 3, 4, 4)], rounds=2).splitlines()
     assert lines[0].startswith(f"torch {torch.__version__}")

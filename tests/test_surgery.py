@@ -21,6 +21,8 @@ from dropoutlib.surgery import Finding, Report
 IMAGES, VECTORS, SEQUENCES = torch.ones(2, 3, 8, 8), torch.ones(4, 6), torch.ones(2, 5, 6)
 MAPS, NORM, OUTPUT = "element dropout on feature maps", "dropout before batch norm", "dropout on the output"
 FAST, RECURRENT, EVALUATION = "dropout before fast dropout", "recurrent dropout without effect", "noise in evaluation"
+RECURSION, UNREAD = "dropout inside a recursion", "weights that the kernel does not read"
+STEPS = torch.ones(4, 2, 6)
 
 NO_MAPS, UNCALLED, TAKEN = "map dropout without maps", "noise that nothing calls", "weights that torch takes"
 
@@ -56,11 +58,40 @@ def head(size: int = 144) -> tuple[nn.Module, ...]:
     return nn.Flatten(), nn.Linear(size, 2)
 
 
-def recurrent(**keywords) -> nn.Module:
+def ignoring_warnings(make):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of a dropout= without effect
-        return Calls(lambda model, x: model.head(model.body(x)[0]), body=nn.LSTM(6, 4, **keywords),
-                     head=nn.Linear(4, 2))
+        warnings.simplefilter("ignore")  # of a dropout= without effect
+        return make()
+
+
+def recurrent(**keywords) -> nn.Module:
+    return ignoring_warnings(lambda: Calls(lambda model, x: model.head(model.body(x)[0]),
+                                           body=nn.LSTM(6, 4, **keywords), head=nn.Linear(4, 2)))
+
+
+def cells(step, **parts: nn.Module) -> nn.Module:
+    """A network that calls a cell for every step: ``step(model, x, state)`` gives the next state."""
+    def run(model: nn.Module, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[1], 4)
+        state = (h, h) if isinstance(model.cell, nn.LSTMCell) else h
+        for x_t in x.unbind():
+            state = step(model, x_t, state)
+        return model.head(state[0] if isinstance(state, tuple) else state)
+
+    return Calls(run, **{"drop": nn.Dropout(), "head": nn.Linear(4, 2), **parts})
+
+
+def dropped_by_hand(kept_in_place: bool) -> nn.Module:
+    """Weight drop as it is often written: masked weights in the place of a parameter of nn.LSTM."""
+    model = recurrent()
+    weight = model.body.weight_hh_l0
+    del model.body._parameters["weight_hh_l0"]
+    model.body.register_parameter("weight_hh_l0_raw", weight)
+    flat = list(model.body._flat_weights)
+    model.body.weight_hh_l0 = F.dropout(weight, 0.5)
+    if not kept_in_place:
+        model.body._flat_weights = flat
+    return model
 
 
 CASES = {
@@ -169,6 +200,26 @@ CASES = {
     # Recurrent
     "one layer": (recurrent(dropout=0.5), SEQUENCES, [("body", RECURRENT)]),
     "two layers": (recurrent(dropout=0.5, num_layers=2), SEQUENCES, []),
+    "one layer of ours": (Calls(lambda m, x: m.head(m.body(x)[0]), head=nn.Linear(4, 2), body=ignoring_warnings(
+        lambda: dropoutlib.ZoneoutLSTM(6, 4, dropout=0.5))), SEQUENCES, [("body", RECURRENT)]),
+    "on the state, at every step": (cells(lambda m, x, h: m.cell(x, m.drop(h)), cell=nn.GRUCell(6, 4)), SEQUENCES,
+                                    [("drop", RECURSION)]),
+    "on the new state, at every step": (cells(lambda m, x, h: m.drop(m.cell(x, h)), cell=nn.RNNCell(6, 4)), STEPS,
+                                        [("drop", RECURSION)]),
+    "on h of an LSTM": (cells(lambda m, x, s: m.cell(x, (m.drop(s[0]), s[1])), cell=nn.LSTMCell(6, 4)), SEQUENCES,
+                        [("drop", RECURSION)]),
+    "functional, on the state": (cells(lambda m, x, h: m.cell(x, F.dropout(h, 0.2, m.training)),
+                                       cell=nn.GRUCell(6, 4)), SEQUENCES, [("", RECURSION)]),
+    "on inputs of a cell": (cells(lambda m, x, h: m.cell(m.drop(x), h), cell=nn.GRUCell(6, 4)), SEQUENCES, []),
+    "on the last state": (Calls(lambda m, x: m.head(m.drop(m.body(x)[0][-1])), drop=nn.Dropout(), head=nn.Linear(4, 2),
+                                body=nn.GRU(6, 4)), SEQUENCES, []),
+    "weights in the place of parameters": (dropped_by_hand(True), SEQUENCES, []),
+    "weights that come too late": (dropped_by_hand(False), SEQUENCES, [("body.weight_hh_l0", UNREAD)]),
+    **{name: (Calls(lambda m, x: m.head(m.body(x)[0]), head=nn.Linear(4, 2), body=getattr(dropoutlib, name)(6, 4)),
+              SEQUENCES, []) for name in ("RNNDropLSTM", "VariationalGRU", "WeightDropLSTM", "ZoneoutGRU")},
+    "before batch norm, out of a recursion": (Calls(lambda m, x: m.norm(m.body(x)[0][-1]), norm=nn.BatchNorm1d(4),
+                                                    body=dropoutlib.RecurrentDropoutLSTM(6, 4)), SEQUENCES,
+                                              [("body", NORM)]),
     # Noise in evaluation
     "functional": (Calls(lambda m, x: m.head(F.dropout(x)), head=nn.Linear(6, 2)), VECTORS, [("", EVALUATION)]),
     "functional, 2d": (Calls(lambda m, x: m.head(F.dropout2d(m.body(x), 0.3).flatten(1)), body=nn.Conv2d(3, 4, 3),

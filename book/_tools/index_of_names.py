@@ -35,8 +35,9 @@ def rows() -> list[tuple[str, ...]]:
         chapter = f"[{method.title}](/{method.chapter})"
         for layer in method.facts:
             found[layer.name] = (f"`{layer.name}`", chapter, f"[]({method.name}.md)", source, tests)
-            found.setdefault(layer.function, (f"`functional.{layer.function}`", chapter, "[](functional.md)", source,
-                                              tests))
+            if layer.function is not None:
+                found.setdefault(layer.function, (f"`functional.{layer.function}`", chapter, "[](functional.md)",
+                                                  source, tests))
     for name, page in TOOLS.items():
         source = Path(inspect.getfile(getattr(dropoutlib, name))).relative_to(ROOT).as_posix()
         tests = f"tests/test_{Path(source).stem}.py"

@@ -15,7 +15,7 @@ from ..arguments import boolean, noise_pair, one_of, positive_integer, refuse_no
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import Moments
-from ..noise import Bernoulli, Gaussian, apply, masked_product, masks_of_weight, nothing
+from ..noise import Bernoulli, Gaussian, apply, inverted_scale, masked_product, masks_of_weight, nothing
 
 __all__ = ["DropConnectLinear", "WeightNoise", "drop_connect_linear"]
 
@@ -179,7 +179,7 @@ def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sh
     else:
         is_shared = _fits_all(of_weight, weight) and (bias is None or _fits_all(of_bias, bias))
         batch = torch.Size() if is_shared else _examples(input, sharing)
-    scale = 1 / (1 - law.p) if law.p < 1 else 1.0
+    scale = inverted_scale(law.p)
     masked_bias = None if bias is None else apply(bias.expand(*batch, -1), law, scale, noise=of_bias,
                                                   generator=generator)
     if not batch:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "Row", "Scores", "compare", "finish", "read_scores", "write_scores"]
+__all__ = ["Key", "Row", "Scores", "attempts", "compare", "finish", "read_scores", "write_scores"]
 
 Key: TypeAlias = tuple[str, str, float, str]
 Scores: TypeAlias = Mapping[int, float]  # by seed
@@ -72,7 +72,8 @@ def write_scores(scores: Mapping[Key, Scores]) -> str:
     for (network, noise, p, placement), values in scores.items():
         cells = (f"{values[seed]:.4f}" if seed in values else "-" for seed in seeds)
         lines.append((network, noise, f"{p:g}", placement, *cells))
-    widths = (26, 10, 6, 22, *[8 for _ in seeds])
+    usual, columns = (26, 10, 6, 22, *[8 for _ in seeds]), zip(*lines, strict=True)
+    widths = [max(width, *(len(cell) + 2 for cell in cells)) for width, cells in zip(usual, columns, strict=True)]
     return "\n".join("".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)
 
@@ -98,21 +99,36 @@ def finish(runs: Sequence[_Run], score: Callable[[_Run], dict[str, Any]], record
     Returns:
         list[dict[str, Any]]: results in the order of ``runs``, without those that failed: they are reported on stderr.
     """
+    done = _read_records(records)
+    missing = [run for run in runs if tuple(run) not in done]
+    with records.open("a") as file:
+        for result in attempts(missing, score, jobs):
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            done[tuple(result["run"])] = result
+    return [done[tuple(run)] for run in runs if tuple(run) in done]
+
+
+def attempts(runs: Sequence[_Run], score: Callable[[_Run], dict[str, Any]], jobs: int = 1) -> Iterator[dict[str, Any]]:
+    """Does runs in processes.
+
+    Args:
+        runs: what to do.
+        score: does a run.
+        jobs: number of processes.
+
+    Yields:
+        Results as they come, without those of runs that failed: they are reported on stderr.
+    """
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    done = _read_records(records)
-    missing = [run for run in runs if tuple(run) not in done]
-    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_attempt)(score, run) for run in missing)
-    with records.open("a") as file:
-        for result in tqdm(work, total=len(missing), file=sys.stderr):
-            if "error" in result:
-                print(f"{result['run']}: {result['error']}", file=sys.stderr)
-            else:
-                file.write(json.dumps(result) + "\n")
-                file.flush()
-                done[tuple(result["run"])] = result
-    return [done[tuple(run)] for run in runs if tuple(run) in done]
+    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_attempt)(score, run) for run in runs)
+    for result in tqdm(work, total=len(runs), file=sys.stderr):
+        if "error" in result:
+            print(f"{result['run']}: {result['error']}", file=sys.stderr)
+        else:
+            yield result
 
 
 def _attempt(score: Callable[[_Run], dict[str, Any]], run: _Run) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from .applying import (
     apply,
     inverted,
     inverted_mean,
+    inverted_scale,
     inverted_variance,
     noise_variance,
     nothing,
@@ -20,5 +21,5 @@ from .laws import Bernoulli, Coins, Gaussian, Position, Uniform
 from .weights import Replay, masked_product, masks_of_weight
 
 __all__ = ["Bernoulli", "Coins", "Gaussian", "Position", "Replay", "Uniform", "apply", "inverted", "inverted_mean",
-           "inverted_variance", "masked_product", "masks_of_weight", "noise_variance", "nothing", "odds", "raw_mean",
-           "select"]
+           "inverted_scale", "inverted_variance", "masked_product", "masks_of_weight", "noise_variance", "nothing",
+           "odds", "raw_mean", "select"]

@@ -15,8 +15,8 @@ from dropoutlib.kernels import cpu
 
 from .laws import Bernoulli, Law
 
-__all__ = ["apply", "inverted", "inverted_mean", "inverted_variance", "noise_variance", "nothing", "odds",
-           "raw_mean", "select"]
+__all__ = ["apply", "inverted", "inverted_mean", "inverted_scale", "inverted_variance", "noise_variance", "nothing",
+           "odds", "raw_mean", "select"]
 
 
 @document()
@@ -129,9 +129,26 @@ def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, sha
     boolean("inplace", inplace)
     if not applies_noise(training, noise) or (p == 0 and noise is None):
         return unchanged(input)
-    scale = 1 / (1 - p) if p < 1 else 1.0  # where everything is dropped, nothing is scaled
-    output = apply(input, law, scale, shared=shared, noise=noise, generator=generator)
+    output = apply(input, law, inverted_scale(p), shared=shared, noise=noise, generator=generator)
     return input.copy_(output) if inplace else output
+
+
+@document(Bernoulli)
+def inverted_scale(p: float) -> float:
+    """What inverted dropout multiplies with what is kept: 1/(1 - p), and 1 where nothing is.
+
+    Args:
+        {p}
+
+    Returns:
+        The number.
+
+    Example:
+        >>> from dropoutlib.noise import inverted_scale
+        >>> inverted_scale(0.75), inverted_scale(1.0)
+        (4.0, 1.0)
+    """
+    return 1 / (1 - p) if p < 1 else 1.0
 
 
 @document()

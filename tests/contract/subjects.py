@@ -198,6 +198,13 @@ class LayerOnWholeMaps(LayerOnMaps):
         assert (maps - maps[..., :1]).abs().max() < 1e-9, "elements that share a draw differ"
 
 
+class LayerOverTime(LayerOnWholeMaps):
+    """Makes layers of which all steps of a feature share one draw; an input is (batch, time, features)."""
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.transpose(2, 3)
+
+
 class LayerOnMaxima(LayerOnMaps):
     """Makes layers that drop a maximum, and scale what is left so that sums stay."""
 
@@ -335,6 +342,7 @@ ON_MAPS = {
     "SpatialDropout3d": LayerOnWholeMaps(dropoutlib.SpatialDropout3d, (3, 2, 2)),
     "MaxDrop": LayerOnMaxima(dropoutlib.MaxDrop, (3, 2)),
     "MaxDrop of channels": LayerOnChannels(lambda p: dropoutlib.MaxDrop(p, mode="channel"), (3, 4), few=(2, 3, 2, 2)),
+    "LockedDropout": LayerOverTime(lambda p: dropoutlib.LockedDropout(p, batch_first=True), (12,), few=(2, 2, 3)),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -367,9 +375,11 @@ _RANDOM_RATE = "its rate is drawn at every call, below 1: there is no attribute 
 _PLACES = "its noise is the place of a square, without p: the method's own tests sum over all places"
 _WHOLE = "images are whole at test time: the test rule is no mean"
 _NO_P = "it has no p"
+_SEQUENCES = "its input is no tensor of features, or its output no tensor: see test_recurrent.py"
 _RELAXED = "no closed form for the moments of a relaxed mask, which the method's own tests integrate"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "none", ("*",), "no layer: it changes weights, and has neither noise nor an output"),
+    (lambda layer: layer.replaces in ("LSTM", "GRU", "Embedding"), ("*",), _SEQUENCES),
     (lambda layer: layer.law == "continuous", ("check_exact_moments",), "its law is continuous: nothing to enumerate"),
     (lambda layer: layer.law == "continuous", ("check_zero_means_zero",), "a continuous factor is never zero"),
     (lambda layer: layer.law == "continuous" and layer.rate == "assigned", ("check_p_one",),

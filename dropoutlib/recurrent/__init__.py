@@ -1,0 +1,1 @@
+"""Methods for recurrent networks: one module a method, all around one engine."""
