@@ -11,7 +11,7 @@ from torch import nn
 from dropoutlib.experiments import measured, paired, recurrent
 
 EXPERIMENTS = list(recurrent.SETTINGS)
-SHORT = {"memory": recurrent.Setting(2, (2,), 6, 4, 6, 0.02), "language": recurrent.Setting(2, (1, 2), 6, 4, 6, 0.01)}
+SHORT = {"memory": recurrent.Setting(2, (2,), 6, 4, 6, 0.02), "language": recurrent.Setting(4, (1, 4), 6, 4, 6, 0.01)}
 
 
 def network(experiment, noise="-", p=0.0, placement="none"):
@@ -119,7 +119,7 @@ def test_another_text_is_refused(tmp_path):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_short_run_is_recorded_resumed_and_read_back(experiment, short, tmp_path, monkeypatch):
     schemes = recurrent.SCHEMES[experiment]
-    some = [schemes[0], schemes[-1], ("raw mask", 0.25, "cell, a step")]
+    some = [*schemes[:2], schemes[-1], ("raw mask", 0.25, "cell, a step")]
     monkeypatch.setattr(recurrent, "SCHEMES", {experiment: some})
     output = tmp_path / "table.txt"
     arguments = [experiment, "--seeds", "2", "--output", str(output)]
@@ -171,15 +171,16 @@ def test_a_run_that_fails_loses_nothing_else(tmp_path, monkeypatch, capsys):
 
 
 def test_each_comparison_has_the_partner_that_it_names():
-    adding, early, late = "adding, 60 steps", "text, 400 updates", "text, 1200 updates"
+    adding, early, half, late = "adding, 60 steps", *(f"text, {number} updates" for number in (400, 600, 1200))
     naive, other = ("raw mask", 0.25, "cell, a step"), ("zoneout", 0.25, "state and cell, a step")
     means = {(adding, "-", 0.0, "none"): 0.1, (adding, *naive): 0.5, (adding, *other): 0.2,
-             (early, "-", 0.0, "none"): 2.0, (early, *other): 2.1, (late, "-", 0.0, "none"): 2.4, (late, *other): 1.9}
+             (early, "-", 0.0, "none"): 2.0, (early, *other): 2.1, (half, "-", 0.0, "none, half as long"): 2.2,
+             (late, "-", 0.0, "none"): 2.4, (late, *other): 1.9}
     rows = recurrent.table({key: {0: mean, 1: mean} for key, mean in means.items()})
     gains = {(row.network, row.noise): pytest.approx(row.gain) for row in rows}
     assert gains == {(adding, "raw mask"): 0.4, (adding, "zoneout"): 0.1,
                      (f"{adding}, over a mask a step", "zoneout"): -0.3, (early, "zoneout"): 0.1,
-                     (late, "zoneout"): -0.5, (f"{late}, over none after 400", "zoneout"): -0.1}
+                     (late, "zoneout"): -0.5, (f"{late}, over half as long", "zoneout"): -0.3}
 
 
 def test_what_is_real_does_not_reach_zero_when_all_intervals_hold():

@@ -20,7 +20,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -45,6 +45,7 @@ __all__ = ["SCHEMES", "SETTINGS", "Network", "Run", "Setting", "StepMaskLSTM", "
 
 _P, _EMBEDDING_P = 0.25, 0.1  # one rate for all, not tuned; that of AWD-LSTM for whole letters
 _MODULES = ("difflib", "email/message", "codecs", "optparse", "http/cookiejar", "subprocess", "textwrap")
+_HALF = "none, half as long"  # what stops before it knows the text by heart, its step size at zero
 _SHA256 = "b9c855f9a495a502f82fda92e2941607d57864db87d6c12c13c2a0e04fa0d24a"
 _LETTERS = 27  # a to z, and a space
 _TABLES = Path(__file__).parent / "tables"
@@ -122,7 +123,7 @@ _AROUND: dict[str, Callable[[float], nn.Module]] = {"nn.Dropout": nn.Dropout, "l
 SCHEMES: dict[str, list[tuple[str, float, str]]] = {  # numbers to be added are not dropped
     "memory": [("-", 0.0, "none"), ("nn.Dropout", _P, "output"),
                *((noise, _P, place) for noise, place in _INSIDE if not place.startswith("input"))],
-    "language": [("-", 0.0, "none"), ("nn.Dropout", _P, "input and output"),
+    "language": [("-", 0.0, "none"), ("-", 0.0, _HALF), ("nn.Dropout", _P, "input and output"),
                  *((noise, _P, place) for noise, place in _INSIDE if noise != "inverted mask"),
                  ("locked dropout", _P, "input and output"), ("embedding dropout", _EMBEDDING_P, "letters, a call")]}
 
@@ -226,7 +227,7 @@ def score(run: Run) -> dict[str, Any]:
         squared error of the sum, or bits per character.
     """
     torch.set_num_threads(1)
-    setting = SETTINGS[run.experiment]
+    setting = _setting(run)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)  # of the weights and of the noise
         scheme, examples = (run.noise, run.placement, run.p), torch.Generator().manual_seed(run.seed)
@@ -298,9 +299,15 @@ def runs(experiment: str, seeds: int) -> list[Run]:
     return [Run(experiment, *scheme, seed) for seed in range(seeds) for scheme in SCHEMES[experiment]]
 
 
+def _setting(run: Run) -> Setting:
+    setting = SETTINGS[run.experiment]
+    half = setting.steps // 2
+    return setting._replace(steps=half, measured_at=(half,)) if run.placement == _HALF else setting
+
+
 def _keys(run: Run) -> list[Key]:
     """Where the scores of a run stand in the table."""
-    setting = SETTINGS[run.experiment]
+    setting = _setting(run)
     what = [f"adding, {setting.length} steps" if run.experiment == "memory" else _updates(step)
             for step in setting.measured_at]
     return [(name, *run[1:4]) for name in what]
@@ -319,19 +326,19 @@ def table(scores: Mapping[Key, Scores]) -> list[Row]:
     Returns:
         list[Row]: ``"adding, 60 steps"`` or ``"text, 1200 updates"`` compares with no dropout after as many updates;
         ``"adding, 60 steps, over a mask a step"``, with a raw mask on the cell at every step; ``"text, 1200 updates,
-        over none after 400"``, with no dropout and training stopped early.
+        over half as long"``, with no dropout and half the updates, over which the step size falls to zero.
     """
     pairs: dict[Key, tuple[Scores, Scores]] = {}
-    first, *_, last = SETTINGS["language"].measured_at
+    all_updates = SETTINGS["language"].steps
+    last, half = _updates(all_updates), _updates(all_updates // 2)
     for (what, noise, p, place), values in scores.items():
         if noise == "-":
             continue
         pairs[what, noise, p, place] = values, scores[what, "-", 0.0, "none"]
         if what.startswith("adding") and noise != "raw mask":
             pairs[f"{what}, over a mask a step", noise, p, place] = values, scores[what, "raw mask", _P, "cell, a step"]
-        if what == _updates(last):
-            early = scores[_updates(first), "-", 0.0, "none"]
-            pairs[f"{what}, over none after {first}", noise, p, place] = values, early
+        if what == last:
+            pairs[f"{what}, over half as long", noise, p, place] = values, scores[half, "-", 0.0, _HALF]
     return compare(pairs)
 
 
@@ -370,8 +377,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scores = read_scores(text)
     wanted = runs(options.experiment, options.seeds)
     missing = [run for run in wanted if not all(run.seed in scores.get(key, {}) for key in _keys(run))]
-    order = [key for keys in zip(*(_keys(run) for run in wanted[:len(SCHEMES[options.experiment])]), strict=True)
-             for key in keys]
+    places = [_keys(run) for run in runs(options.experiment, 1)]
+    order = [key for keys in zip_longest(*places) for key in keys if key]
     finished = 0
     for result in attempts(missing, score, options.jobs):
         for key, value in zip(_keys(Run(*result["run"])), result["scores"], strict=True):

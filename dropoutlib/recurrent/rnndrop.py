@@ -42,8 +42,8 @@ class RNNDropLSTM(RecurrentNetwork):
         {bad_sizes}
 
     Source:
-        Moon, Choi, Lee and Song, *RNNDROP: a novel dropout for RNNs in ASR* (2015). There h is not scaled in training,
-        and scaled by 1 - p at test time; the two are the same network with other units for h.
+        Moon, Choi, Lee and Song, *RNNDROP: a novel dropout for RNNs in ASR* (2015). In the raw form h is not scaled in
+        training, and by 1 - p in evaluation: the same network with other units for h.
 
     Example:
         >>> import torch
