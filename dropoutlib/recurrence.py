@@ -211,7 +211,7 @@ def folded(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise, l
     if any(part is not None and part.dtype is not torch.bool for part in noise):
         return None
     gates = _GATES_THAT_FOLD[mode](noise)
-    if gates is None:
+    if gates is None or (gates and mode == "GRU" and x.dtype.itemsize == 2):   # n + (h - n) is no h in half precision
         return None
     if not gates:
         return native(mode, x, state, weights, lengths)

@@ -88,6 +88,14 @@ def test_what_is_dropped_is_zero_in_every_precision(dtype):
     assert output[:, keep[0]].abs().min() > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_state_that_is_kept_does_not_drift(dtype):
+    x, (h,), weights = tree_map(lambda part: part.detach().to(dtype), layer("GRU"))
+    keep = torch.ones(400, 1, 1, dtype=torch.bool)
+    output, _ = recurrence.run("GRU", x[:1].expand(400, -1, -1), (h,), weights, Noise(old_state=keep))
+    torch.testing.assert_close(output[-1], h, rtol=0, atol=0 if dtype.itemsize == 2 else 1e-5)
+
+
 OTHER = [
     ("LSTM", Noise(state=mask(1, B, H))), ("LSTM", Noise(state=mask(1, B, 4, H))),
     ("LSTM", Noise(old_cell=mask(T, B, H))), ("LSTM", Noise(old_state=mask(T, B, H))),

@@ -152,6 +152,37 @@ class EmbeddingDropout(NoisyLayer, nn.Embedding):
                          dtype=dtype)
         self.p, self.sharing, self.batch_first = p, sharing, batch_first
 
+    @classmethod
+    def from_pretrained(cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None,
+                        max_norm: float | None = None, norm_type: float = 2.0, scale_grad_by_freq: bool = False,
+                        sparse: bool = False, **options: Any) -> EmbeddingDropout:
+        """Makes the layer from a table that is there, as :meth:`torch.nn.Embedding.from_pretrained` does.
+
+        Args:
+            embeddings: the table, ``(V, embedding_dim)``.
+            freeze: whether the table stays as it is in training.
+            padding_idx: as for the layer, like the four that follow.
+            max_norm: see there.
+            norm_type: see there.
+            scale_grad_by_freq: see there.
+            sparse: see there.
+            **options: ``p``, ``sharing`` and ``batch_first``.
+
+        Returns:
+            EmbeddingDropout: the layer.
+
+        Example:
+            >>> import torch
+            >>> from dropoutlib import EmbeddingDropout
+            >>> EmbeddingDropout.from_pretrained(torch.ones(3, 2), p=0.2)
+            EmbeddingDropout(3, 2, p=0.2)
+        """
+        words, size = embeddings.shape
+        layer = cls(words, size, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse,
+                    device=embeddings.device, dtype=embeddings.dtype, **options)
+        layer.weight = nn.Parameter(embeddings, requires_grad=not freeze)
+        return layer
+
     def forward(self, input: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
                 ) -> Tensor:
         """Looks words up.{call}"""

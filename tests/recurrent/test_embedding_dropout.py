@@ -368,3 +368,14 @@ def test_a_feature_is_dropped_with_its_rate() -> None:
     for p, inverted in itertools.product((0.1, P, 0.8), (False, True)):
         dropped = (LockedDropout(p, batch_first=inverted)(x.transpose(0, 1) if inverted else x) == 0).double().mean()
         assert abs(dropped - p) < 6 * math.sqrt(p * (1 - p) / total)
+
+
+def test_a_table_that_is_there_is_taken() -> None:
+    table = torch.randn(4, 3, dtype=torch.float64)
+    layer = EmbeddingDropout.from_pretrained(table, padding_idx=1, p=0.3, sharing="sample")
+    of_torch = nn.Embedding.from_pretrained(table, padding_idx=1)
+    words = torch.tensor([[0, 1], [2, 2]])
+    assert torch.equal(layer.eval()(words), of_torch(words))
+    assert layer.weight.requires_grad is of_torch.weight.requires_grad is False
+    assert (layer.p, layer.sharing, layer.padding_idx) == (0.3, "sample", 1)
+    assert EmbeddingDropout.from_pretrained(table, freeze=False).weight.requires_grad
