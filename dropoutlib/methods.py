@@ -554,8 +554,8 @@ _ROWS = (
                           replaces=kind) for kind in ("LSTM", "GRU")),
         used_by="Keras (`recurrent_dropout` of its recurrent layers); language models",
         use="Where predictions are averaged over masks, and where an input should be missing for a whole sequence.",
-        avoid="With masks drawn anew at every step. With the test rule taken for the mean of the network, which it is "
-              "not.",
+        avoid="On sequences in chunks whose masks are not handed on, as every call draws new ones. Where one pass has "
+              "to give the mean of the network, which the test rule does not.",
         first="p = 0.2 for inputs and states.",
         evidence="*Proved*: [what the test rule misses](/book/recurrent/variational_rnn.ipynb#one-mask-in-a-recursion) "
                  "of a linear network. *Measured here*: [gaps of up to 0.5](/book/recurrent/variational_rnn.ipynb#the-"
@@ -600,8 +600,8 @@ _ROWS = (
                           replaces=kind) for kind in ("LSTM", "GRU")),
         used_by="AWD-LSTM, and with it fastai's text models",
         use="In a language model with many steps to a batch: it costs one mask, and torch's kernel runs.",
-        avoid="Where a large batch is to average the noise out: all examples of a call share the mask, and only more "
-              "calls average it.",
+        avoid="Where a large batch is to average the noise out: all examples of a call share the mask, and what their "
+              "states have in common only more calls average.",
         first="p = 0.5, the default.",
         evidence="*Proved*: [one step](/book/recurrent/weight_drop.ipynb#one-step), and [noise that "
                  "stays](/book/recurrent/weight_drop.ipynb#noise-that-stays-for-all-steps) for all steps. *Measured "

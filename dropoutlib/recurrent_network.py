@@ -138,8 +138,8 @@ class RecurrentNetwork(NoisyLayer):
             input: ``(T, B, input_size)``, with ``batch_first`` ``(B, T, input_size)``, ``(T, input_size)`` for one
                 sequence, or a :class:`~torch.nn.utils.rnn.PackedSequence`.
             hx: state before the first step, as torch's own takes it; None for zeros.
-            noise: what :meth:`draw` gives, to be used instead of a draw; see under Shape. Refused where nothing is
-                drawn.
+            noise: what :meth:`~dropoutlib.NoisyLayer.draw` gives, to be used instead of a draw; see under Shape.
+                Refused where nothing is drawn.
             {generator}
 
         Returns:
