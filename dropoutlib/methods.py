@@ -505,7 +505,7 @@ _ROWS = (
         facts=(Layer("RNNDropLSTM", None, "assigned", "discrete", "state", has_weights=True, replaces="LSTM"),),
         used_by="speech recognition; without the name in AllenNLP's `AugmentedLstm`, which masks h and returns another "
                 "cell",
-        use="In an LSTM that has to remember over many steps, where fewer units at a time are enough.",
+        use="Where an LSTM overfits, and fewer units at a time are enough: it costs a memory one factor only.",
         avoid="In a GRU, which has no cell. With a mask drawn anew at every step, or divided by 1 - p inside of the "
               "cell: the one forgets, the other explodes.",
         first="p = 0.2 to 0.5.",
