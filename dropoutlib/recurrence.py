@@ -80,16 +80,16 @@ def run(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise, leng
         tuple[Tensor, State]: h after every step, (T, B, H), and the state after the last.
     """
     given = [part for part in noise if part is not None]
-    is_eager_here = is_eager(x)
-    knows = (is_eager_here or torch.compiler.is_compiling()) and x.dim() == 3 and not in_forward_mode()
-    if knows and not any(part.requires_grad for part in given):
+    is_fixed = not in_forward_mode() and not any(part.requires_grad for part in given)
+    is_plain = is_fixed and is_eager(x)
+    if is_fixed and x.dim() == 3 and (is_plain or torch.compiler.is_compiling()):
         is_large = weights.hh.shape[1] >= _LARGE and x.is_cpu
-        by_kernel = None if is_large and given and is_eager_here else folded(mode, x, state, weights, noise, lengths)
+        by_kernel = None if is_large and given and is_plain else folded(mode, x, state, weights, noise, lengths)
         if by_kernel is not None:
             return by_kernel
     if lengths is not None:
         noise = _frozen_behind_the_end(noise, lengths.to(x.device), len(x))
-    if mode == "LSTM" and is_eager_here and not in_forward_mode() and not any(part.requires_grad for part in given):
+    if mode == "LSTM" and is_plain:
         return analytic(x, state, weights, noise)
     return loop(mode, x, state, weights, noise)
 
@@ -313,7 +313,8 @@ class _LSTM(torch.autograd.Function):
                 of_c = of_c * f if of_old_c is None else of_old_c.addcmul_(of_c, f)
                 of_h = _of_read(of_gate, weight, noise.state)
                 of_h = of_h if of_old_h is None else of_h.add_(of_old_h)
-        before = _times(all_h[:-1] if factors[0] is None or factors[0].dim() < 4 else all_h[:-1, :, None], factors[0])
+        state = Noise(*ready).state
+        before = _masked(all_h[:-1] if state is None or state.dim() < 4 else all_h[:-1, :, None], state)
         of_weight = _of_weight(of_gates, before)
         return of_gates, of_h, of_c, of_weight, *(None for _ in factors)
 

@@ -17,7 +17,7 @@ from .layer import NoisyLayer
 from .noise import Bernoulli, inverted
 from .recurrence import GATES, Noise, State, Weights, run
 
-__all__ = ["RecurrentNetwork", "StackNoise", "without_noise"]
+__all__ = ["RecurrentNetwork", "StackNoise"]
 
 
 class StackNoise(NamedTuple):
@@ -36,9 +36,9 @@ class StackNoise(NamedTuple):
 class RecurrentNetwork(NoisyLayer):
     """A stack of LSTM or GRU layers with noise inside: shapes, names of parameters and errors are those of torch's own.
 
-    A subclass says in ``_masks`` what is drawn for an input, or checks what is given; and in ``_layer`` what one layer
-    does in one direction. It owns its parameters, under torch's names, instead of being a
-    :class:`torch.nn.RNNBase`, which the compiler refuses.
+    A subclass says in ``_masks`` what is drawn for an input, or checks what is given; in ``_layer`` what one layer does
+    with it in one direction; and in ``_test_rule`` what it does without noise, if that is not what torch does. It owns
+    its parameters, under torch's names, instead of being a :class:`torch.nn.RNNBase`, which the compiler refuses.
 
     Args:
         {input_size} {hidden_size} {num_layers} {bias_too} {batch_first} {between} {bidirectional} {proj_size} {device}
@@ -117,11 +117,15 @@ class RecurrentNetwork(NoisyLayer):
 
     def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Any, lengths: Tensor | None
                ) -> tuple[Tensor, State]:
-        """Layer and direction number k, with its masks; in evaluation they are None."""
+        """Layer and direction number k, with its masks."""
         raise NotImplementedError(f"{type(self).__name__} has to define _layer(k, x, state, weights, masks, lengths)")
 
+    def _test_rule(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """One layer in one direction, where no noise is drawn."""
+        return run(self.mode, x, state, weights, Noise(), lengths)
+
     def _after(self, output: Tensor, masks: Any) -> Tensor:
-        """The output of the last layer, (T, B, features)."""
+        """The output of the last layer, (T, B, features), under noise."""
         return output
 
     # The walk
@@ -185,11 +189,14 @@ class RecurrentNetwork(NoisyLayer):
             for direction in range(self._directions):
                 k = layer * self._directions + direction
                 sequence = _reversed(x, lengths) if direction else x
-                output, end = self._layer(k, sequence, tuple(part[k] for part in state), weights[k], masks, lengths)
+                before = tuple(part[k] for part in state)
+                output, end = self._test_rule(sequence, before, weights[k], lengths) if masks is None else self._layer(
+                    k, sequence, before, weights[k], masks, lengths)
                 outputs.append(_reversed(output, lengths) if direction else output)
                 last.append(end)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        return self._after(x, masks), tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+        output = x if masks is None else self._after(x, masks)
+        return output, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
     def _noise(self, x: Tensor, noise: Any, generator: torch.Generator | None) -> tuple[Any, Tensor | None]:
         """Drawn or given: inside of the recursions, and between the layers."""
@@ -215,7 +222,7 @@ class RecurrentNetwork(NoisyLayer):
             if input.dim() not in (2, 3):
                 raise ValueError(f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead")
             x = input.unsqueeze(1) if input.dim() == 2 else input.transpose(0, 1) if self.batch_first else input
-        weight = self._weights(0).ih
+        weight = getattr(self, self._names(0)[0])
         if x.shape[-1] != self.input_size:
             raise RuntimeError("input.size(-1) must be equal to input_size. "
                                f"Expected {self.input_size}, got {x.shape[-1]}")
@@ -278,9 +285,3 @@ def _packed_like(input: PackedSequence, output: Tensor, lengths: Tensor | None) 
     if order is not None:
         output, lengths = output[:, order], lengths[order.cpu()]
     return input._replace(data=pack_padded_sequence(output, lengths).data)
-
-
-def without_noise(mode: str, x: Tensor, state: State, weights: Weights, lengths: Tensor | None
-                  ) -> tuple[Tensor, State]:
-    """What torch's own layer does: the test rule of most methods."""
-    return run(mode, x, state, weights, Noise(), lengths)

@@ -36,7 +36,7 @@ from dropoutlib.recurrent.rnndrop import RNNDropLSTM
 from dropoutlib.recurrent.variational_rnn import VariationalLSTM
 from dropoutlib.recurrent.weight_drop import WeightDropLSTM
 from dropoutlib.recurrent.zoneout import ZoneoutLSTM
-from dropoutlib.recurrent_network import RecurrentNetwork, without_noise
+from dropoutlib.recurrent_network import RecurrentNetwork
 
 from .paired import Key, Row, Scores, attempts, compare, read_scores, write_scores
 
@@ -97,15 +97,14 @@ class StepMaskLSTM(RecurrentNetwork):
         like = x.new_empty(self._stacked, *x.shape[:2], self.hidden_size)
         return Bernoulli(self.p).sample(like, noise=noise, generator=generator)
 
-    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor | None, lengths: Tensor | None
+    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor, lengths: Tensor | None
                ) -> tuple[Tensor, State]:
-        if masks is not None:
-            cell = masks[k].to(x.dtype) * inverted_scale(self.p) if self.is_inverted else masks[k]
-        elif self.is_inverted:
-            return without_noise(self.mode, x, state, weights, lengths)
-        else:
-            cell = x.new_full((1, 1, 1), 1 - self.p)
+        cell = masks[k].to(x.dtype) * inverted_scale(self.p) if self.is_inverted else masks[k]
         return run(self.mode, x, state, weights, Noise(cell=cell), lengths)
+
+    def _test_rule(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> tuple[Tensor, State]:
+        mean = None if self.is_inverted else x.new_full((1, 1, 1), 1 - self.p)
+        return run(self.mode, x, state, weights, Noise(cell=mean), lengths)
 
 
 _Build: TypeAlias = Callable[[int, int, float], nn.Module]

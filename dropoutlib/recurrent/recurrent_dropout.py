@@ -11,7 +11,7 @@ from ..arguments import one_of
 from ..methods import describe
 from ..noise import Bernoulli, inverted_scale
 from ..recurrence import Noise, State, Weights, run
-from ..recurrent_network import RecurrentNetwork, without_noise
+from ..recurrent_network import RecurrentNetwork
 
 __all__ = ["RecurrentDropoutGRU", "RecurrentDropoutLSTM"]
 
@@ -80,10 +80,8 @@ class _RecurrentDropout(RecurrentNetwork):
         like = x.new_empty(self._stacked, steps, x.shape[1], self.hidden_size)
         return Bernoulli(self.p).sample(like, noise=noise, generator=generator)
 
-    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor | None, lengths: Tensor | None
+    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor, lengths: Tensor | None
                ) -> tuple[Tensor, State]:
-        if masks is None:
-            return without_noise(self.mode, x, state, weights, lengths)
         factors = masks[k].to(x.dtype) * inverted_scale(self.p)
         return run(self.mode, x, state, weights, Noise(candidate=factors), lengths)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..methods import describe
 from ..noise import Bernoulli, inverted_scale
 from ..recurrence import Noise, State, Weights, run
-from ..recurrent_network import RecurrentNetwork, without_noise
+from ..recurrent_network import RecurrentNetwork
 
 __all__ = ["RNNDropLSTM"]
 
@@ -74,10 +74,8 @@ class RNNDropLSTM(RecurrentNetwork):
         like = x.new_empty(self._stacked, x.shape[1], self.hidden_size)
         return Bernoulli(self.p).sample(like, noise=noise, generator=generator)
 
-    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor | None, lengths: Tensor | None
+    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor, lengths: Tensor | None
                ) -> tuple[Tensor, State]:
-        if masks is None:
-            return without_noise(self.mode, x, state, weights, lengths)
         scale = inverted_scale(self.p)
         h, c = state
         # the engine keeps the h that is not scaled: so the mask is one of whole gates, which torch's kernel applies

@@ -11,7 +11,7 @@ from ..arguments import one_of
 from ..methods import describe
 from ..noise import Bernoulli, inverted, inverted_scale
 from ..recurrence import GATES, Noise, State, Weights, run
-from ..recurrent_network import RecurrentNetwork, without_noise
+from ..recurrent_network import RecurrentNetwork
 
 __all__ = ["VariationalGRU", "VariationalLSTM", "VariationalNoise"]
 
@@ -104,10 +104,8 @@ class _Variational(RecurrentNetwork):
         return VariationalNoise(*(Bernoulli(p).sample(x.new_empty(shape), noise=mask, generator=generator)
                                   for (p, shape), mask in zip(draws, given, strict=True)))
 
-    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: VariationalNoise | None,
+    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: VariationalNoise,
                lengths: Tensor | None) -> tuple[Tensor, State]:
-        if masks is None:
-            return without_noise(self.mode, x, state, weights, lengths)
         of_input = masks.input[k] if k < self._directions else masks.between[k - self._directions]
         if self.gates == "untied":  # gates first in memory, where the engine multiplies gate by gate
             x = x.expand(len(GATES[self.mode]), *x.shape)
@@ -117,8 +115,8 @@ class _Variational(RecurrentNetwork):
         weights = weights._replace(hh=weights.hh * inverted_scale(self.p_hidden))
         return run(self.mode, x, state, weights, Noise(state=masks.hidden[k].unsqueeze(0)), lengths)
 
-    def _after(self, output: Tensor, masks: VariationalNoise | None) -> Tensor:
-        return output if masks is None else inverted(output, self.p_output, True, noise=masks.output)
+    def _after(self, output: Tensor, masks: VariationalNoise) -> Tensor:
+        return inverted(output, self.p_output, True, noise=masks.output)
 
     def _rates(self) -> list[str]:
         return [f"p_input={self.p_input}", f"p_hidden={self.p_hidden}", f"p_output={self.p_output}",

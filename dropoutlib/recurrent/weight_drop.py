@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..methods import describe
 from ..noise import Bernoulli, inverted
-from ..recurrence import State, Weights
-from ..recurrent_network import RecurrentNetwork, without_noise
+from ..recurrence import GATES, State, Weights
+from ..recurrent_network import RecurrentNetwork
 
 __all__ = ["WeightDropGRU", "WeightDropLSTM"]
 
@@ -59,14 +59,13 @@ class _WeightDrop(RecurrentNetwork):
         self.p = p
 
     def _masks(self, x: Tensor, noise: Any, generator: torch.Generator | None) -> Tensor:
-        like = x.new_empty(self._stacked, *self._weights(0).hh.shape)
+        like = x.new_empty(self._stacked, len(GATES[self.mode]) * self.hidden_size, self.hidden_size)
         return Bernoulli(self.p).sample(like, noise=noise, generator=generator)
 
-    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor | None, lengths: Tensor | None
+    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor, lengths: Tensor | None
                ) -> tuple[Tensor, State]:
-        if masks is not None:
-            weights = weights._replace(hh=inverted(weights.hh, self.p, True, noise=masks[k]))
-        return without_noise(self.mode, x, state, weights, lengths)
+        weights = weights._replace(hh=inverted(weights.hh, self.p, True, noise=masks[k]))
+        return self._test_rule(x, state, weights, lengths)
 
 
 @describe("weight_drop", like=_WeightDrop, an_or_a="An", kind="LSTM", rows="80",

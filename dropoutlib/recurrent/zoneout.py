@@ -102,10 +102,13 @@ class ZoneoutLSTM(_Zoneout):
         of_h, of_c = (None, None) if noise is None else noise_pair(noise, "the masks of h and of c")
         return ZoneoutNoise(self._mask(x, self.p_hidden, of_h, generator), self._mask(x, self.p_cell, of_c, generator))
 
-    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: ZoneoutNoise | None,
+    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: ZoneoutNoise,
                lengths: Tensor | None) -> tuple[Tensor, State]:
-        noise = Noise(old_state=self._rate(x, self.p_hidden), old_cell=self._rate(x, self.p_cell)) if masks is None \
-            else Noise(old_state=~masks.hidden[k], old_cell=~masks.cell[k])
+        noise = Noise(old_state=~masks.hidden[k], old_cell=~masks.cell[k])
+        return run(self.mode, x, state, weights, noise, lengths)
+
+    def _test_rule(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> tuple[Tensor, State]:
+        noise = Noise(old_state=self._rate(x, self.p_hidden), old_cell=self._rate(x, self.p_cell))
         return run(self.mode, x, state, weights, noise, lengths)
 
     def _rates(self) -> list[str]:
@@ -161,10 +164,12 @@ class ZoneoutGRU(_Zoneout):
     def _masks(self, x: Tensor, noise: Any, generator: torch.Generator | None) -> Tensor:
         return self._mask(x, self.p_hidden, noise, generator)
 
-    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor | None, lengths: Tensor | None
+    def _layer(self, k: int, x: Tensor, state: State, weights: Weights, masks: Tensor, lengths: Tensor | None
                ) -> tuple[Tensor, State]:
-        keep = self._rate(x, self.p_hidden) if masks is None else ~masks[k]
-        return run(self.mode, x, state, weights, Noise(old_state=keep), lengths)
+        return run(self.mode, x, state, weights, Noise(old_state=~masks[k]), lengths)
+
+    def _test_rule(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> tuple[Tensor, State]:
+        return run(self.mode, x, state, weights, Noise(old_state=self._rate(x, self.p_hidden)), lengths)
 
     def _rates(self) -> list[str]:
         return [f"p_hidden={self.p_hidden}"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from subjects import FACTS, TABLE, assert_raises, assert_same, random_state
 from test_distributed import CPU, in_two_processes
-from test_transforms import Tensor, nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
