@@ -512,8 +512,8 @@ _ROWS = (
         evidence="*Proved*: with gates held fixed, [one factor](/book/recurrent/rnndrop.ipynb"
                  "#one-factor-for-a-memory-of-any-age) however long the sequence, and [the exact test rule]"
                  "(/book/recurrent/rnndrop.ipynb#the-test-rule). *Measured here*: [how much a trained network still "
-                 "depends on old inputs](/book/recurrent/rnndrop.ipynb#what-it-does-in-practice); not whether it gets "
-                 "better. *Literature*: {cite:t}`moon2015rnndrop`.",
+                 "depends on old inputs](/book/recurrent/rnndrop.ipynb#what-it-does-in-practice), and [errors with and "
+                 "without it](/book/recurrent/memory.ipynb#a-task-that-needs-memory) on two tasks. *Literature*: {cite:t}`moon2015rnndrop`.",
     ),
     Method(
         name="recurrent_dropout",
@@ -536,8 +536,8 @@ _ROWS = (
                  "#the-mean-one-factor-for-a-memory-of-any-age) of memories of any age, and [the noise]"
                  "(/book/recurrent/recurrent_dropout.ipynb#the-noise-per-step-and-per-sequence) over time. *Measured "
                  "here*: [the noise in a trained network](/book/recurrent/recurrent_dropout.ipynb"
-                 "#what-it-does-in-practice), not whether it gets better. *Literature*: "
-                 "{cite:t}`semeniuta2016recurrent`.",
+                 "#what-it-does-in-practice), and [errors with and without it](/book/recurrent/memory.ipynb"
+                 "#a-task-that-needs-memory) on two tasks. *Literature*: {cite:t}`semeniuta2016recurrent`.",
     ),
     Method(
         name="variational_rnn",

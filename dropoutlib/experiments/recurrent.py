@@ -183,14 +183,14 @@ def adding(number: int, length: int, generator: torch.Generator) -> tuple[Tensor
 
 
 @cache
-def prose(folder: str = sysconfig.get_path("stdlib")) -> tuple[Tensor, Tensor]:
+def prose(folder: str | None = None) -> tuple[Tensor, Tensor]:
     """English text that ships with Python: docstrings of seven modules, of which every second paragraph is held out.
 
     Capital letters are made small, and whatever is no letter becomes a space. Paragraphs of less than 80 letters,
     paragraphs with code, and repetitions are left out.
 
     Args:
-        folder: of the standard library.
+        folder: of the standard library; None for that of this Python.
 
     Returns:
         tuple[Tensor, Tensor]: letters to train on and letters held out, as numbers: a space is 0, and a to z are 1 to
@@ -199,7 +199,8 @@ def prose(folder: str = sysconfig.get_path("stdlib")) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if this Python's text is another one; that of 3.10 to 3.13 is the same.
     """
-    modules = (ast.parse((Path(folder) / f"{name}.py").read_text(encoding="utf-8")) for name in _MODULES)
+    library = Path(folder or sysconfig.get_path("stdlib"))
+    modules = (ast.parse((library / f"{name}.py").read_text(encoding="utf-8")) for name in _MODULES)
     documented = (node for module in modules for node in ast.walk(module)
                   if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)))
     parts = chain.from_iterable(re.split(r"\n\s*\n", ast.get_docstring(node) or "") for node in documented)

@@ -156,7 +156,7 @@ class EmbeddingDropout(NoisyLayer, nn.Embedding):
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None,
                         max_norm: float | None = None, norm_type: float = 2.0, scale_grad_by_freq: bool = False,
                         sparse: bool = False, **options: Any) -> EmbeddingDropout:
-        """Makes the layer from a table that is there, as :meth:`torch.nn.Embedding.from_pretrained` does.
+        """Makes the layer from a table that is there, as :meth:`~torch.nn.Embedding.from_pretrained` does.
 
         Args:
             embeddings: the table, ``(V, embedding_dim)``.
