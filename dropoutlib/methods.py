@@ -513,7 +513,8 @@ _ROWS = (
                  "#one-factor-for-a-memory-of-any-age) however long the sequence, and [the exact test rule]"
                  "(/book/recurrent/rnndrop.ipynb#the-test-rule). *Measured here*: [how much a trained network still "
                  "depends on old inputs](/book/recurrent/rnndrop.ipynb#what-it-does-in-practice), and [errors with and "
-                 "without it](/book/recurrent/memory.ipynb#a-task-that-needs-memory) on two tasks. *Literature*: {cite:t}`moon2015rnndrop`.",
+                 "without it](/book/recurrent/memory.ipynb#a-task-that-needs-memory) on two tasks. *Literature*: "
+                 "{cite:t}`moon2015rnndrop`.",
     ),
     Method(
         name="recurrent_dropout",
