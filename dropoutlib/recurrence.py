@@ -12,7 +12,7 @@ the products with the weights are one for all steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -126,7 +126,7 @@ def loop(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> 
     """The same as :func:`run`, step by step, in operations that every transform knows."""
     step = _lstm_step if mode == "LSTM" else _gru_step
     # unbind, and not x[t]: the backward of an index fills a tensor of all steps at every step
-    inputs = _read_inputs(x, weights).unbind()
+    inputs = _side_by_side(_read_inputs(x, weights, weights.bias_ih)).unbind()
     outputs = []
     for read, noise_of_step in zip(inputs, _noises(noise, len(inputs)), strict=True):
         state = step(read, state, weights, noise_of_step)
@@ -134,12 +134,24 @@ def loop(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> 
     return torch.stack(outputs), state
 
 
-def _read_inputs(x: Tensor, weights: Weights) -> Tensor:
-    """What the gates read of x, in all steps."""
+def _read_inputs(x: Tensor, weights: Weights, bias: Tensor | None) -> Tensor:
+    """What the gates read of x in all steps, (T, gates, B, H)."""
+    gates = weights.ih.shape[0] // weights.hh.shape[1]
     if x.dim() == 3:
-        return F.linear(x, weights.ih, weights.bias_ih)
-    read = _by_its_gate(x.flatten(0, 1), weights.ih).unflatten(0, x.shape[:2])
-    return read if weights.bias_ih is None else read + weights.bias_ih
+        return _by_gate(F.linear(x, weights.ih, bias), gates)
+    by_gate, weight = x.flatten(0, 1).transpose(0, 1), weights.ih.unflatten(0, (gates, -1)).mT
+    read = by_gate @ weight if bias is None else torch.baddbmm(bias.unflatten(0, (gates, 1, -1)), by_gate, weight)
+    return read.unflatten(1, x.shape[:2]).transpose(0, 1)
+
+
+def _by_gate(read: Tensor, gates: int) -> Tensor:
+    """(T, B, gates H) as (T, gates, B, H)."""
+    return read.unflatten(-1, (gates, -1)).transpose(1, 2)
+
+
+def _side_by_side(read: Tensor) -> Tensor:
+    """(T, gates, B, H) as (T, B, gates H)."""
+    return read.transpose(1, 2).flatten(2)
 
 
 def _frozen_behind_the_end(noise: Noise, lengths: Tensor, steps: int) -> Noise:
@@ -246,9 +258,8 @@ _GATES_THAT_FOLD: dict[str, Callable[[Noise], _Saturated | None]] = {"LSTM": _ls
 
 def analytic(x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State]:
     """The same as :func:`loop` for an LSTM, with its backward written out."""
-    read = _read_inputs(x, weights)
-    if weights.bias_hh is not None:
-        read = read + weights.bias_hh
+    bias = None if weights.bias_ih is None or weights.bias_hh is None else weights.bias_ih + weights.bias_hh
+    read = _read_inputs(x, weights, bias)
     output, *last = _LSTM.apply(read, *state, weights.hh, *noise)
     return output, tuple(last)
 
@@ -257,31 +268,33 @@ class _LSTM(torch.autograd.Function):
     """An LSTM from what its gates have read of x: the steps of :func:`loop`, without a graph of them.
 
     A step of a small network takes as long as its calls do, so all views are made before the first step, and results
-    are written where they stay.
+    are written where they stay. Where each gate reads its own h, gates come before the batch: then the products of a
+    step are one, without a copy.
     """
 
     @staticmethod
     def forward(ctx: Any, read: Tensor, h: Tensor, c: Tensor, weight: Tensor, *factors: Tensor | None
                 ) -> tuple[Tensor, Tensor, Tensor]:
-        steps, width, start = len(read), h.shape[-1], (h, c)
-        gates, tanh_c = torch.empty_like(read), read.new_empty(steps, *h.shape)
+        noise, start = _ready(factors, read), (h, c)
+        steps, untied = len(read), _is_untied(noise)
+        gates = (read if untied else _side_by_side(read)).clone(memory_format=torch.contiguous_format)
+        by_gate, recurrent = gates if untied else _by_gate(gates, 4), _recurrent(weight, untied).mT
+        add_product, tanh_c = Tensor.baddbmm_ if untied else Tensor.addmm_, read.new_empty(steps, *h.shape)
         all_h, all_c = (torch.cat([part[None], part.new_empty(steps, *part.shape)]) for part in (h, c))
-        noises = _noises(_ready(factors, read), steps)
-        for read_t, gate, i_and_f, (i, f, g, o), tanh, next_h, next_c, noise in zip(
-                read.unbind(), gates.unbind(), gates[..., :2 * width].unbind(), _by_gate(gates), tanh_c.unbind(),
-                all_h[1:].unbind(), all_c[1:].unbind(), noises, strict=True):
-            if noise.state is None or noise.state.dim() == 2:
-                torch.addmm(read_t, _masked(h, noise.state), weight.T, out=gate)
-            else:
-                torch.add(read_t, _by_its_gate(_masked(h.unsqueeze(1), noise.state), weight), out=gate)
+        seen = torch.empty_like(by_gate[0] if untied else h, memory_format=torch.contiguous_format)
+        each = zip(*(gate.unbind() for gate in by_gate.unbind(1)), strict=True)
+        for gate, i_and_f, (i, f, g, o), tanh, next_h, next_c, now in zip(
+                gates.unbind(), by_gate[:, :2].unbind(), each, tanh_c.unbind(), all_h[1:].unbind(), all_c[1:].unbind(),
+                _noises(noise, steps), strict=True):
+            add_product(gate, h if now.state is None else _masked(h, now.state, seen), recurrent)
             i_and_f.sigmoid_()
             g.tanh_()
             o.sigmoid_()
-            torch.mul(f, c, out=next_c).addcmul_(i, _masked(g, noise.candidate))
-            torch.tanh(_drop_(next_c, noise.cell), out=tanh)
+            torch.mul(f, c, out=next_c).addcmul_(i, _masked(g, now.candidate))
+            torch.tanh(_drop_(next_c, now.cell), out=tanh)
             torch.mul(o, tanh, out=next_h)
-            _drop_(next_h, noise.output)
-            h, c = _keep_(next_h, h, noise.old_state), _keep_(next_c, c, noise.old_cell)
+            _drop_(next_h, now.output)
+            h, c = _keep_(next_h, h, now.old_state), _keep_(next_c, c, now.old_cell)
         ctx.save_for_backward(read, *start, weight, gates, tanh_c, all_h, all_c, *factors)
         return all_h[1:], h.clone(), c.clone()
 
@@ -290,39 +303,48 @@ class _LSTM(torch.autograd.Function):
         read, first_h, first_c, weight, gates, tanh_c, all_h, all_c, *factors = ctx.saved_tensors
         if torch.is_grad_enabled():  # a derivative of this derivative will be asked for: that of the loop
             return _derivatives_of_the_loop((read, first_h, first_c, weight), factors, (of_output, of_h, of_c))
-        steps, width = len(read), of_h.shape[-1]
-        ready = _ready(factors, read)
-        candidate = Noise(*ready).candidate
-        noises, of_gates = _noises(ready, steps), torch.empty_like(gates)
+        noise, steps = _ready(factors, read), len(read)
+        noise = noise._replace(old_cell=_as_factor(noise.old_cell, read), old_state=_as_factor(noise.old_state, read))
+        untied, of_gates, noises = _is_untied(noise), torch.empty_like(gates), _noises(noise, steps)
+        by_gate, of_by_gate = (gates, of_gates) if untied else (_by_gate(gates, 4), _by_gate(of_gates, 4))
+        recurrent, product = _recurrent(weight, untied), torch.bmm if untied else torch.mm
+        of_seen = torch.empty_like(by_gate[0] if untied else of_h, memory_format=torch.contiguous_format)
+        of_seen_bits = _combinable(of_seen, noise.state)
         block = max(1, _IN_CACHE // gates[0].numel())
         for start in range(steps - 1 - (steps - 1) % block, -1, -block):
             here = slice(start, start + block)
-            masks = candidate if candidate is None or len(candidate) == 1 else candidate[here]
-            through = _slopes_(of_gates[here], gates[here], tanh_c[here], all_c[:-1][here], masks)
+            masks = noise.candidate
+            through = _slopes_(of_by_gate[here], by_gate[here], tanh_c[here], all_c[:-1][here],
+                               masks if masks is None or len(masks) == 1 else masks[here])
             by_step = zip(
-                of_output[here].unbind(), gates[here, ..., width:2 * width].unbind(), through.unbind(),
-                of_gates[here].unbind(), of_gates[here, ..., :3 * width].unflatten(-1, (3, width)).unbind(),
-                of_gates[here, ..., 3 * width:].unbind(), noises[here], strict=True)
-            for given, f, of_tanh, of_gate, of_ifg, of_o, noise in reversed(list(by_step)):
-                of_h, of_old_h = _shares(of_h + given, noise.old_state)
-                of_c, of_old_c = _shares(of_c, noise.old_cell)
-                _drop_(of_h, noise.output)
-                of_c = _drop_(torch.addcmul(of_c, of_h, of_tanh), noise.cell)
-                of_ifg.mul_(of_c.unsqueeze(1))
+                of_output[here].unbind(), by_gate[here, 1].unbind(), through.unbind(), of_gates[here].unbind(),
+                of_by_gate[here, :3].unbind(), of_by_gate[here, 3].unbind(), noises[here], strict=True)
+            for given, f, of_tanh, of_gate, of_ifg, of_o, now in reversed(list(by_step)):
+                of_h, of_old_h = _shares(of_h + given, now.old_state)
+                of_c, of_old_c = _shares(of_c, now.old_cell)
+                _drop_(of_h, now.output)
+                of_c = _drop_(torch.addcmul(of_c, of_h, of_tanh), now.cell)
+                of_ifg.mul_(of_c)
                 of_o.mul_(of_h)
                 of_c = of_c * f if of_old_c is None else of_old_c.addcmul_(of_c, f)
-                of_h = _of_read(of_gate, weight, noise.state)
+                of_h = product(of_gate, recurrent, out=of_seen)
+                if now.state is not None:
+                    _combine(now.state)(of_seen_bits, now.state, out=of_seen_bits)
+                    of_h = of_seen.sum(0) if untied else of_seen
                 of_h = of_h if of_old_h is None else of_h.add_(of_old_h)
-        state = Noise(*ready).state
-        before = _masked(all_h[:-1] if state is None or state.dim() < 4 else all_h[:-1, :, None], state)
-        of_weight = _of_weight(of_gates, before)
-        return of_gates, of_h, of_c, of_weight, *(None for _ in factors)
+        before = all_h[:-1, None] if untied else all_h[:-1]
+        before = before if noise.state is None else _masked(before, noise.state)
+        if untied:
+            of_weight = of_gates.transpose(0, 1).flatten(1, 2).mT @ before.transpose(0, 1).flatten(1, 2)
+        else:
+            of_weight = of_gates.flatten(0, 1).T @ before.flatten(0, 1)
+        return of_by_gate, of_h, of_c, of_weight.view_as(weight), *(None for _ in factors)
 
 
 def _slopes_(of_gates: Tensor, gates: Tensor, tanh_c: Tensor, c: Tensor, candidate: Tensor | None) -> Tensor:
     """Writes what the gradients of c and of h are multiplied with on their way to the gates, returns h's way to c."""
-    to_i, to_f, to_g, to_o = of_gates.chunk(4, -1)
-    i, f, g, o = gates.chunk(4, -1)
+    to_i, to_f, to_g, to_o = of_gates.unbind(1)
+    i, f, g, o = gates.unbind(1)
     torch.ops.aten.sigmoid_backward(_masked(g, candidate), i, grad_input=to_i)
     torch.ops.aten.sigmoid_backward(c, f, grad_input=to_f)
     torch.ops.aten.tanh_backward(i, g, grad_input=to_g)
@@ -331,38 +353,52 @@ def _slopes_(of_gates: Tensor, gates: Tensor, tanh_c: Tensor, c: Tensor, candida
     return torch.ops.aten.tanh_backward(o, tanh_c)
 
 
-def _by_gate(gates: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    return zip(*(gate.unbind() for gate in gates.chunk(4, -1)), strict=True)
+def _is_untied(noise: Noise) -> bool:
+    return noise.state is not None and noise.state.dim() == 4
 
 
-def _ready(factors: Sequence[Tensor | None], like: Tensor) -> list[Tensor | None]:
+def _recurrent(weight: Tensor, untied: bool) -> Tensor:
+    return weight.unflatten(0, (4, -1)) if untied else weight
+
+
+def _ready(factors: Sequence[Tensor | None], like: Tensor) -> Noise:
     """Keep masks as whole numbers of all ones or no ones in their bits; old parts stay as they are, and so do factors.
 
-    An ``and`` with them selects, at the speed of a multiplication.
+    An ``and`` with them selects, at the speed of a multiplication. Masks of gates come gate by gate.
     """
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[like.dtype.itemsize]
     kept = len(Noise._fields) - 2
-    return [-factor.to(whole) if factor is not None and factor.dtype is torch.bool and place < kept else factor
-            for place, factor in enumerate(factors)]
+    noise = Noise(*(-factor.to(whole) if factor is not None and factor.dtype is torch.bool and place < kept else factor
+                    for place, factor in enumerate(factors)))
+    if noise.state is not None and _is_untied(noise):
+        return noise._replace(state=noise.state.transpose(1, 2).contiguous())
+    return noise
 
 
-def _masked(value: Tensor, factor: Tensor | None) -> Tensor:
+def _as_factor(keep: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if keep is None else keep.to(like.dtype)
+
+
+def _combine(factor: Tensor) -> Callable[..., Tensor]:
+    return torch.mul if factor.is_floating_point() else torch.bitwise_and
+
+
+def _combinable(value: Tensor, factor: Tensor | None) -> Tensor:
+    """The value, or its bits where the factor is a mask of bits."""
+    return value if factor is None or factor.is_floating_point() else value.view(factor.dtype)
+
+
+def _masked(value: Tensor, factor: Tensor | None, out: Tensor | None = None) -> Tensor:
     """A value times noise, by what :func:`_ready` gives."""
     if factor is None:
         return value
-    if factor.is_floating_point():
-        return value * factor
-    return (value.view(factor.dtype) & factor).view(value.dtype)
+    place = None if out is None else _combinable(out, factor)
+    return _combine(factor)(_combinable(value, factor), factor, out=place).view(value.dtype)
 
 
 def _drop_(value: Tensor, factor: Tensor | None) -> Tensor:
     """The same in place."""
-    if factor is None:
-        return value
-    if factor.is_floating_point():
-        return value.mul_(factor)
-    value.view(factor.dtype).bitwise_and_(factor)
-    return value
+    return value if factor is None else _masked(value, factor, value)
 
 
 def _keep_(new: Tensor, old: Tensor, keep: Tensor | None) -> Tensor:
@@ -390,27 +426,10 @@ def _shares(gradient: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | Non
     return gradient - old, old
 
 
-def _of_read(gradient: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
-    """Gradient of h from that of what the gates read of it, as in :func:`_read`; noise as in :func:`_ready`."""
-    if factor is None or factor.dim() == 2:
-        return _drop_(gradient @ weight, factor)
-    by_gate = weight.unflatten(0, (factor.shape[-2], -1))
-    seen = (gradient.unflatten(-1, by_gate.shape[:2]).transpose(0, 1) @ by_gate).transpose(0, 1)
-    return _masked(seen, factor).sum(-2)
-
-
-def _of_weight(gradient: Tensor, h: Tensor) -> Tensor:
-    """Gradient of the weight, all steps at once; h has one more axis where each gate reads its own."""
-    if h.dim() == gradient.dim():
-        return gradient.flatten(0, 1).T @ h.flatten(0, 1)
-    gates = gradient.flatten(0, 1).unflatten(-1, (h.shape[-2], -1))
-    return (gates.permute(1, 2, 0) @ h.flatten(0, 1).transpose(0, 1)).flatten(0, 1)
-
-
 def _derivatives_of_the_loop(inputs: tuple[Tensor, ...], factors: Sequence[Tensor | None], gradients: tuple[Tensor, ...]
                              ) -> tuple[Tensor | None, ...]:
     needed = [part if part.requires_grad else part.detach().requires_grad_() for part in inputs]
     read, h, c, weight = needed
-    unit = torch.eye(read.shape[-1], dtype=read.dtype, device=read.device)     # the loop reads x, here x is read
-    output, last = loop("LSTM", read, (h, c), Weights(unit, weight), Noise(*factors))
+    unit = torch.eye(len(weight), dtype=read.dtype, device=read.device)     # the loop reads x, here x is read
+    output, last = loop("LSTM", _side_by_side(read), (h, c), Weights(unit, weight), Noise(*factors))
     return *torch.autograd.grad((output, *last), needed, gradients, create_graph=True), *(None for _ in factors)

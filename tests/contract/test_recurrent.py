@@ -384,6 +384,43 @@ def test_two_processes_share_gradients(tmp_path) -> None:
     in_two_processes(wrapped, tmp_path)
 
 
+class Tagger(nn.Module):
+    """Words, a recurrent layer, and a number for each step."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__()
+        self.words = dropoutlib.EmbeddingDropout(7, D, p=0.3)
+        self.network = made(name, "cpu", dtype=torch.float32, **options)
+        self.output = nn.LazyLinear(1)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.output(self.network(self.words(words))[0])
+
+
+def sharded(rank: int, directory: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    mesh, words = torch.distributed.device_mesh.init_device_mesh("cpu", (2,)), torch.arange(T * B).reshape(T, B) % 7
+    for name, options in itertools.product(NETWORKS, ({}, STACKED)):
+        torch.manual_seed(0)
+        whole = Tagger(name, **options)
+        whole(words)
+        for every_layer in (False, True):
+            model = copy.deepcopy(whole)
+            for part in model.children() if every_layer else ():
+                fully_shard(part, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            assert_same(model.eval()(words), whole.eval()(words))
+            model.train()(words).square().mean().backward()
+            for key, part in model.named_parameters():
+                gradient = part.grad.full_tensor()
+                assert gradient.isfinite().all() and gradient.any(), (name, key)
+
+
+def test_shards_of_two_processes_make_the_whole(tmp_path) -> None:
+    in_two_processes(sharded, tmp_path)
+
+
 def test_words_are_drawn_and_then_applied(device: str) -> None:
     words = torch.tensor([[0, 3, 3], [1, 0, 2]], device=device)
     table = torch.randn(5, 4, device=device, dtype=torch.float64, requires_grad=True)
