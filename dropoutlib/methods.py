@@ -507,7 +507,7 @@ _ROWS = (
                 "cell",
         use="Where an LSTM overfits, and fewer units at a time are enough: it costs a memory one factor only.",
         avoid="In a GRU, which has no cell. With a mask drawn anew at every step, or divided by 1 - p inside of the "
-              "cell: the one forgets, the other explodes.",
+              "cell: the one forgets, the other may explode.",
         first="p = 0.2 to 0.5.",
         evidence="*Proved*: with gates held fixed, [one factor](/book/recurrent/rnndrop.ipynb"
                  "#one-factor-for-a-memory-of-any-age) however long the sequence, and [the exact test rule]"
@@ -530,7 +530,7 @@ _ROWS = (
                           replaces=kind) for kind in ("LSTM", "GRU")),
         used_by="language models and speech recognition; TensorFlow's `LayerNormBasicLSTMCell`",
         use="As the first noise inside of a recurrent layer: it keeps memories, and its test rule is simple.",
-        avoid="On the whole cell instead of the update: then memories are lost as (1 - p) to the power of their age. "
+        avoid="On the whole cell instead of the update: then a memory loses a factor 1 - p at every step. "
               "Under the name of Keras' `recurrent_dropout`, which is another method.",
         first="p = 0.25; per sequence less, because there the noise does not average out.",
         evidence="*Proved*: with gates held fixed, [the mean](/book/recurrent/recurrent_dropout.ipynb"
