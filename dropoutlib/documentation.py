@@ -61,8 +61,10 @@ WORDS = {
                   "{proj_size}",
     "recurrent_shape": "As for torch's own. {given} Here K is ``num_layers``, doubled by ``bidirectional``, in torch's "
                        "order of states; steps are counted as a direction reads them. With ``dropout`` between layers "
-                       "the noise is a pair, of this and of keep masks ``(num_layers - 1, T, B, features)``.",
-    "bad_sizes": "ValueError: {bad_p}, if ``dropout`` is not, if a size is less than 1, or ``proj_size`` is not 0.\n"
+                       "the noise is a pair, of this and of keep masks ``(num_layers - 1, T, B, features)``; one "
+                       "that is None is drawn.",
+    "bad_sizes": "ValueError: if a probability is not between 0 and 1, a size is less than 1, or ``proj_size`` is not "
+                 "0.\n"
                  "TypeError: if an argument is of another type.",
     "stays_plain": "In evaluation it is torch's own, whose trained weights load and mean the same; "
                    "the evaluated layer exports.",

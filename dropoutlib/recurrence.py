@@ -29,7 +29,7 @@ State: TypeAlias = tuple[Tensor, ...]       # h, and c of an LSTM, each (B, H)
 GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}      # in the order of torch's weights
 _LARGE = 192    # units; from here on the wider input of a folded mask costs more than calls on the CPU
 _IN_CACHE = 2**16   # numbers of a block of steps whose slopes are computed at once
-_SATURATED = 1e4    # sigmoid(-1e4) is 0 and sigmoid(1e4) is 1, in every precision, and so is not far below
+_SATURATED = 1e30   # closes or opens a gate whatever else it reads; in half precision, half of the largest number
 
 
 class Weights(NamedTuple):
@@ -82,7 +82,8 @@ def run(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise, leng
     given = [part for part in noise if part is not None]
     is_fixed = not in_forward_mode() and not any(part.requires_grad for part in given)
     is_plain = is_fixed and is_eager(x)
-    if is_fixed and x.dim() == 3 and (is_plain or torch.compiler.is_compiling()):
+    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if is_fixed and x.dim() == 3 and (is_plain or is_recorded):
         is_large = weights.hh.shape[1] >= _LARGE and x.is_cpu
         by_kernel = None if is_large and given and is_plain else folded(mode, x, state, weights, noise, lengths)
         if by_kernel is not None:
@@ -215,7 +216,7 @@ def folded(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise, l
 
     A mask on the candidate closes the input gate, on the cell the forget gate as well, on the output the output gate;
     an old state of a GRU opens its update gate. An old cell of an LSTM does not fold: the output reads the new one.
-    What a gate reads may be up to 9000 in size.
+    What a gate reads of the rest may be up to 1e29 in size, in float16 up to 30000.
 
     Returns:
         tuple[Tensor, State] | None: as of the loop, or None where no gate does what the noise does.
@@ -231,7 +232,7 @@ def folded(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise, l
     for mask, signs in gates:
         # one feature for each unit: 1 where its gates are saturated
         features.append(mask.to(x.dtype).expand(*x.shape[:2], size))
-        unit = torch.eye(size, dtype=x.dtype, device=x.device) * _SATURATED
+        unit = torch.eye(size, dtype=x.dtype, device=x.device) * min(_SATURATED, torch.finfo(x.dtype).max / 2)
         columns.append(torch.cat([unit * signs.get(name, 0) for name in names]))
     wide = weights._replace(ih=torch.cat([weights.ih, *columns], 1))
     return native(mode, torch.cat([x, *features], -1), state, wide, lengths)
@@ -301,7 +302,8 @@ class _LSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_output: Tensor, of_h: Tensor, of_c: Tensor) -> tuple[Tensor | None, ...]:
         read, first_h, first_c, weight, gates, tanh_c, all_h, all_c, *factors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a derivative of this derivative will be asked for: that of the loop
+        # a derivative of this derivative will be asked for, or many gradients come at once: those of the loop
+        if torch.is_grad_enabled() or not is_eager(of_output):
             return _derivatives_of_the_loop((read, first_h, first_c, weight), factors, (of_output, of_h, of_c))
         noise, steps = _ready(factors, read), len(read)
         noise = noise._replace(old_cell=_as_factor(noise.old_cell, read), old_state=_as_factor(noise.old_state, read))
@@ -428,8 +430,11 @@ def _shares(gradient: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | Non
 
 def _derivatives_of_the_loop(inputs: tuple[Tensor, ...], factors: Sequence[Tensor | None], gradients: tuple[Tensor, ...]
                              ) -> tuple[Tensor | None, ...]:
-    needed = [part if part.requires_grad else part.detach().requires_grad_() for part in inputs]
-    read, h, c, weight = needed
-    unit = torch.eye(len(weight), dtype=read.dtype, device=read.device)     # the loop reads x, here x is read
-    output, last = loop("LSTM", _side_by_side(read), (h, c), Weights(unit, weight), Noise(*factors))
-    return *torch.autograd.grad((output, *last), needed, gradients, create_graph=True), *(None for _ in factors)
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        needed = [part if part.requires_grad else part.detach().requires_grad_() for part in inputs]
+        read, h, c, weight = needed
+        unit = torch.eye(len(weight), dtype=read.dtype, device=read.device)     # the loop reads x, here x is read
+        output, last = loop("LSTM", _side_by_side(read), (h, c), Weights(unit, weight), Noise(*factors))
+    return (*torch.autograd.grad((output, *last), needed, gradients, create_graph=differentiable),
+            *(None for _ in factors))

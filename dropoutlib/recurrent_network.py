@@ -46,6 +46,7 @@ class RecurrentNetwork(NoisyLayer):
     """
 
     mode: ClassVar[Literal["LSTM", "GRU"]]
+    rates: ClassVar[tuple[str, ...]] = ("p",)       # attributes that are probabilities of dropping
     dropout: float
     batch_first: bool
 
@@ -83,6 +84,15 @@ class RecurrentNetwork(NoisyLayer):
         bound = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer in each direction, as torch's own lists them."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    @property
+    def _all_weights(self) -> list[list[str]]:      # code for torch's layers finds the biases of gates by these names
+        return [self._names(k) for k in range(self._stacked)]
 
     def flatten_parameters(self) -> None:
         """Does nothing: weights that a GPU wants in one piece are put together at each call."""
@@ -155,6 +165,8 @@ class RecurrentNetwork(NoisyLayer):
             RuntimeError: if sizes do not fit, or {bad_generator}.
             TypeError: if an argument is no tensor.
         """
+        for name in self.rates:
+            Bernoulli(getattr(self, name))
         if not self._is_noisy():
             refuse_noise(noise)
         x, lengths = self._sequences(input)
@@ -258,10 +270,12 @@ class RecurrentNetwork(NoisyLayer):
         """{shown}"""
         plain = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
         changed = [f"{name}={getattr(self, name)}" for name, usual in plain.items() if getattr(self, name) != usual]
-        return ", ".join([str(self.input_size), str(self.hidden_size), *changed, *self._rates()])
+        rates = [f"{name}={getattr(self, name)}" for name in self.rates]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *changed, *rates, *self._modes()])
 
-    def _rates(self) -> list[str]:
-        return [f"p={self.p}"]
+    def _modes(self) -> list[str]:
+        """What else is shown."""
+        return []
 
 
 def _in_type(weights: Weights, dtype: torch.dtype) -> Weights:

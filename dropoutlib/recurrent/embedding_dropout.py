@@ -29,7 +29,8 @@ def _word_mask(input: Tensor, weight: Tensor, p: float, sharing: str, batch_firs
     one_of("sharing", sharing, ("batch", "sample"))
     _require_words(input, sharing)
     examples = input.shape[:1] if boolean("batch_first", batch_first) else input.shape[1:2]
-    like = weight.new_empty((*examples, len(weight)) if sharing == "sample" and input.dim() > 1 else len(weight))
+    size = (*examples, len(weight)) if sharing == "sample" and input.dim() > 1 else (len(weight),)
+    like = input.new_empty(size, dtype=weight.dtype)    # and not like a weight, of which FSDP holds a part
     return Bernoulli(p).sample(like, noise=noise, generator=generator)
 
 
@@ -177,6 +178,9 @@ class EmbeddingDropout(NoisyLayer, nn.Embedding):
             >>> EmbeddingDropout.from_pretrained(torch.ones(3, 2), p=0.2)
             EmbeddingDropout(3, 2, p=0.2)
         """
+        if embeddings.dim() != 2:
+            raise ValueError(f"embeddings has to have two axes, (V, embedding_dim), but got the shape "
+                             f"{tuple(embeddings.shape)}")
         words, size = embeddings.shape
         layer = cls(words, size, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse,
                     device=embeddings.device, dtype=embeddings.dtype, **options)

@@ -62,6 +62,12 @@ class _RecurrentDropout(RecurrentNetwork):
         torch.Size([50, 4, 20])
         {>>>} layer.draw(x).shape       # a mask for every step
         torch.Size([1, 50, 4, 20])
+
+        A sequence in chunks, with the masks of their steps:
+
+        {>>>} keep, state = layer.draw(x), None
+        {>>>} for chunk, masks in zip(x.split(25), keep.split(25, dim=1)):
+        ...     output, state = layer(chunk, state, noise=masks)
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
@@ -85,8 +91,8 @@ class _RecurrentDropout(RecurrentNetwork):
         factors = masks[k].to(x.dtype) * inverted_scale(self.p)
         return run(self.mode, x, state, weights, Noise(candidate=factors), lengths)
 
-    def _rates(self) -> list[str]:
-        return [f"p={self.p}", *([] if self.sharing == "step" else [f"sharing={self.sharing!r}"])]
+    def _modes(self) -> list[str]:
+        return [] if self.sharing == "step" else [f"sharing={self.sharing!r}"]
 
 
 _NOISE = "``noise``: keep masks ``(K, T, B, hidden_size)``; one step for all with ``sharing=\"sequence\"``."

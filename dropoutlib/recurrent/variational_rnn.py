@@ -73,6 +73,8 @@ class _Variational(RecurrentNetwork):
         torch.Size([1, 4, 20])
     """
 
+    rates = "p_input", "p_hidden", "p_output"
+
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
                  p_input: float = 0.5, p_hidden: float = 0.5, p_output: float = 0.0,
@@ -118,13 +120,14 @@ class _Variational(RecurrentNetwork):
     def _after(self, output: Tensor, masks: VariationalNoise) -> Tensor:
         return inverted(output, self.p_output, True, noise=masks.output)
 
-    def _rates(self) -> list[str]:
-        return [f"p_input={self.p_input}", f"p_hidden={self.p_hidden}", f"p_output={self.p_output}",
-                *([] if self.gates == "tied" else [f"gates={self.gates!r}"]),
+    def _modes(self) -> list[str]:
+        return [*([] if self.gates == "tied" else [f"gates={self.gates!r}"]),
                 *([] if self.inference == "mean" else [f"inference={self.inference!r}"])]
 
 
-_NOISE = ("``noise``: four keep masks, :class:`~dropoutlib.recurrent.variational_rnn.VariationalNoise` or any tuple.")
+_NOISE = ("``noise``: four keep masks, of input ``(D, B, input_size)``, state ``(K, B, hidden_size)``, what other "
+          "layers read ``(K - D, B, D hidden_size)`` and output ``(B, D hidden_size)``, with D directions; all but the "
+          "last have an axis of gates before the last one if gates are untied. One that is None is drawn.")
 
 
 @describe("variational_rnn", like=_Variational, an_or_a="An", kind="LSTM", given=_NOISE,

@@ -30,7 +30,7 @@ class ZoneoutNoise(NamedTuple):
 
 _WORDS: dict[str, Any] = {
     "zoned": r":math:`h_t = (1 - m_t) \odot h_{t-1} + m_t \odot \tilde h_t`",
-    "p_hidden": "p_hidden: probability of keeping the old h. {assigned}",
+    "p_hidden": "p_hidden: probability of keeping the old h. The attribute of this name may be changed later.",
 }
 
 
@@ -59,11 +59,12 @@ class ZoneoutLSTM(_Zoneout):
 
     In evaluation each unit takes the mean of old and new, with weights p and 1 - p. This is the exact mean of one step
     given the state before it, and that of the cell at all steps with the gates held fixed. Evaluation with p > 0
-    therefore runs step by step, and an exported graph holds as many steps as the example.
+    therefore runs step by step. An exported graph holds as many steps as the example: some runtimes then read no more
+    of a longer one, without an error.
 
     Args:
         {like_torch} {p_hidden}
-        p_cell: probability of keeping the old c.
+        p_cell: probability of keeping the old c; changed like it.
         {device} {dtype}
 
     Shape:
@@ -88,6 +89,7 @@ class ZoneoutLSTM(_Zoneout):
     """
 
     mode = "LSTM"
+    rates = "p_hidden", "p_cell"
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
@@ -111,9 +113,6 @@ class ZoneoutLSTM(_Zoneout):
         noise = Noise(old_state=self._rate(x, self.p_hidden), old_cell=self._rate(x, self.p_cell))
         return run(self.mode, x, state, weights, noise, lengths)
 
-    def _rates(self) -> list[str]:
-        return [f"p_hidden={self.p_hidden}", f"p_cell={self.p_cell}"]
-
 
 @describe("zoneout", given="``noise``: masks ``(K, T, B, hidden_size)``: 1 takes the update, 0 keeps what was.",
           **_WORDS)
@@ -127,7 +126,8 @@ class ZoneoutGRU(_Zoneout):
 
     In evaluation each unit takes the mean of old and new, with weights p and 1 - p. This is the exact mean of one step
     given the state before it, and that of all steps with gates and candidates held fixed. Evaluation with p > 0
-    therefore runs step by step, and an exported graph holds as many steps as the example.
+    therefore runs step by step. An exported graph holds as many steps as the example: some runtimes then read no more
+    of a longer one, without an error.
 
     Args:
         {like_torch} {p_hidden} {device} {dtype}
@@ -151,6 +151,7 @@ class ZoneoutGRU(_Zoneout):
     """
 
     mode = "GRU"
+    rates = ("p_hidden",)
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
@@ -170,6 +171,3 @@ class ZoneoutGRU(_Zoneout):
 
     def _test_rule(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> tuple[Tensor, State]:
         return run(self.mode, x, state, weights, Noise(old_state=self._rate(x, self.p_hidden)), lengths)
-
-    def _rates(self) -> list[str]:
-        return [f"p_hidden={self.p_hidden}"]

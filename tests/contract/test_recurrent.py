@@ -367,6 +367,54 @@ def test_another_draw_at_every_call_and_for_every_example(name: str, options: di
     assert examples == (1 if name.startswith("WeightDrop") and not options.get("dropout") else 8)
 
 
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float64, 1e20), (torch.float32, 1e20), (torch.bfloat16, 1e20),
+                                              (torch.float16, 1e4)], ids=str)
+@pytest.mark.parametrize("name", ["RNNDropLSTM", "RecurrentDropoutLSTM", "ZoneoutLSTM", "ZoneoutGRU"])
+def test_a_closed_gate_stays_closed_whatever_it_reads(name: str, dtype: torch.dtype, large: float, device: str) -> None:
+    layer = getattr(dropoutlib, name)(1, 8, **dict.fromkeys(rates(name), 0.5), device=device, dtype=dtype)
+    x = (large * sequences(device)[..., :1]).to(dtype).requires_grad_()
+    nothing = tree_map(torch.zeros_like, layer.draw(x))
+    output, _ = layer(x, noise=nothing)
+    output.sum().backward()
+    assert not output.any() and not x.grad.any()
+
+
+@every
+def test_many_gradients_at_once(name: str, options: dict[str, Any], device: str) -> None:
+    layer, x = made(name, device, **options), sequences(device)
+    noise = layer.draw(x)
+
+    def ends(x: Tensor) -> Tensor:
+        return layer(x, noise=noise)[0][:, 0, :2]
+
+    at_once, one_by_one = (torch.autograd.functional.jacobian(ends, x, vectorize=vectorize)
+                           for vectorize in (True, False))
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith("Zoneout")])
+def test_what_was_traced_takes_other_lengths(name: str, device: str) -> None:
+    layer = made(name, device).eval()
+    traced, x = torch.jit.trace(layer, (sequences(device),)), sequences(device).repeat(2, 2, 1)
+    assert_same(traced(x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_wrong_rate_is_refused_in_evaluation_too(name: str, device: str) -> None:
+    for rate in rates(name):
+        layer = made(name, device).eval()
+        setattr(layer, rate, math.nan)
+        assert_raises(ValueError, "nan", lambda layer=layer: layer(sequences(device)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_are_listed_as_torch_lists_them(name: str) -> None:
+    layer, of_torch = twin_of_torch(name, "cpu", torch.float32, num_layers=2, bidirectional=True)
+    assert layer._all_weights == of_torch._all_weights
+    assert_same(layer.all_weights, of_torch.all_weights)
+
+
 def wrapped(rank: int, directory: str) -> None:
     for name, options in itertools.product(NETWORKS, ({}, {"num_layers": 2, "dropout": 0.3})):
         layer = made(name, "cpu", dtype=torch.float32, **options)
@@ -411,7 +459,8 @@ def sharded(rank: int, directory: str) -> None:
                 fully_shard(part, mesh=mesh)
             fully_shard(model, mesh=mesh)
             assert_same(model.eval()(words), whole.eval()(words))
-            model.train()(words).square().mean().backward()
+            assert type(model.train().words.draw(words)) is Tensor
+            model(words).square().mean().backward()
             for key, part in model.named_parameters():
                 gradient = part.grad.full_tensor()
                 assert gradient.isfinite().all() and gradient.any(), (name, key)
