@@ -16,8 +16,8 @@ from dropoutlib.documentation import document
 
 __all__ = ["applies_noise", "boolean", "in_forward_mode", "is_autocast", "is_differentiated", "is_eager",
            "is_recorded", "noise_pair", "not_negative", "one_of", "positive", "positive_integer", "real",
-           "refuse_noise", "require_broadcastable", "require_callable", "require_features", "require_images",
-           "require_jagged", "require_one_size", "require_tensor", "unchanged"]
+           "refuse_noise", "require_broadcastable", "require_callable", "require_channels", "require_features",
+           "require_images", "require_jagged", "require_one_size", "require_tensor", "unchanged"]
 
 # torch has no public question for these (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -234,6 +234,37 @@ def require_features(input: Tensor, weight: Tensor, bias: Tensor | None = None) 
     if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
         raise RuntimeError(f"input has to have {weight.shape[1]} features, its last axis, for a weight of shape "
                            f"{tuple(weight.shape)}, but got the shape {tuple(input.shape)}")
+    _require_type_of_weight(input, weight)
+
+
+def require_channels(input: Tensor, weight: Tensor, axes: int, groups: int = 1) -> None:
+    """Refuses an input of a convolution that its weight does not fit; the bias is left to torch.
+
+    Args:
+        input: what the caller gave, of shape ``(N, C, ...)`` or ``(C, ...)``.
+        weight: of shape ``(out, C / groups, ...)``.
+        axes: spatial axes.
+        groups: of the convolution.
+
+    Raises:
+        TypeError: if the input or the weight is no tensor.
+        RuntimeError: if the input holds integers, booleans or complex numbers or is nested, if shapes do not fit, or if
+            the types differ, outside of autocast.
+    """
+    require_one_size(input)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight has to be a tensor, but got {weight!r}")
+    if weight.dim() != axes + 2:
+        raise RuntimeError(f"weight has to have {axes + 2} axes, (out, in, ...), but got the shape "
+                           f"{tuple(weight.shape)}")
+    channels = weight.shape[1] * groups
+    if input.dim() not in (axes + 1, axes + 2) or input.shape[-axes - 1] != channels:
+        raise RuntimeError(f"input has to have {channels} channels, in front of {axes} spatial axes, with or without a "
+                           f"batch, but got the shape {tuple(input.shape)}")
+    _require_type_of_weight(input, weight)
+
+
+def _require_type_of_weight(input: Tensor, weight: Tensor) -> None:
     if input.dtype != weight.dtype and not is_autocast(input):
         raise RuntimeError(f"input has to be of the type of the weight, {weight.dtype}, but got {input.dtype}")
     if input.is_complex():

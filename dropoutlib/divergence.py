@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dropoutlib.arguments import is_eager, require_tensor
 from dropoutlib.documentation import document
@@ -157,7 +158,9 @@ def molchanov_kl(alpha: Tensor) -> Tensor:
     """
     require_tensor(alpha, "alpha")
     scale, shift, slope = 0.63576, 1.87320, 1.48695
-    return scale - scale * torch.sigmoid(shift + slope * alpha.log()) + torch.log1p(1 / alpha) / 2
+    log_alpha = alpha.log()
+    # Not 1 - sigmoid, which cancels for a large alpha, nor log(1 + 1/alpha), which overflows for a small one.
+    return scale * torch.sigmoid(-shift - slope * log_alpha) - F.logsigmoid(log_alpha) / 2
 
 
 _EULER = 0.5772156649015329

@@ -3,6 +3,14 @@
 import torch
 
 from . import functional
+from .bayesian.log_normal_dropout import LogNormalDropout
+from .bayesian.mc_dropout import monte_carlo, predict
+from .bayesian.sparse_variational_dropout import (
+    SparseVariationalConv1d,
+    SparseVariationalConv2d,
+    SparseVariationalLinear,
+)
+from .compression import compress
 from .convolutional.cutout import Cutout
 from .convolutional.max_drop import MaxDrop
 from .convolutional.pooling_dropout import (
@@ -28,6 +36,7 @@ from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .layer import NoisyLayer
 from .methods import catalogue
 from .moments import JointMoments, Moments
+from .propagation import propagate_moments
 from .recurrent.embedding_dropout import EmbeddingDropout, LockedDropout
 from .recurrent.recurrent_dropout import RecurrentDropoutGRU, RecurrentDropoutLSTM
 from .recurrent.rnndrop import RNNDropLSTM
@@ -37,14 +46,15 @@ from .recurrent.zoneout import ZoneoutGRU, ZoneoutLSTM, ZoneoutNoise
 from .recurrent_network import StackNoise
 from .surgery import audit, replace
 
-__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d", "Cutout",
-           "DropConnectLinear", "Dropout", "EmbeddingDropout", "FastDropoutLinear", "GaussianDropout", "LockedDropout",
-           "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d", "NoisyLayer",
-           "RNNDropLSTM", "RecurrentDropoutGRU", "RecurrentDropoutLSTM", "SpatialDropout1d", "SpatialDropout2d",
-           "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
+__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d",
+           "Cutout", "DropConnectLinear", "Dropout", "EmbeddingDropout", "FastDropoutLinear", "GaussianDropout",
+           "LockedDropout", "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d",
+           "MaxPoolDropout3d", "NoisyLayer", "RNNDropLSTM", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
+           "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
+           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
            "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM",
-           "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "audit", "catalogue", "functional", "kl_divergence",
-           "max_norm_", "replace"]
+           "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "audit", "catalogue", "compress", "functional",
+           "kl_divergence", "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

@@ -11,6 +11,12 @@ this module, is one node; like every argument, ``training`` stays what it was.
 
 from torch.fx import wrap
 
+from .bayesian.log_normal_dropout import log_normal_dropout
+from .bayesian.sparse_variational_dropout import (
+    sparse_variational_conv1d,
+    sparse_variational_conv2d,
+    sparse_variational_linear,
+)
 from .convolutional.cutout import cutout
 from .convolutional.max_drop import max_drop
 from .convolutional.pooling_dropout import (
@@ -37,9 +43,11 @@ from .recurrent.embedding_dropout import embedding_dropout, locked_dropout
 
 __all__ = ["avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d", "concrete_dropout", "concrete_dropout2d",
            "cutout", "draw", "drop_connect_linear", "dropout", "embedding_dropout", "fast_dropout_linear",
-           "gaussian_dropout", "locked_dropout", "max_drop", "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d",
-           "max_pool_dropout3d", "spatial_dropout1d", "spatial_dropout2d", "spatial_dropout3d", "standout_linear",
-           "stochastic_pool2d", "stochastic_rate_dropout", "variational_dropout_linear", "weight_scaling_dropout"]
+           "gaussian_dropout", "locked_dropout", "log_normal_dropout", "max_drop", "max_norm_", "max_pool_dropout1d",
+           "max_pool_dropout2d", "max_pool_dropout3d", "sparse_variational_conv1d", "sparse_variational_conv2d",
+           "sparse_variational_linear", "spatial_dropout1d", "spatial_dropout2d", "spatial_dropout3d",
+           "standout_linear", "stochastic_pool2d", "stochastic_rate_dropout", "variational_dropout_linear",
+           "weight_scaling_dropout"]
 
 for _name in __all__:
     wrap(_name)

@@ -1,4 +1,4 @@
-"""What layers that learn their rate share: the logit of p is a parameter, of shape ``(1,)`` where there is one."""
+"""What layers that learn their rate share: a parameter is the logit of p, or the logarithm of a variance."""
 
 from __future__ import annotations
 
@@ -11,9 +11,36 @@ import torch
 from torch import Tensor
 
 from .arguments import is_eager
+from .divergence import gathered
 from .noise import Bernoulli
 
-__all__ = ["logit_of", "one_number_in_a_row", "set_rate", "shown_rate"]
+__all__ = ["clamped", "finite_logarithm", "largest_logarithm", "logit_of", "one_number_in_a_row", "set_rate",
+           "shown_rate", "starts_if_missing", "wide"]
+
+
+def wide(x: Tensor) -> Tensor:
+    """The whole of a parameter, in float32 where its type is of half precision."""
+    whole = gathered(x)
+    return whole if whole.dtype == torch.float64 else whole.float()
+
+
+def largest_logarithm(dtype: torch.dtype) -> float:
+    """Up to which logarithm of a variance outputs stay finite."""
+    return 16.0 if dtype == torch.float16 else 40.0
+
+
+def finite_logarithm(log: Tensor) -> Tensor:
+    """A learned logarithm of a variance, within bounds.
+
+    Gradients still reach one beyond, as they are at the bound, so that it can come back.
+    """
+    bound = largest_logarithm(log.dtype)
+    return clamped(wide(log), -bound, bound)
+
+
+def clamped(x: Tensor, low: float, high: float) -> Tensor:
+    """Numbers within bounds, with the gradient 1 beyond them, too."""
+    return x + (x.clamp(low, high) - x).detach()
 
 
 def logit_of(p: float) -> float:
@@ -51,3 +78,19 @@ def one_number_in_a_row(state_dict: dict[str, Any], key: str) -> Iterator[None]:
         yield
     finally:
         state_dict[key] = saved
+
+
+@contextlib.contextmanager
+def starts_if_missing(state_dict: dict[str, Any], prefix: str, name: str, value: Tensor, start: float
+                      ) -> Iterator[None]:
+    """Loads what a layer without learned noise saved: the parameter ``name`` keeps its value."""
+    key, of_plain = f"{prefix}{name}", f"{prefix}weight"
+    if key in state_dict or of_plain not in state_dict:
+        yield
+        return
+    # of a layer without memory, the value is where it starts
+    state_dict[key] = torch.full_like(value, start, device=state_dict[of_plain].device) if value.is_meta else value
+    try:
+        yield
+    finally:
+        del state_dict[key]

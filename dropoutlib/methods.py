@@ -640,6 +640,90 @@ _ROWS = (
                  "here*: [both mechanisms](/book/recurrent/embedding_dropout.ipynb#what-it-does-in-practice), on real "
                  "data. *Literature*: {cite:t}`gal2016theoretically`, {cite:t}`merity2018regularizing`.",
     ),
+    Method(
+        name="mc_dropout",
+        title="Monte Carlo dropout",
+        part="bayesian",
+        summary="The noise of training stays on at test time; the mean of many passes is the prediction, their spread "
+                "says how much the network does not know.",
+        site="whatever the dropout of the model multiplies: its layers and functions, those of torch included",
+        law="that of the dropout with which the model was trained",
+        sharing="none: one draw for every example (`masks=\"call\"`: one for all examples; `masks=\"fixed\"`: and "
+                "for all calls)",
+        test_rule="Monte Carlo: mean and variance over passes",
+        references={"gal2016dropout": "sections 3 to 5"},
+        facts=(
+            Layer("monte_carlo", None, "none", "none", "element"),
+            Layer("predict", None, "none", "none", "element"),
+        ),
+        used_by="image segmentation, medical images, active learning; torch-uncertainty, baal, Lightning UQ Box",
+        use="For softer probabilities, and to tell doubt of the network from noise of the data, with a network that "
+            "was trained with dropout and cannot be trained again.",
+        avoid="For an error bar that more data should make smaller: at a fixed p it does not. Before the entropy of "
+              "one pass was tried: on digits it found unknown classes as well.",
+        first="100 samples, with the p of training; the last dropout alone where time matters.",
+        evidence="*Proved*: the loss of dropout with weight decay is [a bound on the "
+                 "evidence](/book/bayesian/mc_dropout.ipynb#a-loss-that-is-a-bound), with [one "
+                 "precision](/book/bayesian/mc_dropout.ipynb#the-precision-and-six-ways-to-miss-it). *Measured here*: "
+                 "[calibration and unknown classes](/book/bayesian/mc_dropout.ipynb#what-it-does-in-practice) on "
+                 "digits, and a spread that [does not shrink](/book/bayesian/mc_dropout.ipynb#what-it-does-not-know) "
+                 "with data. *Literature*: {cite:t}`gal2016dropout`; ensembles by "
+                 "{cite:t}`lakshminarayanan2017simple`.",
+    ),
+    Method(
+        name="sparse_variational_dropout",
+        title="Sparse variational dropout",
+        part="bayesian",
+        summary="Every weight has noise of a variance that is learned, and weights that end as mostly noise are set to "
+                "zero.",
+        site="weights of a linear layer or a convolution",
+        law="Gaussian with the weight as mean and a learned variance sigma^2: additive noise",
+        sharing="none: one draw for every output (at every position of a map) of every example",
+        test_rule="weights with log alpha = log(sigma^2/weight^2) above 3 are zero, the others as they are",
+        references={"molchanov2017variational": "sections 4.1 to 4.4"},
+        facts=(
+            Layer("SparseVariationalLinear", "sparse_variational_linear", "learned", "continuous", "weight",
+                  has_weights=True, replaces="Linear", answers={"site": "weights of a linear layer"}),
+            *(Layer(f"SparseVariationalConv{axes}d", f"sparse_variational_conv{axes}d", "learned", "continuous",
+                    "weight", has_weights=True, replaces=f"Conv{axes}d", answers={"site": "weights of a convolution"})
+              for axes in (1, 2)),
+        ),
+        used_by="pruning of small image classifiers by its authors, in Theano and TensorFlow; a baseline for others",
+        use="To find out which single weights a trained network can lose, with the number of training examples as the "
+            "only measure of how much.",
+        avoid="Where time has to be saved by it alone: single zeros make no layer smaller, and what is left of units "
+              "decides. With the weight of the divergence at 1 from the first step on: all weights may go.",
+        first="From a trained network, threshold 3, with a weight of the divergence that grows from 0 to 1 over the "
+              "first epochs.",
+        evidence="*Proved*: [gradients whose noise does not grow with "
+                 "alpha](/book/bayesian/sparse_variational_dropout.ipynb#the-additive-form), and [which weight of a "
+                 "regression](/book/bayesian/sparse_variational_dropout.ipynb#what-becomes-of-one-weight) goes. "
+                 "*Measured here*: [how many weights digits "
+                 "need](/book/bayesian/sparse_variational_dropout.ipynb#what-it-does-in-practice), beside pruning by "
+                 "size. *Literature*: LeNet on MNIST by {cite:t}`molchanov2017variational`.",
+    ),
+    Method(
+        name="log_normal_dropout",
+        title="Log-normal dropout",
+        part="bayesian",
+        summary="Every unit is multiplied by log-normal noise that is learned, and units whose noise drowns their "
+                "signal are removed.",
+        site="units or channels, in front of or behind their activation",
+        law="log-normal factor between e^-20 and 1 whose logarithm is normal, with learned mu and s, cut off at -20 "
+            "and 0",
+        sharing="space (`sharing=\"batch\"`: and batch)",
+        test_rule="the mean of the factor; 0 where its signal-to-noise ratio is below a threshold",
+        references={"neklyudov2017structured": "section 3"},
+        facts=(Layer("LogNormalDropout", "log_normal_dropout", "learned", "continuous", "unit"),),
+        used_by="networks that are to become smaller: its authors' code, and ports of it",
+        use="To make a trained network smaller by whole units: plain layers of a smaller size are left.",
+        avoid="Where nothing is to be removed: the mean of the factor is below 1, and shrinks what it multiplies.",
+        first="[-20, 0], mu = 0 and log s = -5, the defaults, in a network that is trained already.",
+        evidence="*Proved*: [moments and limits](/book/bayesian/log_normal_dropout.ipynb#mean-and-signal-to-noise). "
+                 "*Measured here*: on digits [a third of the units is left](/book/bayesian/log_normal_dropout.ipynb"
+                 "#what-it-does-in-practice), and the error is no larger. *Literature*: "
+                 "{cite:t}`neklyudov2017structured`.",
+    ),
 )
 
 

@@ -169,13 +169,15 @@ def linear(value: Moments | JointMoments, weight: Tensor, bias: Tensor | None = 
 
 
 @document(linear)
-def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
+def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0,
+                 product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Tensor:
     """Variance of a sum of terms ``w_j x_j`` that are multiplied by independent factors of variance ``alpha``.  Exact.
 
     Args:
         input: shape ``(..., in)``, not random.
         {weight}
         alpha: a number, or of a shape that broadcasts to that of the weight, at least 0.
+        product: how input and weight make the sums: a convolution in the place of a linear layer.
 
     Returns:
         Tensor: of shape ``(..., out)``, sum over j of alpha w_j^2 x_j^2.  In float32 where float16 is computed with,
@@ -193,10 +195,10 @@ def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0) -> 
     not_negative("alpha", alpha)
     autocast = is_autocast(input)
     if (torch.get_autocast_dtype(input.device.type) if autocast else input.dtype) != torch.float16:
-        return F.linear(input.square(), (alpha * weight.square()).to(weight.dtype))
+        return product(input.square(), (alpha * weight.square()).to(weight.dtype))
     with torch.autocast(input.device.type, enabled=False) if autocast else contextlib.nullcontext():
         wide = alpha.float() if isinstance(alpha, Tensor) else alpha
-        return F.linear(input.float().square(), wide * weight.float().square())
+        return product(input.float().square(), wide * weight.float().square())
 
 
 @document(multiply)

@@ -627,8 +627,11 @@ def _is_noisy(module: nn.Module) -> bool:
 
 def _never_drops(module: nn.Module) -> bool:
     """Whether its rate is 0; a rate that is drawn or learned is not."""
-    rate = getattr(module, "high", getattr(module, "p", None))
-    return isinstance(rate, (int, float)) and rate == 0
+    if isinstance(module, RecurrentNetwork) and module.num_layers > 1 and module.dropout > 0:
+        return False
+    names = ("high",) if hasattr(module, "high") else ("p", "p_input", "p_hidden", "p_output", "p_cell")
+    rates = [getattr(module, name) for name in names if hasattr(module, name)]
+    return bool(rates) and all(isinstance(rate, (int, float)) and rate == 0 for rate in rates)
 
 
 def _dropout_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, bool]:
@@ -689,11 +692,11 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 def _require_what_can_be_followed(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(f"a scripted or traced module cannot be followed, but {name or 'the model'} is one: audit "
+            raise TypeError(f"a scripted or traced module cannot be followed, but {name or 'the model'} is one: use "
                             "the model before it is scripted")
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
-            raise ValueError(f"{name or 'the model'} ({type(module).__name__}) has no weights yet: run the model once, "
-                             "then audit it")
+            raise ValueError(f"{name or 'the model'} ({type(module).__name__}) has no weights yet: run the model once "
+                             "before")
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:

@@ -361,7 +361,7 @@ def test_audit_where_values_cannot_be_compared() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_audit_refuses_what_it_cannot_follow() -> None:
     traced = torch.jit.trace(nn.Linear(6, 2), VECTORS)
-    with pytest.raises(TypeError, match=r"0 is one: audit the model before it is scripted"):
+    with pytest.raises(TypeError, match=r"0 is one: use the model before it is scripted"):
         audit(nn.Sequential(traced), VECTORS)
     lazy = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(ValueError, match=r"0 \(LazyLinear\) has no weights yet"):

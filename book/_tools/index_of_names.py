@@ -16,7 +16,8 @@ import dropoutlib
 from dropoutlib import functional
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = {"audit": "surgery", "replace": "surgery", "catalogue": "methods", "kl_divergence": "divergence"}
+TOOLS = {"audit": "surgery", "replace": "surgery", "catalogue": "methods", "kl_divergence": "divergence",
+         "propagate_moments": "propagation", "compress": "compression"}
 HEAD = """# Names
 
 Every public name, with the chapter that derives it, its documentation, its source and its tests.

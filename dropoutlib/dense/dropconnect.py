@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import dropoutlib.moments as moments
 
 from ..arguments import boolean, noise_pair, one_of, positive_integer, refuse_noise, require_callable, require_features
+from ..from_torch import FromLinear
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import Moments
@@ -214,7 +215,7 @@ def _fits_all(mask: Any, parameter: Tensor) -> bool:
 
 @describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn",
           refused="Refused in evaluation, unless ``inference=\"sampled\"`` averages an activation.")
-class DropConnectLinear(NoisyLayer, nn.Linear):
+class DropConnectLinear(FromLinear, NoisyLayer, nn.Linear):
     r"""A linear layer whose weights are dropped, with a mask of its own for every example, and an activation.
 
     In training a weight w becomes w/(1 - p) with probability 1 - p and 0 with probability p, and so does the bias.

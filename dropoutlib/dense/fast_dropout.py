@@ -11,7 +11,9 @@ from torch.nn import functional as F
 import dropoutlib.moments as moments
 
 from ..arguments import applies_noise, boolean, require_features
+from ..from_torch import FromLinear
 from ..layer import NoisyLayer, draws
+from ..local_reparameterization import drawn
 from ..methods import describe
 from ..moments import JointMoments, Moments
 from ..noise import Bernoulli, Gaussian, nothing, odds
@@ -67,12 +69,11 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         return mean
     if p == 0 and noise is None:
         return mean
-    std = moments.deviation(moments.sum_variance(input, weight, ratio)).to(mean.dtype)
-    return mean + std * _law(p).sample(mean, noise=noise, generator=generator)
+    return drawn(mean, moments.sum_variance(input, weight, ratio), noise=noise, generator=generator)
 
 
 @describe("fast_dropout", fast_dropout_linear)
-class FastDropoutLinear(NoisyLayer, nn.Linear):
+class FastDropoutLinear(FromLinear, NoisyLayer, nn.Linear):
     r"""A linear layer that knows mean and variance of its outputs behind dropout, and draws nothing else.
 
     With inverted dropout on its inputs, an output :math:`z = \sum_j w_j \frac{m_j}{1-p} x_j + b` has the mean

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import applies_noise, boolean, one_of, real, require_callable, require_features
+from ..from_torch import FromLinear
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Coins, apply
@@ -101,7 +102,7 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
 
 
 @describe("standout", standout_linear)
-class StandoutLinear(NoisyLayer, nn.Linear):
+class StandoutLinear(FromLinear, NoisyLayer, nn.Linear):
     r"""A linear layer with an activation, whose units are kept with a probability that depends on the input.
 
     With the pre-activation z = Wx + b, a unit is kept with probability

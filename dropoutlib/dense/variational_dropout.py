@@ -9,23 +9,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import applies_noise, boolean, not_negative, one_of, real, require_features
-from ..divergence import gathered, log_uniform_kl
+from ..divergence import log_uniform_kl
+from ..from_torch import FromLinear
 from ..layer import NoisyLayer, draws
-from ..learned_rate import logit_of, one_number_in_a_row, set_rate, shown_rate
+from ..learned_rate import (
+    finite_logarithm,
+    logit_of,
+    one_number_in_a_row,
+    set_rate,
+    shown_rate,
+    starts_if_missing,
+)
+from ..local_reparameterization import drawn, numbers_for
 from ..methods import describe
-from ..moments import deviation, sum_variance
-from ..noise import Gaussian
+from ..moments import sum_variance
 
 __all__ = ["VariationalDropoutLinear", "variational_dropout_linear"]
-
-_LAW = Gaussian(0.0, 1.0)
 
 
 def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, kind: str, *,
             generator: torch.Generator | None) -> Tensor:
     _check_kind(kind)
     require_features(input, weight, bias)
-    return _LAW.sample(F.linear(input, weight, bias) if kind == "A" else input, generator=generator)
+    return numbers_for(F.linear(input, weight, bias) if kind == "A" else input, generator=generator)
 
 
 @draws(_normal)
@@ -68,11 +74,9 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
     if not applies_noise(training, noise):
         return F.linear(input, weight, bias)
     if kind == "B":
-        factor = 1 + alpha**0.5 * _LAW.sample(input, noise=noise, generator=generator)
+        factor = 1 + alpha**0.5 * numbers_for(input, noise=noise, generator=generator)
         return F.linear(input * factor.to(input.dtype), weight, bias)
-    mean = F.linear(input, weight, bias)
-    std = deviation(sum_variance(input, weight, alpha)).to(mean.dtype)
-    return mean + std * _LAW.sample(mean, noise=noise, generator=generator)
+    return drawn(F.linear(input, weight, bias), sum_variance(input, weight, alpha), noise=noise, generator=generator)
 
 
 def _check_kind(kind: str) -> None:
@@ -88,7 +92,7 @@ def _check_alpha(alpha: Tensor | float, weight: Tensor, kind: str) -> None:
 
 
 @describe("variational_dropout", variational_dropout_linear)
-class VariationalDropoutLinear(NoisyLayer, nn.Linear):
+class VariationalDropoutLinear(FromLinear, NoisyLayer, nn.Linear):
     r"""A linear layer with Gaussian dropout whose variance :math:`\alpha` is learned.
 
     Kind A: every weight is :math:`w (1 + \sqrt\alpha \epsilon)` with its own standard normal :math:`\epsilon`. An
@@ -161,16 +165,9 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
             nn.init.constant_(self.log_alpha, self._start)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        key = f"{prefix}log_alpha"
-        of_linear = f"{prefix}weight" in state_dict and key not in state_dict
-        if of_linear:
-            device = state_dict[f"{prefix}weight"].device
-            state_dict[key] = (torch.full_like(self.log_alpha, self._start, device=device) if self.log_alpha.is_meta
-                               else self.log_alpha)
-        with one_number_in_a_row(state_dict, key):
+        with (starts_if_missing(state_dict, prefix, "log_alpha", self.log_alpha, self._start),
+              one_number_in_a_row(state_dict, f"{prefix}log_alpha")):
             super()._load_from_state_dict(state_dict, prefix, *arguments)
-        if of_linear:
-            del state_dict[key]
 
     def extra_repr(self) -> str:
         """{shown}"""
@@ -199,11 +196,8 @@ class VariationalDropoutLinear(NoisyLayer, nn.Linear):
         set_rate(self.log_alpha, p)
 
     def _log_alpha(self) -> Tensor:
-        log_alpha = gathered(self.log_alpha)
-        bound = 16.0 if log_alpha.dtype == torch.float16 else 40.0
-        wide = log_alpha if log_alpha.dtype == torch.float64 else log_alpha.float()
-        bounded = wide + (wide.clamp(-bound, bound) - wide).detach()
-        return bounded.squeeze(0) if self.alpha_per == "layer" else bounded
+        log_alpha = finite_logarithm(self.log_alpha)
+        return log_alpha.squeeze(0) if self.alpha_per == "layer" else log_alpha
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:

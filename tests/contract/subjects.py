@@ -272,8 +272,8 @@ class LayerWithWeights(Layer):
 
     def without_noise(self, x: Tensor) -> Tensor:
         of_torch = linear_in(self(0.5, x))
-        function = nn.functional.linear if isinstance(of_torch, nn.Linear) else nn.functional.conv2d
-        return function(x, of_torch.weight, of_torch.bias)
+        name = "linear" if isinstance(of_torch, nn.Linear) else f"conv{len(self.axes)}d"
+        return getattr(nn.functional, name)(x, of_torch.weight, of_torch.bias)
 
 
 class LayerWithBelief(LayerWithWeights):
@@ -281,6 +281,16 @@ class LayerWithBelief(LayerWithWeights):
 
     def rate(self, module: nn.Module, x: Tensor, p: float) -> Tensor:
         return 1 - module.keep_probability(x).detach().cpu().flatten()
+
+
+class LayerOfUnits(LayerOnWholeMaps, LayerWithWeights):
+    """Makes layers with learned noise, a law for each channel, of which all positions share a draw."""
+
+    def __call__(self, p: float, x: Tensor) -> nn.Module:
+        return self.make(p, x.shape[1], device=x.device, dtype=x.dtype)
+
+    def without_noise(self, x: Tensor) -> Tensor:
+        return x
 
 
 class LayerWithFactors(LayerWithWeights):
@@ -291,7 +301,7 @@ class LayerWithFactors(LayerWithWeights):
 
 
 def linear_in(module: nn.Module) -> nn.Module:
-    return next(part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d)))
+    return next(part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d)))
 
 
 def without_bias(module: nn.Module) -> nn.Module:
@@ -306,6 +316,12 @@ def without_bias(module: nn.Module) -> nn.Module:
 def keep_all(p: float) -> float:
     """The logit of keeping with probability 1 - p."""
     return math.log((1 - p) / p)
+
+
+def sparse(layer: nn.Module, p: float) -> nn.Module:
+    """A layer with learned noise, so that no weight of its size is dropped at test time."""
+    nn.init.constant_(layer.log_sigma2, -keep_all(p) - 2 * math.log(len(layer.weight)) - 2)
+    return layer
 
 
 FACTS = {layer.name: layer for row in dropoutlib.catalogue().values() for layer in row.facts}
@@ -325,6 +341,12 @@ WITH_WEIGHTS = {
         lambda p, n, **where: dropoutlib.VariationalDropoutLinear(n, n, bias=False, p=p, **where)),
     "VariationalDropoutLinear of kind B": LayerWithFactors(
         lambda p, n, **where: dropoutlib.VariationalDropoutLinear(n, n, bias=False, p=p, kind="B", **where)),
+    "SparseVariationalLinear": LayerWithWeights(
+        lambda p, n, **where: sparse(dropoutlib.SparseVariationalLinear(n, n, bias=False, **where), p)),
+    "SparseVariationalConv1d": LayerWithWeights(
+        lambda p, n, **where: sparse(dropoutlib.SparseVariationalConv1d(n, n, 1, bias=False, **where), p), axes=(3,)),
+    "SparseVariationalConv2d": LayerWithWeights(
+        lambda p, n, **where: sparse(dropoutlib.SparseVariationalConv2d(n, n, 1, bias=False, **where), p), axes=(3, 2)),
     "ConcreteDropout": LayerWithWeights(
         lambda p, n, **where: dropoutlib.ConcreteDropout(nn.Linear(n, n, bias=False, **where), p=p).to(**where)),
     "ConcreteDropout around a noisy layer": LayerWithWeights(
@@ -336,7 +358,16 @@ WITH_WEIGHTS = {
 }
 
 
+def log_normal(p: float, n: int, **where: Any) -> nn.Module:
+    """A layer that keeps all units at test time."""
+    layer = dropoutlib.LogNormalDropout(n, **where)
+    nn.init.constant_(layer.mu, -1.0)
+    nn.init.constant_(layer.log_s, math.log2(p) / 4 if p > 0 else -20.0)
+    return layer
+
+
 ON_MAPS = {
+    "LogNormalDropout": LayerOfUnits(log_normal, (3, 2), single=False),
     "SpatialDropout1d": LayerOnWholeMaps(dropoutlib.SpatialDropout1d, (3,)),
     "SpatialDropout2d": LayerOnWholeMaps(dropoutlib.SpatialDropout2d, (3, 2), single=False),
     "SpatialDropout3d": LayerOnWholeMaps(dropoutlib.SpatialDropout3d, (3, 2, 2)),
@@ -371,6 +402,7 @@ LAYERS = sorted({*TABLE, *WITH_WEIGHTS, *ON_MAPS})
 _RATE = ("check_p_one", "check_p_assigned", "check_bad_p")
 _MATMUL = "zero times an inf is nan in a matrix product; the method's own tests see what a dropped weight leaves"
 _LEARNED = "its rate is learned, or depends on the input: there is no attribute p to assign"
+_OF_UNITS = "its learned noise belongs to a number of units, and it stands in the place of no layer of torch"
 _RANDOM_RATE = "its rate is drawn at every call, below 1: there is no attribute p to assign"
 _PLACES = "its noise is the place of a square, without p: the method's own tests sum over all places"
 _WHOLE = "images are whole at test time: the test rule is no mean"
@@ -390,6 +422,7 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.has_weights and layer.site in ("element", "map"), ("check_statistics", "check_test_rule"),
      _RELAXED),
     (lambda layer: layer.rate in ("learned", "input"), ("check_p_zero", *_RATE), _LEARNED),
+    (lambda layer: layer.rate == "learned" and not layer.has_weights, ("check_drop_in",), _OF_UNITS),
     (lambda layer: layer.rate == "drawn", ("check_drop_in", *_RATE), _RANDOM_RATE),
     (lambda layer: layer.rate == "none", ("check_drop_in", "check_p_zero", *_RATE), _NO_P),
 ]

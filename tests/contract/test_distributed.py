@@ -112,7 +112,7 @@ def distributed_inputs(rank: int, directory: str) -> None:
 
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     for name in HELD:
-        if FACTS[name.split()[0]].has_weights:
+        if FACTS[name.split()[0]].has_weights or FACTS[name.split()[0]].rate == "learned":  # it has parameters
             continue
         kind = subject(name)
         x = kind.example((4, 4), CPU, torch.float32)

@@ -31,6 +31,11 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "fast_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.4), {}),
     "variational_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.3), {}),
     "variational_dropout_linear of kind B": ((5, 6), (WEIGHT, BIAS, 0.3), {"kind": "B"}),
+    "sparse_variational_linear": ((5, 6), (WEIGHT, BIAS, -3.0), {}),
+    "sparse_variational_conv1d": ((2, 3, 7), (("weight", (4, 3, 3)), BIAS, -3.0), {"stride": 2, "padding": 1}),
+    "sparse_variational_conv2d": ((2, 4, 7, 6), (("weight", (4, 2, 3, 3)), BIAS, -3.0), {"groups": 2}),
+    "log_normal_dropout": ((5, 4, 3), (BIAS, BIAS), {}),
+    "log_normal_dropout shared": ((5, 4), (BIAS, BIAS), {"sharing": "batch"}),
     "concrete_dropout": ((5, 6), (-0.5,), {"temperature": 0.3}),
     "concrete_dropout2d": ((2, 3, 4, 4), (-0.5,), {}),
     **{f"spatial_dropout{axes}d": ((2, 3, *(4,) * axes), (0.4,), {}) for axes in (1, 2, 3)},
@@ -49,7 +54,8 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
 def arguments(call: str, device: str) -> tuple[Any, torch.Tensor, tuple[Any, ...], dict[str, Any]]:
     """The function, its input and further arguments."""
     def made(value: Any) -> Any:
-        return example(value[1], torch.device(device)) / 6 if value in (WEIGHT, BIAS) else value
+        is_named = isinstance(value, tuple) and value[0] in ("weight", "bias")
+        return example(value[1], torch.device(device)) / 6 if is_named else value
 
     shape, further, options = CALLS[call]
     return (getattr(functional, call.split()[0]), example(shape, torch.device(device)).requires_grad_(),

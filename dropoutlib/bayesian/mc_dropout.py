@@ -1,0 +1,590 @@
+"""Monte Carlo dropout: the noise of training, left on in evaluation, as samples from a posterior."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from dropoutlib.arguments import one_of, positive, positive_integer
+from dropoutlib.layer import NoisyLayer
+from dropoutlib.methods import describe, facts
+from dropoutlib.prefix import Apart, Diverged, Prefix
+from dropoutlib.surgery import (
+    _argument,
+    _call,
+    _copied,
+    _dropout_of,
+    _is_noisy,
+    _never_drops,
+    _require_what_can_be_followed,
+    _uncompiled,
+)
+
+__all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
+
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+_IN_KERNELS = {*_RECURRENT, "multi_head_attention_forward", "native_dropout"}
+# The contexts that a module is in; the innermost one counts.
+_CONTEXTS: WeakKeyDictionary[nn.Module, list[_Noise]] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+@describe("mc_dropout")
+def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "example") -> Iterator[list[str]]:
+    """Turns the dropout of a model on, and nothing else: a context in which every call of the model is a sample.
+
+    {four_answers}
+
+    In the context the model is in evaluation, whatever mode it was in, so that batch norm uses its statistics and does
+    not change them. These draw as in training:
+
+    * the layers of this library (:class:`~dropoutlib.NoisyLayer`) and subclasses of yours, but for
+      :class:`~dropoutlib.Cutout`, which is an augmentation of the data,
+    * torch's dropout layers, and its functions, such as ``torch.nn.functional.dropout(x, p, training=False)``,
+      whatever they are told of training,
+    * ``dropout=`` of torch's recurrent layers, and of its attention, whose fast paths are off,
+    * attention that drops its weights only while it is in training: a module whose attributes name the rate, such as
+      ``attention_dropout`` in transformers. That module alone is then in training, without what it contains.
+
+    What it cannot see stays off: functions of :mod:`dropoutlib.functional` that are told ``training=False``, stochastic
+    depth of other libraries, kernels that are no functions of torch. At the end everything is as it was, also after an
+    error. Contexts nest; for a module that is in several, the innermost one counts. A compiled model runs uncompiled:
+    its graph was made without the noise. Other threads are not reached, so neither is ``nn.DataParallel``.
+
+    Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
+    use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
+    What is given as ``noise`` is used as it is.
+
+    Args:
+        model: any module that is not scripted or traced.
+        masks: ``"example"``: every example has masks of its own, as in training. ``"call"``: all examples of a call
+            share theirs. ``"fixed"``: they share them, and the calls that follow in the context, too: the model is one
+            function, drawn from the posterior. For the last two, the first axis of what a layer gets is the batch,
+            or the second of sequences that begin with time; a dropout has to be called in the same order each time.
+
+    Yields:
+        list: places that have drawn so far, as names of modules, each once. Empty for the model itself.
+
+    Warns:
+        UserWarning: where ``scaled_dot_product_attention`` gets no rate from a module that does not say one: whether it
+            drops in training cannot be seen.
+
+    Raises:
+        TypeError: if the model is no module, or is scripted or traced.
+        ValueError: if ``masks`` is another word; if it is not ``"example"`` and the model has a layer whose masks
+            depend on their example, such as :class:`~dropoutlib.StandoutLinear`; if the model has lazy layers that have
+            no weights yet.
+        RuntimeError: in a call of the model that draws nothing; with shared masks where a kernel of torch would draw.
+
+    Source:
+        Gal and Ghahramani, *Dropout as a Bayesian Approximation* (2016), section 4.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from dropoutlib import monte_carlo
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)).eval()
+        >>> x = torch.ones(3, 4)
+        >>> with monte_carlo(model) as places:
+        ...     one, other = model(x), model(x)
+        >>> torch.equal(one, other), torch.equal(model(x), model(x)), places
+        (False, True, ['2'])
+
+        One function for all inputs and calls, here a network that reads a sequence step by step:
+
+        >>> from dropoutlib import VariationalLSTM
+        >>> network, sequence = VariationalLSTM(4, 8), torch.ones(5, 1, 4)
+        >>> with torch.no_grad(), monte_carlo(network, masks="fixed"):
+        ...     whole, _ = network(sequence)
+        ...     steps, state = [], None
+        ...     for x in sequence:
+        ...         y, state = network(x.unsqueeze(0), state)
+        ...         steps.append(y)
+        >>> torch.allclose(torch.cat(steps), whole)
+        True
+    """
+    one_of("masks", masks, ("example", "call", "fixed"))
+    noise = _Noise(model, masks)
+    with noise.on():
+        yield noise.places
+
+
+def _restore(modes: Mapping[nn.Module, bool]) -> None:
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def _rates(module: nn.Module) -> dict[str, float]:
+    """Rates of dropout that the attributes of a module name: numbers, and layers."""
+    named = {**vars(module), **{name: getattr(part, "p", None) for name, part in module.named_children()}}
+    return {name: float(rate) for name, rate in named.items()
+            if "drop" in name and isinstance(rate, (int, float)) and not isinstance(rate, bool)}
+
+
+def _drops_in_training_only(module: nn.Module) -> bool:
+    """Whether it is attention that may hide its rate, where it is not in training."""
+    is_attention = "attention" in type(module).__name__.lower()
+    found = any(rate > 0 and (is_attention or re.search("att", name)) for name, rate in _rates(module).items())
+    return found and "running_mean" not in module._buffers
+
+
+class _Noise(TorchFunctionMode):
+    """Turns dropout functions on, inside of the modules of a model, and shares their masks."""
+
+    def __init__(self, model: nn.Module, masks: str, before_drawing: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model has to be a module, but got {type(model).__name__}")
+        _require_what_can_be_followed(model)
+        self.model, self.masks, self.before_drawing = model, masks, before_drawing
+        self.names = {module: name for name, module in model.named_modules()}
+        self.places: list[str] = []
+        self.warned: set[str] = set()
+        self.kept: dict[tuple[str, str, int], Any] = {}
+        self.local = threading.local()
+        if masks != "example":
+            for module, name in self.names.items():
+                layer = facts(type(module))
+                if isinstance(module, NoisyLayer) and layer is not None and layer.rate == "input":
+                    raise ValueError(f"masks has to be 'example', but got {masks!r}: those of {name or 'the model'}, a "
+                                     f"{type(module).__name__}, depend on their example")
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        modes = {module: module.training for module in self.names}
+        fast = torch.backends.mha.get_fastpath_enabled()
+        with contextlib.ExitStack() as stack:
+            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+            torch.backends.mha.set_fastpath_enabled(False)
+            stack.callback(_restore, modes)
+            for module in modes:
+                stack.callback(_CONTEXTS.setdefault(module, []).remove, self)
+                _CONTEXTS[module].append(self)
+            self.model.eval()
+            for module in modes:
+                if (isinstance(module, NoisyLayer) and _is_noisy(module)) or _drops_in_training_only(module):
+                    module.training = True
+            for handle in self._hooks():
+                stack.callback(handle.remove)
+            stack.enter_context(_uncompiled())
+            stack.enter_context(self)
+            yield
+
+    @property
+    def stack(self) -> list[nn.Module]:
+        """The modules that are being called in this thread."""
+        if not hasattr(self.local, "stack"):
+            self.local.stack, self.local.calls = [], Counter()
+        stack: list[nn.Module] = self.local.stack
+        return stack
+
+    def _hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        yield self.model.register_forward_hook(self._require_noise)
+        for module in self.names:
+            yield module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+            yield module.register_forward_hook(self._leave, always_call=True)
+
+    def _counts(self, module: nn.Module) -> bool:
+        return _CONTEXTS[module][-1] is self
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.stack:
+            self.local.calls.clear()
+        self.stack.append(module)
+        if not (self._counts(module) and isinstance(module, NoisyLayer) and _is_noisy(module)):
+            return None
+        if not _never_drops(module):
+            self._note()
+        if self.masks == "example" or kwargs.get("noise") is not None:
+            return None
+        input = args[0] if args else kwargs["input"]
+        draw = lambda: module.draw(_first(input, module), generator=kwargs.get("generator"))  # noqa: E731
+        return args, {**kwargs, "noise": self._shared(type(module).__name__, draw)}
+
+    def _leave(self, *_: Any) -> None:
+        self.stack.pop()
+
+    def _require_noise(self, *_: Any) -> None:
+        if self._counts(self.model) and not self.places:
+            raise RuntimeError(f"nothing in the model {type(self.model).__name__} drew: it has no dropout with p > 0 "
+                               "that this call reached and monte_carlo can turn on")
+
+    def _place(self) -> str:
+        return self.names[self.stack[-1]]
+
+    def _note(self) -> None:
+        """Before each draw."""
+        self.before_drawing()
+        if self._place() not in self.places:
+            self.places.append(self._place())
+
+    def _shared(self, name: str, draw: Callable[[], Any]) -> Any:
+        """A draw; with fixed masks that of the same call in an earlier pass."""
+        if self.masks != "fixed":
+            return draw()
+        self.local.calls[self._place(), name] += 1
+        key = (self._place(), name, self.local.calls[self._place(), name])
+        if key not in self.kept:
+            self.kept[key] = draw()
+        return self.kept[key]
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.stack or not self._counts(self.stack[-1]):
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "").partition(".")[0]  # of an operator: dropout.default
+        if name == "scaled_dot_product_attention" and not _dropout_of(name, args, kwargs)[1]:
+            self._require_a_rate()
+        p, key, position = _switch(name, args, kwargs)
+        if p == 0:
+            return func(*args, **kwargs)
+        self._note()
+        if self.masks == "example":
+            if not key:
+                return func(*args, **kwargs)
+            args, kwargs = _with(args, kwargs, key, position, True)
+            return func(*args, **kwargs)
+        if not key or name in _IN_KERNELS:
+            raise RuntimeError(f"masks has to be 'example', but got {self.masks!r}: {name} in "
+                               f"{self._place() or 'the model'} draws masks inside of its kernel, one an example")
+        return self._apply(func, name, args, kwargs, p)
+
+    def _apply(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
+               p: float) -> Tensor:
+        """A dropout of torch, with one mask for all examples."""
+        x: Tensor = _argument(args, kwargs, "input", 0)
+        factor, shift = self._shared(name, lambda: _factor_and_shift(func, name, x, p))
+        if factor.shape[1:] != x.shape[1:]:
+            raise RuntimeError(f"masks are fixed, but {name} in {self._place() or 'the model'} got the shape "
+                               f"{tuple(x.shape)}, and before {tuple(factor.shape[1:])} behind the batch")
+        output = torch.where(factor == 0, shift, x * factor + shift)  # a dropped inf or nan is no part of the result
+        inplace = name.endswith("_") or bool(_argument(args, kwargs, "inplace", 3, False))
+        return x.copy_(output) if inplace else output
+
+    def _require_a_rate(self) -> None:
+        place, module = self._place(), self.stack[-1]
+        if not _rates(module) and place not in self.warned:
+            self.warned.add(place)
+            warnings.warn(f"scaled_dot_product_attention in {place or 'the model'} ({type(module).__name__}) gets no "
+                          "rate of dropout, and no attribute of the module names one: whether it drops in training "
+                          "cannot be seen, and it does not drop here", stacklevel=3)
+
+
+def _switch(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, str, int]:
+    """Rate of a function that drops, or may, and the argument that turns it on; without a name it is on."""
+    if name in _RECURRENT:
+        is_packed = isinstance(args[3], (list, tuple))
+        layers, p = args[4 + is_packed:6 + is_packed]
+        return (float(p) if layers > 1 else 0.0), "train", 6 + is_packed
+    p, _ = _dropout_of(name, args, kwargs)
+    if name == "scaled_dot_product_attention":
+        return p, "", 0
+    if name == "multi_head_attention_forward":
+        return p, "training", 13
+    return p, "train" if "train" in kwargs else "training", 2
+
+
+def _with(args: tuple[Any, ...], kwargs: dict[str, Any], key: str, position: int, value: Any
+          ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments, with one of them changed."""
+    if len(args) > position:
+        return (*args[:position], value, *args[position + 1:]), kwargs
+    return args, {**kwargs, key: value}
+
+
+def _factor_and_shift(func: Callable[..., Any], name: str, x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """A draw for one example: what the function multiplies with and adds, element by element."""
+    is_single = x.dim() == 1 or (name in ("dropout1d", "dropout3d") and x.dim() == int(name[-2]) + 1)
+    ones = torch.ones_like(x if is_single else x[:1])
+    if "alpha" not in name:
+        factor = func(ones, p, True)
+        return factor, torch.zeros_like(factor)
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        shift = func(torch.zeros_like(ones), p, True)
+    return func(ones, p, True) - shift, shift
+
+
+def _first(input: Any, module: nn.Module) -> Any:
+    """The first example of what a layer gets; all of it, where that is one example."""
+    first = getattr(module, "batch_first", True)
+    if isinstance(input, PackedSequence):
+        input = pad_packed_sequence(input, batch_first=first)[0]
+    layer = facts(type(module))
+    rank = re.search(r"(\d)d$", (layer and (layer.replaces or layer.name)) or "")
+    if input.dim() == (int(rank[1]) + 1 if rank else 2 if not first else 1):
+        return input
+    return input[:1] if first else input[:, :1]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What :func:`~dropoutlib.predict` knows of an output: samples, what they say, and how sure they are of it.
+
+    Attributes:
+        samples: outputs of the model, ``(num_samples, *output shape)``.
+        mean: their mean; for classes the mean of the probabilities.
+        variance: their variance, with ``num_samples - 1`` in the denominator, and with 1/precision added where the
+            precision was given.
+        standard_error: of each of these but the samples, by name: the Monte Carlo error that more samples make smaller.
+    """
+
+    samples: Tensor
+    mean: Tensor
+    variance: Tensor
+    standard_error: dict[str, Tensor]
+
+    @property
+    def stacked(self) -> Tensor:
+        """A view of the samples along the batch axis, ``(num_samples * N, ...)``, as torch-uncertainty takes them."""
+        return self.samples.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class ClassPrediction(Prediction):
+    """What :func:`~dropoutlib.predict` knows of classes; entropies are in nats, without the axis of the classes.
+
+    Attributes:
+        entropy: of the mean probabilities: all uncertainty of the class.
+        expected_entropy: mean entropy of a sample: what would be left if the weights were known (aleatoric).
+        mutual_information: the difference: what the label would tell about the weights (epistemic).
+        variation_ratio: share of samples that vote for another class than most do.
+    """
+
+    entropy: Tensor
+    expected_entropy: Tensor
+    mutual_information: Tensor
+    variation_ratio: Tensor
+
+
+@overload
+def predict(model: nn.Module, x: Any, num_samples: int = ..., task: Literal["regression"] = ..., *,
+            precision: float | None = ..., masks: Literal["example", "call"] = ..., memory_limit: int = ...,
+            progress: Callable[[int, int], Any] | None = ..., generator: torch.Generator | None = ...
+            ) -> Prediction: ...
+@overload
+def predict(model: nn.Module, x: Any, num_samples: int = ..., *, task: Literal["classification"],
+            class_axis: int = ..., masks: Literal["example", "call"] = ..., memory_limit: int = ...,
+            progress: Callable[[int, int], Any] | None = ..., generator: torch.Generator | None = ...
+            ) -> ClassPrediction: ...
+
+
+@describe("mc_dropout")
+def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regression", *,
+            precision: float | None = None, class_axis: int = 1, masks: Literal["example", "call"] = "example",
+            memory_limit: int = 2 ** 28, progress: Callable[[int, int], Any] | None = None,
+            generator: torch.Generator | None = None) -> Prediction:
+    r"""Samples the outputs of a model with its dropout on, as :func:`~dropoutlib.monte_carlo` does, and sums them up.
+
+    {four_answers}
+
+    All of it comes with its Monte Carlo standard error. The entropy of the mean probabilities, and with it the mutual
+    information, is too small by :math:`\frac{1}{2T}\sum_k \mathrm{Var}(p_k)/\bar p_k` on average over draws of T
+    samples, to first order; that is added. So a mutual information is seldom below zero, and then by no more than its
+    error. The variation ratio is not corrected: it is too small where classes are close.
+
+    What the model computes before its first random number is computed once. Further samples run side by side, by
+    :func:`torch.vmap`, as many at a time as the memory allows; where the model cannot be mapped, one after another. The
+    law is the same; the random numbers are those of a plain loop in the latter case alone. Layers may work in place; so
+    may the model on its input, of which it gets a
+    copy. Nothing is differentiated.
+
+    Metrics are left to others. ``torchmetrics`` takes ``mean`` as probabilities ``(N, K)``; ``torch-uncertainty`` takes
+    ``stacked``.
+
+    Args:
+        model: any module that returns one tensor; wrap one that returns more.
+        x: its input: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        num_samples: at least 2.
+        task: ``"regression"``, or ``"classification"`` for a model that returns logits.
+        precision: for a regression, that of the observations around the output, tau in the chapter; 1/precision is
+            their variance.
+        class_axis: for a classification, the axis of the output along which the classes lie.
+        masks: as for :func:`~dropoutlib.monte_carlo`: ``"example"``, or ``"call"`` for one function a sample.
+            With generators in the same state, other inputs then meet the same functions, in the same order, as long as
+            samples run in the same chunks.
+        memory_limit: bytes that what a model computes for the samples of one chunk may take, as estimated from the
+            first sample.
+        progress: called with the number of samples that are done, and of all, after each chunk: ``progress=print``.
+        {generator}
+
+    Returns:
+        Prediction: a :class:`~dropoutlib.bayesian.mc_dropout.Prediction`, for a classification a
+        :class:`~dropoutlib.bayesian.mc_dropout.ClassPrediction`.
+
+    Raises:
+        TypeError: if the model is no module, is scripted or traced, or returns no tensor of floating point numbers; if
+            ``num_samples``, ``precision`` or ``memory_limit`` are no numbers.
+        ValueError: if ``num_samples`` is below 2, ``precision`` not positive, or given for a classification;
+            ``task`` or ``masks`` another word; ``class_axis`` no axis of the output, or one of a single class; or as
+            from :func:`~dropoutlib.monte_carlo`.
+        RuntimeError: if nothing draws, or as from :func:`~dropoutlib.monte_carlo`.
+
+    Source:
+        Gal and Ghahramani, *Dropout as a Bayesian Approximation* (2016), sections 4 and 5.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from dropoutlib import predict
+        >>> model, x = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 1, bias=False)), torch.ones(3, 2)
+        >>> _ = nn.init.ones_(model[1].weight)
+        >>> p = predict(model, x, 1000, precision=4.0, generator=torch.Generator().manual_seed(0))
+        >>> bool(((p.mean - 2).abs() < 4 * p.standard_error["mean"]).all())
+        True
+        >>> bool(((p.variance - (1 / 4 + 2)).abs() < 4 * p.standard_error["variance"]).all())
+        True
+    """
+    if positive_integer("num_samples", num_samples) < 2:
+        raise ValueError(f"num_samples has to be at least 2, for a variance, but got {num_samples}")
+    one_of("task", task, ("regression", "classification"))
+    one_of("masks", masks, ("example", "call"))
+    positive_integer("memory_limit", memory_limit)
+    if precision is not None:
+        precision = positive("precision", precision)
+        if task == "classification":
+            raise ValueError(f"precision is that of the noise around a regression, but got {precision:g} for "
+                             "task='classification'")
+    with torch.no_grad(), _drawing_from(generator, model):
+        samples = _samples(model, x, int(num_samples), masks, memory_limit, progress)
+        return _summary(samples, precision) if task == "regression" else _class_summary(samples, class_axis)
+
+
+@contextlib.contextmanager
+def _drawing_from(generator: torch.Generator | None, model: nn.Module) -> Iterator[None]:
+    """Has everything that draws begin where a generator says; torch's global state is then left as it was."""
+    if generator is None:
+        yield
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator has to be a torch.Generator, but got {type(generator).__name__}")
+    seed = torch.randint(2 ** 63 - 1, (), generator=generator, device=generator.device).item()
+    with torch.random.fork_rng(_gpus(model)):
+        torch.manual_seed(int(seed))
+        yield
+
+
+def _gpus(model: nn.Module) -> list[int]:
+    return sorted({tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda})
+
+
+def _samples(model: nn.Module, x: Any, num_samples: int, masks: str, memory_limit: int,
+             progress: Callable[[int, int], Any] | None) -> Tensor:
+    """Outputs of a model that draws: the first of one pass, which is watched, the others as many at a time as fit."""
+    given = _copied(x)
+    noise = _Noise(model, masks, before_drawing=lambda: prefix.end())
+    prefix = Prefix([leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)],
+                    [*model.parameters(), *model.buffers()])
+    with noise.on():
+        return _of_passes(model, x, given, prefix, num_samples, memory_limit, progress)
+
+
+def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples: int, memory_limit: int,
+               progress: Callable[[int, int], Any] | None) -> Tensor:
+    with prefix:
+        first = _call(model, given)
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        raise TypeError("model has to return one tensor of floating point numbers, but "
+                        f"{type(model).__name__} returned "
+                        f"{first.dtype if isinstance(first, Tensor) else type(first).__name__}: wrap it into a module "
+                        "that gives the output")
+    samples = first.new_empty(num_samples, *first.shape)
+    samples[0] = first
+    together = max(1, memory_limit // max(1, 2 * (prefix.peak + first.numel() * first.element_size())))
+
+    def again() -> Tensor:
+        with prefix:
+            return _call(model, given)
+
+    def side_by_side(n: int) -> Tensor:
+        def one(_: Tensor) -> Tensor:
+            with Apart():
+                return again()
+
+        return torch.vmap(one, randomness="different")(first.new_empty(n))
+
+    ways: list[tuple[int, Callable[[int], Tensor]]] = [  # from the fastest to the one that is always right
+        (together, side_by_side),
+        (1, lambda _: again().unsqueeze(0)),
+        (1, lambda _: _call(model, _copied(x)).unsqueeze(0))]
+    done = 1
+    while done < num_samples:
+        most, run = ways[0]
+        n = min(most, num_samples - done)
+        cpu, gpus = torch.get_rng_state(), {device: torch.cuda.get_rng_state(device) for device in _gpus(model)}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
+                outputs = run(n)
+            if outputs.shape != (n, *first.shape):
+                raise Diverged(f"a pass gave the shape {tuple(outputs.shape[1:])}")
+        except Exception:
+            if len(ways) == 1:
+                raise
+            ways.pop(0)
+            torch.set_rng_state(cpu)
+            for device, state in gpus.items():
+                torch.cuda.set_rng_state(state, device)
+            continue
+        samples[done:done + n] = outputs
+        done += n
+        if progress is not None:
+            progress(done, num_samples)
+    return samples
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Mean and variance of samples along the first axis, and the standard errors of both."""
+    count = len(values)
+    mean = values.mean(0)
+    squares = (values - mean).square()
+    variance = squares.sum(0) / (count - 1)
+    of_variance = (squares.square().mean(0) - (count - 3) / (count - 1) * variance.square()) / count
+    return mean, variance, {"mean": (variance / count).sqrt(), "variance": of_variance.clamp(min=0).sqrt()}
+
+
+def _precise(samples: Tensor) -> Tensor:
+    return samples if samples.dtype.itemsize > 2 else samples.float()
+
+
+def _summary(samples: Tensor, precision: float | None) -> Prediction:
+    mean, variance, error = _moments(_precise(samples))
+    return Prediction(samples, mean, variance if precision is None else variance + 1 / precision, error)
+
+
+def _class_summary(samples: Tensor, class_axis: int) -> ClassPrediction:
+    shape = tuple(samples.shape[1:])
+    if not -len(shape) <= class_axis < len(shape):
+        raise ValueError(f"class_axis has to be an axis of the output, which has the shape {shape}, but got "
+                         f"{class_axis}")
+    axis = class_axis % len(shape)
+    if shape[axis] < 2:
+        raise ValueError(f"task='classification' takes logits of at least 2 classes along class_axis={class_axis}, but "
+                         f"the output has the shape {shape}: to one logit z of a class belong the two logits 0 and z")
+    p = _precise(samples).softmax(axis + 1)
+    count = len(p)
+    mean, variance, error = _moments(p)
+    own = torch.special.entr(p).sum(axis + 1)
+    cross = -torch.special.xlogy(p, mean).sum(axis + 1)     # its mean is the entropy of the mean
+    missed = torch.where(mean > 0, variance / mean, 0).sum(axis) / (2 * count)
+    votes = nn.functional.one_hot(p.argmax(axis + 1), shape[axis]).sum(0)
+    ratio = 1 - votes.amax(-1).to(p.dtype) / count
+    error |= {name: values.std(0) / math.sqrt(count) for name, values in (
+        ("entropy", cross), ("expected_entropy", own), ("mutual_information", cross - own))}
+    error["variation_ratio"] = (ratio * (1 - ratio) / count).sqrt()
+    entropy, expected = cross.mean(0) + missed, own.mean(0)
+    return ClassPrediction(samples, mean, variance, error, entropy, expected, entropy - expected, ratio)

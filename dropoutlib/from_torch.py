@@ -1,0 +1,80 @@
+"""Layers with noisy weights, made of torch's: the weights are the same parameters."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+__all__ = ["FromConv", "FromLinear"]
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+class FromLinear(nn.Module):
+    """A layer in the place of :class:`torch.nn.Linear`."""
+
+    @classmethod
+    def from_linear(cls: type[_Layer], linear: nn.Linear, **options: Any) -> _Layer:
+        """Makes a layer of a linear layer, whose weight and bias it takes: the parameters themselves, not copies.
+
+        So what was tied to them stays tied, and an optimizer that has them goes on. No random number is drawn from
+        torch's global generators.
+
+        Args:
+            linear: may be trained.
+            **options: further arguments of the class, by name; sizes, bias, device and type are those of ``linear``.
+
+        Returns:
+            A layer of this class, in training or evaluation as ``linear`` is.
+
+        Raises:
+            TypeError: if ``linear`` is no linear layer.
+            ValueError: if its weight is computed from other parameters, as by weight norm.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear has to be a torch.nn.Linear, but got {type(linear).__name__}")
+        return _with_weights_of(linear, cls, (linear.in_features, linear.out_features), options)
+
+
+class FromConv(nn.Module):
+    """A layer in the place of a convolution of :mod:`torch.nn`."""
+
+    @classmethod
+    def from_conv(cls: type[_Layer], conv: _ConvNd, **options: Any) -> _Layer:
+        """Makes a layer of a convolution, whose weight and bias it takes: the parameters themselves, not copies.
+
+        So what was tied to them stays tied, and an optimizer that has them goes on. No random number is drawn from
+        torch's global generators.
+
+        Args:
+            conv: of as many axes as this layer; it may be trained.
+            **options: further arguments of the class, by name; all those that torch's has are those of ``conv``.
+
+        Returns:
+            A layer of this class, in training or evaluation as ``conv`` is.
+
+        Raises:
+            TypeError: if ``conv`` is no convolution of as many axes.
+            ValueError: if its weight is computed from other parameters, as by weight norm.
+        """
+        kind = next(base for base in cls.__mro__ if base.__module__ == _ConvNd.__module__)
+        if not isinstance(conv, kind):
+            raise TypeError(f"conv has to be a torch.nn.{kind.__name__}, but got {type(conv).__name__}")
+        taken: Any = conv
+        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        return _with_weights_of(conv, cls, (taken.in_channels, taken.out_channels, taken.kernel_size),
+                                {**options, **{name: getattr(taken, name) for name in names}})
+
+
+def _with_weights_of(layer: Any, kind: type[_Layer], sizes: tuple[Any, ...], options: dict[str, Any]) -> _Layer:
+    if not isinstance(layer.weight, nn.Parameter):
+        raise ValueError(f"the weight of the {type(layer).__name__} is computed from other parameters: remove its "
+                         "parametrization, or weight norm, first")
+    device, bias = layer.weight.device, layer.bias is not None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        made = kind(*sizes, **options, bias=bias, device=device, dtype=layer.weight.dtype)
+    made.weight, made.bias = layer.weight, layer.bias
+    return made.train(layer.training)

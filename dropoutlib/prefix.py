@@ -1,0 +1,209 @@
+"""What a model computes before its first random number, run once for many passes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+__all__ = ["Apart", "Diverged", "Prefix"]
+
+_VALUES = (bool, int, float, complex, str, slice, torch.Size, torch.device)
+
+
+class Diverged(Exception):
+    """A pass that calls other functions than the first one did, or cannot stand for several."""
+
+
+class _Call(NamedTuple):
+    """A function that was called: tensors in it stand as numbers of earlier results, or as what they are."""
+
+    function: Callable[..., Any]
+    inputs: list[Any]
+    results: list[Any]
+    structure: TreeSpec
+
+
+class _Kept(NamedTuple):
+    """Contents of a tensor at the end of the prefix."""
+
+    tensor: Tensor
+    version: int | None
+    contents: torch.UntypedStorage
+
+
+class _Numbered(int):
+    """The number of a result."""
+
+
+class Prefix(TorchFunctionMode):
+    """Records the torch functions of a first pass up to its first random number, and skips them in later passes.
+
+    The end is where :meth:`end` is called, or where a function moves the state of a random number generator. A later
+    pass runs the same Python code; each recorded function gives what it gave, without being computed, as long as it is
+    called with the same arguments in the same order; else the pass raises :class:`Diverged`. Only results that are
+    alive at the end are kept. What later layers write into them, in place, is undone before the next pass.
+
+    The first ``with`` block is the recorded pass, every further one is a later pass; all need ``torch.no_grad()``, and
+    the very same input tensors.
+
+    Args:
+        inputs: tensors that a model may write into, but that later passes have to see as they were at the end.
+        held: tensors whose contents stay, whatever a model does: its parameters and buffers.
+
+    Attributes:
+        peak: bytes of the largest set of results behind the prefix that were alive at one time in the first pass.
+    """
+
+    def __init__(self, inputs: list[Tensor], held: list[Tensor]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._inputs, self._held = inputs, {_address(tensor) for tensor in held}
+        self._calls: list[_Call] = []
+        self._results: list[weakref.ref[Tensor]] = []   # while recording
+        self._live: dict[int, Tensor] = {}              # later, by number
+        self._kept: list[_Kept] = []
+        self._numbers: dict[int, int] = {}              # of a tensor, by id
+        self._now: dict[int, Tensor] = {}               # what stands for results in this pass, by number
+        self._ended, self._is_first, self._is_lost = False, True, False
+        self._next, self._bytes = 0, 0
+        self._state = _random_state()
+
+    def __enter__(self) -> Prefix:
+        if self._is_lost:
+            raise Diverged("a function drew into a tensor that was there before")
+        if not self._is_first:
+            for i, kept in enumerate(self._kept):
+                if kept.version is None or kept.tensor._version != kept.version:
+                    kept.tensor.untyped_storage().copy_(kept.contents)
+                    self._kept[i] = kept._replace(version=_version(kept.tensor))
+            self._next, self._now = 0, dict(self._live)
+            self._numbers = {id(tensor): number for number, tensor in self._live.items()}
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        if self._is_first:
+            self.end()
+            self._is_first = False
+        elif error is None and self._next < len(self._calls):
+            raise Diverged(f"only {self._next} of {len(self._calls)} functions were called")
+
+    def end(self) -> None:
+        """Ends the prefix here, if it has not ended before."""
+        if self._ended or not self._is_first:
+            return
+        self._ended = True
+        alive = ((_Numbered(number), result()) for number, result in enumerate(self._results))
+        self._live = {number: tensor for number, tensor in alive if tensor is not None}
+        for tensor in (*self._inputs, *self._live.values()):
+            if _address(tensor) not in self._held and tensor.layout is torch.strided and not tensor.is_meta:
+                self._held.add(_address(tensor))
+                self._kept.append(_Kept(tensor, _version(tensor), tensor.untyped_storage().clone()))
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if not self._is_first:
+            return self._again(func, args, kwargs) if self._next < len(self._calls) else func(*args, **kwargs)
+        leaves = [] if self._ended else _leaves((args, kwargs))[0]
+        inputs, tensors = [self._named(leaf) for leaf in leaves], [x for x in leaves if isinstance(x, Tensor)]
+        versions = [_version(tensor) for tensor in tensors]
+        output = func(*args, **kwargs)
+        results, structure = _leaves(output)
+        if not self._ended and _random_state() != self._state:
+            self._is_lost = versions != [_version(tensor) for tensor in tensors]
+            self.end()
+        if self._ended:
+            self._measure(results)
+        else:
+            own = set(map(id, tensors))
+            self._calls.append(_Call(func, inputs, [self._recorded(leaf, own) for leaf in results], structure))
+        return output
+
+    def _named(self, leaf: Any) -> Any:
+        """What an argument is called in a record: the number of an earlier result, or the object itself."""
+        return self._numbers.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf
+
+    def _recorded(self, leaf: Any, arguments: set[int]) -> Any:
+        if not isinstance(leaf, Tensor) or id(leaf) in self._numbers:
+            return self._named(leaf)
+        if id(leaf) in arguments:  # written in place, into what came from outside
+            return leaf
+        number = self._numbers[id(leaf)] = _Numbered(len(self._results))
+        key = id(leaf)  # which another tensor may get, once this one is gone
+        self._results.append(weakref.ref(leaf, lambda _: self._numbers.pop(key, None)))
+        return number
+
+    def _again(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = self._calls[self._next]
+        self._next += 1
+        inputs = [self._named(leaf) for leaf in _leaves((args, kwargs))[0]]
+        if func != call.function or len(inputs) != len(call.inputs) or not all(map(_alike, inputs, call.inputs)):
+            raise Diverged(f"function {self._next} of {len(self._calls)} was called in another way")
+        return tree_unflatten([self._given(result) for result in call.results], call.structure)
+
+    def _given(self, result: Any) -> Any:
+        if not isinstance(result, _Numbered):
+            return result
+        if result not in self._now:  # no longer needed when the prefix ended: only its name is
+            self._now[result] = torch.empty(0, device="meta")
+            self._numbers[id(self._now[result])] = result
+        return self._now[result]
+
+    def _measure(self, results: list[Any]) -> None:
+        for tensor in results:
+            if isinstance(tensor, Tensor):
+                size = tensor.numel() * tensor.element_size()
+                self._bytes += size
+                self.peak = max(self.peak, self._bytes)
+                weakref.finalize(tensor, self._free, size).atexit = False
+
+    def _free(self, size: int) -> None:
+        self._bytes -= size
+
+
+class Apart(TorchFunctionMode):
+    """Refuses, under :func:`torch.vmap`, a function that draws what all samples would share, as some kernels do."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        before = _random_state()
+        output = func(*args, **(kwargs or {}))
+        if _random_state() != before and not any(map(_is_mapped, _leaves(output)[0])):
+            raise Diverged(f"{getattr(func, '__name__', func)} draws the same for all samples")
+        return output
+
+
+def _is_mapped(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and torch._C._functorch.is_batchedtensor(leaf)
+
+
+def _leaves(tree: Any) -> tuple[list[Any], TreeSpec]:
+    return tree_flatten(tree, is_leaf=lambda node: isinstance(node, torch.Size))  # else it comes back as a tuple
+
+
+def _alike(now: Any, before: Any) -> bool:
+    """Whether an argument is what it was: the same object, or the same number, text or the like."""
+    return now is before or (type(now) is type(before) and isinstance(now, _VALUES) and bool(now == before))
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and not tensor.is_meta else 0
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _random_state() -> list[Any]:
+    states: list[Any] = [torch.default_generator.get_state().numpy().tobytes()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states += [(generator.initial_seed(), generator.get_offset()) for generator in torch.cuda.default_generators]
+    return states

@@ -1,0 +1,823 @@
+"""Monte Carlo dropout: what is turned on and what stays, shared masks, and predictions against the exact law."""
+
+import math
+import warnings
+from collections import OrderedDict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.overrides import TorchFunctionMode
+
+import dropoutlib
+from dropoutlib import NoisyLayer, functional, monte_carlo, predict
+from dropoutlib.bayesian import mc_dropout
+from dropoutlib.enumeration import masks as all_masks
+from dropoutlib.experiments import mc_dropout as experiment
+from dropoutlib.experiments import measured
+from dropoutlib.experiments.paired import read_scores
+from dropoutlib.prefix import Diverged, Prefix
+
+
+class Of(nn.Module):
+    """A module around a function."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *args, **kwargs):
+        return self.function(self, *args, **kwargs)
+
+
+class Own(NoisyLayer):
+    def forward(self, input, *, noise=None, generator=None):
+        return functional.dropout(input, 0.5, self.training, noise=noise, generator=generator)
+
+    def _draw(self, input, generator):
+        return functional.draw(functional.dropout, input, 0.5, generator=generator)
+
+
+def sdpa(x, p):
+    x = x.unsqueeze(1)
+    return F.scaled_dot_product_attention(x, x, x, dropout_p=p).squeeze(1)
+
+
+class LlamaAttention(nn.Module):
+    """As in transformers: the rate is seen in training alone."""
+
+    def __init__(self, p, named="attention_dropout"):
+        super().__init__()
+        setattr(self, named, p)
+        self.named, self.norm = named, nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        rate = getattr(self, self.named)
+        rate = rate.p if isinstance(rate, nn.Module) else rate
+        return sdpa(self.norm(x), rate if self.training else 0.0)
+
+
+SEQUENCE, MAPS = (4, 6, 8), (2, 16, 3, 3)
+KINDS = {
+    "Dropout": (nn.Dropout(0.5), SEQUENCE), "Dropout in place": (nn.Dropout(0.5, inplace=True), SEQUENCE),
+    "Dropout1d": (nn.Dropout1d(0.5), SEQUENCE), "Dropout2d": (nn.Dropout2d(0.5), MAPS),
+    "Dropout3d": (nn.Dropout3d(0.5), (2, 16, 2, 2, 2)), "AlphaDropout": (nn.AlphaDropout(0.5), SEQUENCE),
+    "FeatureAlphaDropout": (nn.FeatureAlphaDropout(0.5), MAPS),
+    "function": (Of(lambda self, x: F.dropout(x, 0.5, training=False)), SEQUENCE),
+    "function by position": (Of(lambda self, x: F.dropout2d(x, 0.5, False)), MAPS),
+    "function that follows the mode": (Of(lambda self, x: F.dropout(x, training=self.training)), SEQUENCE),
+    "torch.dropout": (Of(lambda self, x: torch.dropout(x, 0.5, train=False)), SEQUENCE),
+    "aten": (Of(lambda self, x: torch.ops.aten.dropout.default(x, 0.5, False)), SEQUENCE),
+    "alpha function": (Of(lambda self, x: F.alpha_dropout(x, 0.5)), SEQUENCE),
+    "LSTM": (nn.LSTM(8, 5, 2, dropout=0.5), SEQUENCE), "GRU": (nn.GRU(8, 5, 2, dropout=0.5), SEQUENCE),
+    "RNN": (nn.RNN(8, 5, 2, dropout=0.5), SEQUENCE),
+    "packed LSTM": (Of(lambda self, x: self.layer(pack_sequence([x[0], x[1, :3]]))[0].data,
+                       layer=nn.LSTM(8, 5, 2, dropout=0.5)), SEQUENCE),
+    "packed GRU": (Of(lambda self, x: self.layer(pack_sequence([x[0], x[1, :3]]))[0].data,
+                      layer=nn.GRU(8, 5, 2, dropout=0.5)), SEQUENCE),
+    "attention": (Of(lambda self, x: self.layer(x, x, x, need_weights=False)[0],
+                     layer=nn.MultiheadAttention(8, 2, dropout=0.5)), SEQUENCE),
+    "attention with weights": (Of(lambda self, x: self.layer(x, x, x)[0],
+                                  layer=nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)), SEQUENCE),
+    "transformer": (nn.TransformerEncoderLayer(8, 2, 16, 0.5, batch_first=True), SEQUENCE),
+    "attention of transformers": (LlamaAttention(0.5), SEQUENCE),
+    "attention of timm": (LlamaAttention(nn.Dropout(0.5), "attn_drop"), SEQUENCE),
+    "ours": (dropoutlib.Dropout(), SEQUENCE), "a subclass of ours": (Own(), SEQUENCE),
+    "VariationalLSTM": (dropoutlib.VariationalLSTM(8, 5, p_input=0.3, p_hidden=0.3), SEQUENCE),
+    "sampled": (dropoutlib.VariationalLSTM(8, 5, p_input=0.3, inference="sampled"), SEQUENCE),
+    "only between layers": (dropoutlib.RNNDropLSTM(8, 5, 2, dropout=0.5, p=0), SEQUENCE),
+    "concrete": (dropoutlib.ConcreteDropout(nn.Linear(8, 5)), SEQUENCE),
+}
+
+
+def output(model, x):
+    with torch.no_grad():
+        y = model(x)
+    return y if isinstance(y, torch.Tensor) else y[0]
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# What is on, and what stays
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("training", [False, True])
+def test_every_kind_of_dropout_is_on_and_nothing_else(name, training):
+    layer, shape = KINDS[name]
+    model = nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(shape[1]) if len(shape) == 3 else nn.Identity(),
+                                      layer=layer)).train(training)
+    if name == "sampled":
+        training = False
+    modes = {part: part.training for part in model.modules()}
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    x = numbers(*shape)
+    with monte_carlo(model) as places:
+        one, other = output(model, x.clone()), output(model, x.clone())
+    assert not torch.equal(one, other)
+    assert places and all(place.startswith("layer") for place in places)
+    assert all(torch.equal(old, new) for old, new in zip(buffers, model.buffers(), strict=True))
+    assert {part: part.training for part in model.modules()} == modes
+    if not training and name not in ("sampled", "alpha function"):
+        assert torch.equal(output(model, x.clone()), output(model, x.clone()))
+
+
+def test_what_is_not_dropout_stays_as_in_evaluation():
+    cutout = nn.Sequential(dropoutlib.Cutout(2), nn.Dropout(0.0))
+    images = torch.ones(4, 1, 6, 6)
+    with pytest.raises(RuntimeError, match="nothing in the model Sequential drew"), monte_carlo(cutout):
+        cutout(images)
+    model = nn.Sequential(dropoutlib.Cutout(2), nn.Dropout(0.0), dropoutlib.Dropout(0.0),
+                          dropoutlib.VariationalLSTM(6, 6, p_input=0, p_hidden=0), Of(lambda self, x: x[0]),
+                          nn.Dropout(0.5))
+    with monte_carlo(model) as places:
+        model(torch.ones(4, 1, 6))
+    assert places == ["5"]
+
+
+def test_only_the_model_is_reached():
+    model, other = nn.Dropout(0.5), nn.Dropout(0.5).eval()
+    x = torch.ones(100)
+    with monte_carlo(model):
+        assert torch.equal(other(x), x)
+        assert torch.equal(F.dropout(x, 0.5, training=False), x)
+        assert (model(x) == 0).any()
+
+
+def test_in_place_dropout_writes_into_its_input():
+    x = torch.ones(100)
+    with monte_carlo(nn.Dropout(0.5, inplace=True)) as _:
+        pass
+    model = nn.Dropout(0.5, inplace=True)
+    for masks in ("example", "call"):
+        x = torch.ones(20, 5)
+        with monte_carlo(model, masks):
+            assert model(x) is x
+        assert (x == 0).any()
+
+
+def test_an_error_inside_leaves_everything_as_it_was():
+    def fail(self, x):
+        self.drop(x)
+        raise KeyError("mine")
+
+    model = Of(fail, drop=nn.Dropout(0.5), norm=nn.BatchNorm1d(3), ours=dropoutlib.Dropout()).train()
+    model.norm.eval()
+    hooks = [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()]
+    with pytest.raises(KeyError, match="mine"), monte_carlo(model):
+        model(torch.ones(2, 3))
+    assert [part.training for part in model.modules()] == [True, True, False, True]
+    assert [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()] == hooks
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert not any(mc_dropout._CONTEXTS.values())
+    model.eval()
+    x = torch.ones(50)
+    assert torch.equal(model.drop(x), x)
+
+
+def test_a_call_that_failed_is_forgotten():
+    model = Of(lambda self, x: self.drop(x) if x.sum() > 0 else self.missing, drop=nn.Dropout(0.5)).eval()
+    with monte_carlo(model, "fixed"):
+        one = model(torch.ones(2, 9))
+        with pytest.raises(AttributeError):
+            model(-torch.ones(2, 9))
+        assert torch.equal(one, model(torch.ones(2, 9)))
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("fixed", "example"), ("example", "fixed"), ("call", "example")])
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), dropoutlib.Dropout(0.5)])
+def test_the_innermost_context_counts(layer, outer, inner):
+    def same(pairs):
+        return {"rows": all(torch.equal(row, one[0]) for one in pairs for row in one),
+                "calls": torch.equal(*pairs)}
+
+    model, x = nn.Sequential(layer), torch.ones(3, 64)
+    seen = {}
+    with monte_carlo(model, outer):
+        seen[outer] = same([model(x), model(x)])
+        with monte_carlo(model, inner):
+            seen[inner] = same([model(x), model(x)])
+        assert same([model(x), model(x)]) == seen[outer]
+    expected = {"example": {"rows": False, "calls": False}, "call": {"rows": True, "calls": False},
+                "fixed": {"rows": True, "calls": True}}
+    assert all(seen[masks] == expected[masks] for masks in (outer, inner))
+
+
+def test_a_context_inside_of_another_may_be_that_of_a_part():
+    model, x = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)), torch.ones(2, 500)
+    with monte_carlo(model) as whole:
+        with monte_carlo(model[1]) as part:
+            y = model(x)
+        model(x)
+    assert (whole, part) == (["0", "1"], [""])
+    assert 0.6 < (y == 0).float().mean() < 0.9
+
+
+def test_noise_that_was_given_is_used():
+    model, x = dropoutlib.Dropout(0.5), torch.ones(2, 3)
+    keep = torch.tensor([[True, False, True], [False, True, False]])
+    for masks in ("example", "call", "fixed"):
+        with monte_carlo(model, masks):
+            assert torch.equal(model(x, noise=keep), 2.0 * keep)
+
+
+def test_a_compiled_model_runs_uncompiled():
+    model = nn.Sequential(nn.Linear(4, 50), nn.Dropout(0.5)).eval()
+    compiled, x = torch.compile(model, backend="eager"), torch.ones(2, 4)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))
+        with monte_carlo(compiled) as places:
+            assert not torch.equal(compiled(x), compiled(x))
+        assert len(places) == 1
+        assert predict(compiled, x, 5).samples.unique(dim=0).shape[0] == 5
+        assert torch.equal(compiled(x), model(x))
+
+
+def test_attention_that_hides_its_rate_is_reported_once_a_place():
+    model = Of(lambda self, x: self.drop(self.attention(self.attention(x))), drop=nn.Dropout(0.5),
+               attention=Of(lambda self, x: sdpa(x, 0.0)))
+    with (pytest.warns(UserWarning, match="in attention .* no attribute of the module names one") as caught,
+          monte_carlo(model) as places):
+        model(numbers(2, 3, 4)), model(numbers(2, 3, 4))
+    assert len(caught) == 1 and places == ["drop"]
+    silent = nn.Sequential(LlamaAttention(0.0), nn.Dropout())  # it says that its rate is 0
+    with warnings.catch_warnings(), monte_carlo(silent) as places:
+        warnings.simplefilter("error")
+        output(silent, numbers(2, 6, 4))
+    assert places == ["1"]
+
+
+def test_only_the_attention_that_names_its_rate_is_in_training():
+    model = nn.Sequential(LlamaAttention(0.5), LlamaAttention(0.0))
+    with monte_carlo(model):
+        assert [part.training for part in (model, model[0], model[0].norm, model[1])] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(("library", "make", "shape", "expected"), [
+    ("torchvision.models", lambda lib: lib.mobilenet_v3_small(weights=None), (2, 3, 64, 64), {"classifier.2"}),
+    ("timm", lambda lib: lib.create_model("efficientnet_b0", drop_rate=0.2), (2, 3, 64, 64), {""}),
+    ("timm", lambda lib: lib.create_model("vit_tiny_patch16_224", img_size=32, depth=2, attn_drop_rate=0.2),
+     (2, 3, 32, 32), {"blocks.0.attn", "blocks.1.attn"}),
+    ("transformers", lambda lib: Of(lambda self, x: self.model(pixel_values=x).logits, model=(
+        lib.ViTForImageClassification(lib.ViTConfig(
+            image_size=32, patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.2, hidden_size=32,
+            num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)))), (2, 3, 32, 32),
+     {"model.vit.layers.0.attention", "model.vit.layers.1.attention"}),
+])
+def test_models_that_others_wrote(library, make, shape, expected):
+    model = make(pytest.importorskip(library, exc_type=Exception))
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with torch.no_grad(), monte_carlo(model) as places:
+        one, other = model(numbers(*shape)), model(numbers(*shape))
+    assert not torch.equal(one, other) and set(places) == expected
+    assert len(predict(model, numbers(*shape), 4).samples.unique(dim=0)) == 4
+    assert all(torch.equal(old, new) for old, new in zip(buffers, model.buffers(), strict=True))
+
+
+# Masks that are shared
+
+
+FIRST, SECOND = 0, 1
+OURS = {
+    "Dropout": ((3, 9), FIRST), "WeightScalingDropout": ((3, 9), FIRST), "GaussianDropout": ((3, 9), FIRST),
+    "DropConnectLinear": ((3, 9), FIRST), "FastDropoutLinear": ((3, 9), FIRST),
+    "VariationalDropoutLinear": ((3, 9), FIRST), "ConcreteDropout": ((3, 9), FIRST),
+    "ConcreteDropout2d": ((3, 9, 4, 4), FIRST), "SpatialDropout1d": ((3, 9, 4), FIRST),
+    "SpatialDropout2d": ((3, 9, 4, 4), FIRST), "SpatialDropout3d": ((3, 9, 4, 4, 2), FIRST),
+    "MaxPoolDropout1d": ((3, 9, 4), FIRST), "MaxPoolDropout2d": ((3, 9, 4, 4), FIRST),
+    "MaxPoolDropout3d": ((3, 9, 4, 4, 2), FIRST), "AvgPoolDropout1d": ((3, 9, 4), FIRST),
+    "AvgPoolDropout2d": ((3, 9, 4, 4), FIRST), "AvgPoolDropout3d": ((3, 9, 4, 4, 2), FIRST),
+    "StochasticPool2d": ((3, 9, 4, 4), FIRST), "MaxDrop": ((3, 9, 4, 4), FIRST),
+    "StochasticRateDropout": ((3, 9), FIRST), "LockedDropout": ((5, 3, 9), SECOND),
+    "EmbeddingDropout": ((3, 5), FIRST), "RNNDropLSTM": ((5, 3, 9), SECOND),
+    "RecurrentDropoutLSTM": ((5, 3, 9), SECOND), "RecurrentDropoutGRU": ((5, 3, 9), SECOND),
+    "VariationalLSTM": ((5, 3, 9), SECOND), "VariationalGRU": ((5, 3, 9), SECOND),
+    "ZoneoutLSTM": ((5, 3, 9), SECOND), "ZoneoutGRU": ((5, 3, 9), SECOND), "WeightDropLSTM": ((5, 3, 9), SECOND),
+    "WeightDropGRU": ((5, 3, 9), SECOND),
+}
+MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
+        "ConcreteDropout2d": lambda layer: layer(nn.Conv2d(9, 9, 1), p=0.4),
+        "EmbeddingDropout": lambda layer: layer(20, 9, p=0.4), "StochasticPool2d": lambda layer: layer(2),
+        "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5)}
+
+
+def of_ours(name):
+    layer = getattr(dropoutlib, name)
+    if name in MAKE:
+        return MAKE[name](layer)
+    if "PoolDropout" in name:
+        return layer(2, p=0.4)
+    if name.endswith(("LSTM", "GRU")):
+        return layer(9, 9)
+    return layer(9, 9) if name.endswith("Linear") else layer(0.4)
+
+
+def test_every_layer_of_the_library_is_in_the_list():
+    drawing = {layer.name for row in dropoutlib.catalogue().values() for layer in row.facts
+               if layer.law not in ("none", "place") and layer.rate != "input"}
+    assert drawing - set(OURS) <= {"LogNormalDropout", "SparseVariationalLinear", "SparseVariationalConv1d",
+                                   "SparseVariationalConv2d"}
+
+
+@pytest.mark.parametrize("masks", ["call", "fixed"])
+@pytest.mark.parametrize("name", OURS)
+def test_all_examples_share_their_masks(name, masks):
+    torch.manual_seed(0)
+    shape, axis = OURS[name]
+    model = nn.Sequential(of_ours(name).eval())
+    one = torch.rand((*shape[:axis], 1, *shape[axis + 1:])) + 0.1
+    if name == "EmbeddingDropout":
+        one = torch.randint(20, (1, 5))
+    x = one.expand(shape).contiguous()
+    with monte_carlo(model, masks):
+        calls = [output(model, x) for _ in range(4)]
+    for y in calls:
+        first = y.narrow(axis, 0, 1)
+        assert torch.allclose(y, first.expand_as(y), atol=1e-6), "examples have masks of their own"
+    assert all(torch.allclose(calls[0], y) for y in calls) is (masks == "fixed")
+
+
+@pytest.mark.parametrize(("layer", "shape"), [
+    (nn.Dropout(0.5), (3, 40)), (nn.Dropout1d(0.5), (3, 40, 2)), (nn.Dropout2d(0.5), (3, 40, 2, 2)),
+    (nn.Dropout3d(0.5), (3, 40, 2, 2, 1)), (nn.AlphaDropout(0.5), (3, 40)), (nn.FeatureAlphaDropout(0.5), (3, 40, 2)),
+])
+def test_shared_masks_of_torch_have_the_law_of_torch(layer, shape):
+    torch.manual_seed(0)
+    layer.eval()
+    x = torch.rand(shape[1:]).expand(shape) + 0.1
+    with monte_carlo(layer, "call"):
+        calls = torch.stack([layer(x) for _ in range(400)])
+    assert torch.equal(calls, calls[:, :1].expand_as(calls))
+    layer.train()
+    drawn = torch.stack([layer(x[:1]) for _ in range(400)])
+    assert torch.allclose(calls[:, 0].unique(), drawn.unique(), atol=1e-6)
+    error = (drawn.var(0) / 200).sqrt()
+    assert ((calls[:, :1].mean(0) - drawn.mean(0)).abs() < 6 * error).all()
+    if len(shape) > 2:
+        factor = calls[:, 0] == calls[:, 0].flatten(2).amax(2)[(...,) + (None,) * (len(shape) - 2)]
+        assert (factor.flatten(2).sum(2) < math.prod(shape[2:])).any() or shape[2:] == (1,)
+        dropped = (calls[:, 0] == drawn.min()).flatten(2)
+        assert torch.equal(dropped.any(2), dropped.all(2)), "a map is dropped in part"
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout1d(0.5), nn.Dropout3d(0.5), dropoutlib.SpatialDropout1d(0.5),
+                                   dropoutlib.SpatialDropout3d(0.5), nn.Dropout(0.5), dropoutlib.Dropout(0.5)])
+def test_one_example_without_batch_has_draws_of_its_own(layer):
+    shape = {"1": (64, 3), "3": (64, 3, 2, 2)}.get(type(layer).__name__[-2], (64,))
+    with monte_carlo(layer, "call"):
+        y = layer(torch.ones(shape))
+    assert 5 < (y.reshape(64, -1)[:, 0] == 0).sum() < 59
+
+
+def test_what_is_dropped_is_selected():
+    x = torch.tensor([[math.inf, math.nan, 1.0] * 30])
+    with monte_carlo(nn.Dropout(0.5), "call") as _:
+        pass
+    model = nn.Dropout(0.5)
+    with monte_carlo(model, "call"):
+        y = model(x)
+    assert set(y[0, 0::3].tolist()) == {math.inf, 0.0}
+    assert {0.0} < set(y[0, 1::3].nan_to_num(7).tolist()) == {7.0, 0.0}
+
+
+def test_fixed_masks_do_not_depend_on_the_batch_and_follow_the_order_of_calls():
+    model = Of(lambda self, x: (self.drop(x), self.drop(x), F.dropout(x, 0.5, self.training)), drop=nn.Dropout(0.5))
+    with monte_carlo(model, "fixed"):
+        large, small = model(torch.ones(5, 40)), model(torch.ones(2, 40))
+        for one, other in zip(large, small, strict=True):
+            assert torch.equal(one[:2], other)
+        assert len({tuple(one[0].tolist()) for one in large}) == 3, "uses of one layer share their masks"
+        with pytest.raises(RuntimeError, match=r"masks are fixed, but dropout in drop got the shape \(2, 3\)"):
+            model(torch.ones(2, 3))
+    with monte_carlo(model, "fixed"):
+        assert not torch.equal(model(torch.ones(5, 40))[0], large[0])
+
+
+def test_a_part_that_is_called_by_itself_begins_a_call():
+    model = nn.Sequential(nn.Dropout(0.5))
+    with monte_carlo(model, "fixed"):
+        assert torch.equal(model[0](torch.ones(1, 40)), model[0](torch.ones(1, 40)))
+
+
+def test_packed_sequences_share_masks_of_all_sequences():
+    layer = dropoutlib.VariationalLSTM(4, 6, p_input=0.4, p_hidden=0.4)
+    x = numbers(5, 4)
+    with torch.no_grad(), monte_carlo(layer, "fixed"):
+        packed, _ = layer(pack_sequence([x, x[:3]]))
+        alone, _ = layer(x[:3].unsqueeze(1))
+    together, _ = nn.utils.rnn.pad_packed_sequence(packed)
+    assert torch.allclose(together[:3, 0], together[:3, 1], atol=1e-6)
+    assert torch.allclose(alone[:, 0], together[:3, 1], atol=1e-6)
+
+
+def test_steps_with_masks_that_are_handed_on_are_the_sequence():
+    layer = dropoutlib.VariationalLSTM(4, 6, p_input=0.4, p_hidden=0.4).eval()
+    x = numbers(5, 3, 4)
+    with torch.no_grad(), monte_carlo(layer):
+        noise, state, steps = layer.draw(x), None, []
+        for step in x:
+            y, state = layer(step.unsqueeze(0), state, noise=noise)
+            steps.append(y)
+        assert torch.allclose(torch.cat(steps), layer(x, noise=noise)[0], atol=1e-6)
+
+
+# Predictions against the exact law
+
+
+class Small(nn.Module):
+    """Two dropouts, 2 + 3 masks of an example, behind a stem."""
+
+    def __init__(self, outputs=2, kind=nn.Dropout):
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem, self.first, self.second = nn.Linear(3, 2), nn.Linear(2, 3), nn.Linear(3, outputs)
+        self.drop, self.p = kind(0.4), 0.4
+        self.double()
+
+    def forward(self, x):
+        return self.second(self.drop(torch.relu(self.first(self.drop(torch.tanh(self.stem(x)))))))
+
+    def law(self, x):
+        """Outputs (masks, N, outputs) under all masks, and their probabilities."""
+        keep = all_masks(5)
+        inner = torch.tanh(self.stem(x)) * keep[:, None, :2] / (1 - self.p)
+        outputs = self.second(torch.relu(self.first(inner)) * keep[:, None, 2:] / (1 - self.p))
+        return outputs.detach(), ((1 - self.p) ** keep * self.p ** (1 - keep)).prod(1)
+
+
+class Copying(Small):
+    """Cannot be mapped: it asks for a value behind the first dropout."""
+
+    def forward(self, x):
+        y = self.drop(torch.tanh(self.stem(x)))
+        return self.second(self.drop(torch.relu(self.first(y)))) if float(y.sum()) < 1e9 else y
+
+
+class Unseen(Copying):
+    """Cannot be replayed: a function that no mode sees is in its stem."""
+
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+    def forward(self, x):
+        return super().forward(self.Same.apply(x + 0))
+
+
+WAYS = [Small, lambda *a: Small(*a, kind=dropoutlib.Dropout), Copying, Unseen]
+
+
+@pytest.mark.parametrize("make", WAYS)
+@pytest.mark.parametrize("masks", ["example", "call"])
+def test_mean_and_variance_are_those_of_the_exact_law(make, masks):
+    model, x = make(), numbers(4, 3).double()
+    outputs, probability = model.law(x)
+    mean = (probability[:, None, None] * outputs).sum(0)
+    variance = (probability[:, None, None] * (outputs - mean) ** 2).sum(0)
+    p = predict(model, x, 800, masks=masks, precision=2.0, generator=torch.Generator().manual_seed(1))
+    assert p.samples.shape == (800, 4, 2) and p.samples.dtype == torch.float64
+    assert ((p.mean - mean).abs() < 5 * p.standard_error["mean"]).all()
+    assert ((p.variance - 0.5 - variance).abs() < 5 * p.standard_error["variance"]).all()
+    distance = (p.samples[:, None] - outputs[None]).abs().amax(-1)     # (samples, masks, examples)
+    assert distance.amin(1).max() < 1e-12, "a sample is no output under any mask"
+    same = (distance < 1e-12).all(2).any(1).double().mean()
+    assert same == 1 if masks == "call" else same < 0.2, "examples share their masks, or do not"
+
+
+def exact_of_classes(model, x):
+    outputs, probability = model.law(x)
+    weight, classes = probability[:, None, None], outputs.softmax(-1)
+    mean = (weight * classes).sum(0)
+    expected = (probability[:, None] * torch.special.entr(classes).sum(-1)).sum(0)
+    variance = (weight * (classes - mean) ** 2).sum(0)
+    votes = (weight * F.one_hot(classes.argmax(-1), classes.shape[-1])).sum(0)
+    entropy = torch.special.entr(mean).sum(-1)
+    return {"mean": mean, "variance": variance, "entropy": entropy, "expected_entropy": expected,
+            "mutual_information": entropy - expected, "variation_ratio": 1 - votes.amax(-1)}
+
+
+@pytest.mark.parametrize("make", WAYS)
+def test_what_is_said_of_classes_is_that_of_the_exact_law(make):
+    model, x = make(3), numbers(4, 3).double()
+    p = predict(model, x, 1000, task="classification", generator=torch.Generator().manual_seed(2))
+    for name, exact in exact_of_classes(model, x).items():
+        assert getattr(p, name).shape == exact.shape
+        assert ((getattr(p, name) - exact).abs() < 5 * p.standard_error[name] + 1e-9).all(), name
+    assert torch.allclose(p.entropy, p.expected_entropy + p.mutual_information)
+
+
+def test_standard_errors_and_the_correction_of_the_bias_over_repetitions():
+    model, x = Small(3), 2 * numbers(4, 3).double()
+    outputs, probability = model.law(x)
+    exact = exact_of_classes(model, x)
+
+    def drawn(R, T):
+        generator = torch.Generator().manual_seed(3)
+        return torch.multinomial(probability, R * T, replacement=True, generator=generator).view(R, T)
+
+    for T, R in [(30, 2000), (1000, 300)]:
+        repeated = [mc_dropout._class_summary(outputs[own], class_axis=1) for own in drawn(R, T)]
+        for name, value in exact.items():
+            estimates = torch.stack([getattr(p, name) for p in repeated])
+            errors = torch.stack([p.standard_error[name] for p in repeated])
+            spread = estimates.std(0)
+            known = spread > 1e-9
+            ratio = errors.square().mean(0).sqrt()[known] / spread[known]
+            assert known.any() and (T == 30 or ((ratio - 1).abs() < 0.2).all()), (name, ratio)
+            if name != "variation_ratio":
+                of_mean = spread / math.sqrt(R)
+                higher_order = 0.1 * spread / math.sqrt(T)  # what the correction to first order leaves
+                assert ((estimates.mean(0) - value).abs() < 5 * of_mean + higher_order).all(), (name, T)
+    R, T = 4000, 30
+    classes = outputs.softmax(-1)[drawn(R, T)]
+    plug_in = torch.special.entr(classes.mean(1)).sum(-1) - torch.special.entr(classes).sum(-1).mean(1)
+    bias = plug_in.mean(0) - exact["mutual_information"]
+    formula = -(exact["variance"] / exact["mean"]).sum(-1) / (2 * T)
+    error = plug_in.std(0) / math.sqrt(R)
+    assert (bias < -4 * error).all(), "the plug-in estimate shows no bias here: the test tests nothing"
+    assert ((bias - formula).abs() < 5 * error - 0.05 * formula).all()
+
+
+def test_numbers_worked_out_by_hand():
+    logits = torch.tensor([[[0.0, 0.0]], [[0.0, math.log(3)]], [[math.log(3), 0.0]]]).double()
+    p = mc_dropout._class_summary(logits, class_axis=1)
+    assert torch.allclose(p.mean, torch.tensor([[0.5, 0.5]]).double())
+    assert torch.allclose(p.variance, torch.tensor([[1 / 16, 1 / 16]]).double())
+    quarter = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    assert p.expected_entropy.item() == pytest.approx((math.log(2) + 2 * quarter) / 3)
+    assert p.entropy.item() == pytest.approx(math.log(2) + 2 * (1 / 16 / 0.5) / 6)
+    assert p.variation_ratio.item() == pytest.approx(1 / 3)
+    assert p.standard_error["mean"].flatten().tolist() == pytest.approx([0.25 / math.sqrt(3)] * 2)
+
+
+def test_certain_and_impossible_classes_give_no_nan():
+    class Certain(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[0.0, -math.inf, -2000.0]]) + 0 * F.dropout(torch.ones(1, 3), 0.5)
+
+    p = predict(Certain(), torch.ones(1), 5, task="classification")
+    for value in (p.mean, p.variance, p.entropy, p.mutual_information, *p.standard_error.values()):
+        assert value.isfinite().all()
+    assert p.entropy.item() == p.mutual_information.item() == p.variation_ratio.item() == 0
+
+
+# Running once what comes before the noise, and the samples side by side
+
+
+class Executed(TorchFunctionMode):
+    """Names of the functions that are executed."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+def head(*layers):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), *layers).eval()
+
+
+@pytest.mark.parametrize(("layers", "runs"), [
+    ([nn.Dropout(), nn.Linear(64, 8), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(8, 3)], 1),
+    ([dropoutlib.Dropout(), nn.Linear(64, 8), nn.ReLU(inplace=True), dropoutlib.Dropout(), nn.Linear(8, 3)], 1),
+    ([nn.Dropout(inplace=True), nn.Linear(64, 3)], 39),
+    ([dropoutlib.DropConnectLinear(64, 3)], 1),
+    ([Of(lambda self, x: self.l(x.unsqueeze(1))[0][:, 0], l=dropoutlib.VariationalLSTM(64, 8)), nn.Linear(8, 3)], 1),
+    ([Of(lambda self, x: self.l(x.unsqueeze(1))[0][:, 0], l=nn.LSTM(64, 8, 2, dropout=0.5)), nn.Linear(8, 3)], 39),
+])
+def test_what_comes_before_the_noise_runs_once(layers, runs):
+    model, x = head(*layers), numbers(5, 1, 6, 6)
+    with Executed() as executed:
+        p = predict(model, x, 40)
+    assert executed.names.count("conv2d") == 1
+    assert len(p.samples.unique(dim=0)) == 40
+    assert runs == 1 or executed.names.count("linear") >= runs
+
+
+def test_samples_run_side_by_side_in_chunks_that_fit():
+    model, x = head(nn.Dropout(), nn.Linear(64, 100)), numbers(5, 1, 6, 6)
+    for limit, chunks in [(2 ** 28, 1), (200_000, (3, 20)), (1, 39)]:
+        done = []
+        with Executed() as executed:
+            p = predict(model, x, 40, memory_limit=limit, progress=lambda *now, done=done: done.append(now))
+        first, last = (chunks, chunks) if isinstance(chunks, int) else chunks
+        assert first <= len(done) <= last and executed.names.count("linear") == 1 + len(done)
+        assert done[-1] == (40, 40) and done == sorted(done)
+        assert len(p.samples.unique(dim=0)) == 40
+
+
+@pytest.mark.parametrize(("mapped", "layers"), [
+    (False, [nn.Dropout(inplace=True), nn.Linear(64, 3)]),
+    (False, [dropoutlib.Dropout(inplace=True), nn.Linear(64, 3)]),
+    (False, [Of(lambda self, x: x.add_(self.drop(x)), drop=nn.Dropout())]),
+    (True, [Of(lambda self, x: self.drop(x[:, :9]) + self.relu(x[:, :9].sub_(0.5)), relu=nn.ReLU(True),
+               drop=nn.Dropout())]),
+    (True, [Of(lambda self, x: (self.drop(x), x.mul_(2))[0] + x, drop=nn.Dropout())]),
+    (False, [Of(lambda self, x: (x.view(-1), self.drop(x), x.t().mul_(2))[0].clone(),
+                drop=nn.Dropout(inplace=True))]),
+])
+def test_layers_in_place_behind_the_noise_find_what_they_found_the_first_time(mapped, layers):
+    """The same random numbers in a loop without anything kept: bit for bit, where samples do not run side by side."""
+    model, x = head(*layers), numbers(5, 1, 6, 6)
+    original = x.clone()
+    torch.manual_seed(5)
+    samples = predict(model, x, 8).samples
+    torch.manual_seed(5)
+    with torch.no_grad(), monte_carlo(model):
+        loop = torch.stack([model(x.clone()) for _ in range(8)])
+    assert torch.equal(x, original)
+    if mapped:
+        n = 1500
+        with torch.no_grad(), monte_carlo(model):
+            loop = torch.stack([model(x.clone()) for _ in range(n)])
+        error = (loop.var(0) * 2 / n).sqrt()
+        assert ((predict(model, x, n).mean - loop.mean(0)).abs() <= 6 * error + 1e-6).all()
+    else:
+        assert torch.equal(samples, loop)
+
+
+def test_a_model_may_write_into_its_input():
+    model, x = nn.Sequential(nn.ReLU(inplace=True), Of(lambda self, x: F.dropout(x.add_(1), 0.5))).eval(), -torch.ones(
+        2, 50)
+    p = predict(model, x, 30)
+    assert torch.equal(x, -torch.ones(2, 50))
+    assert set(p.samples.unique().tolist()) == {0.0, 2.0}
+
+
+def test_noise_of_the_model_itself_is_not_frozen():
+    for noise in (lambda x: x + torch.randn_like(x), lambda x: x + torch.empty_like(x).normal_(),
+                  lambda x: F.rrelu(-x, training=True, inplace=True), lambda x: F.rrelu(x - 2, training=True)):
+        model = Of(lambda self, x, noise=noise: self.drop(self.linear(noise(x))), linear=nn.Linear(3, 2).eval(),
+                   drop=nn.Dropout(0.01))
+        p = predict(model, torch.ones(4, 3), 50)
+        assert len(p.samples.unique(dim=0)) == 50
+
+
+def test_noise_in_place_of_the_model_itself_does_not_pile_up():
+    model = Of(lambda self, x: F.dropout(F.rrelu(0 - x, training=True, inplace=True), 0.5))
+    kept = predict(model, torch.ones(4, 3), 50).samples / 2
+    assert ((kept == 0) | ((kept <= -1 / 8) & (kept >= -1 / 3))).all()
+
+
+def test_sizes_that_a_model_asks_for():
+    model = Of(lambda self, x: self.drop(x.view(x.size(0), -1)).reshape(len(x), -1)[:, : x.shape[1]],
+               drop=nn.Dropout(0.5))
+    assert predict(model, torch.ones(3, 2, 4), 7).samples.shape == (7, 3, 2)
+
+
+def test_a_model_that_counts_its_calls_is_run_as_it_is():
+    def forward(self, x):
+        self.calls += 1
+        return F.dropout(x * self.calls, 0.5)
+
+    model = Of(forward)
+    model.calls = 0
+    samples = predict(model, torch.ones(1, 50), 5).samples
+    assert [sample.max().item() / 2 for sample in samples] == sorted({sample.max().item() / 2 for sample in samples})
+
+
+def test_kernels_that_draw_draw_for_every_sample():
+    for name in ("LSTM", "attention", "attention of timm", "transformer"):
+        layer, shape = KINDS[name]
+        model = Of(lambda self, x: (lambda y: y if isinstance(y, torch.Tensor) else y[0])(self.layer(x)), layer=layer)
+        assert len(predict(model, numbers(*shape), 6).samples.unique(dim=0)) == 6
+
+
+def test_a_generator_makes_samples_again_and_leaves_the_global_state():
+    for model in (head(nn.Dropout(), nn.Linear(64, 3)), KINDS["transformer"][0], Copying()):
+        x = {"Sequential": numbers(2, 1, 6, 6), "Copying": numbers(2, 3).double()}.get(
+            type(model).__name__, numbers(*SEQUENCE))
+        before = torch.get_rng_state()
+        one, again = (predict(model, x, 4, generator=torch.Generator().manual_seed(9)).samples for _ in range(2))
+        generator = torch.Generator().manual_seed(9)
+        first, second = (predict(model, x, 4, generator=generator).samples for _ in range(2))
+        assert torch.equal(one, again) and torch.equal(one, first) and not torch.equal(first, second)
+        assert torch.equal(before, torch.get_rng_state())
+
+
+def test_functions_are_the_same_for_other_inputs():
+    model, x = Small(), numbers(6, 3).double()
+    drawn = [predict(model, part, 50, masks="call", generator=torch.Generator().manual_seed(4)).samples
+             for part in (x, x[:2])]
+    assert torch.allclose(drawn[0][:, :2], drawn[1], rtol=0, atol=1e-12)
+
+
+def test_inputs_of_several_parts_and_low_precision():
+    model = Of(lambda self, x, y: F.dropout(x, 0.5) + y)
+    x = torch.ones(2, 3)
+    assert predict(model, (x, x), 3).samples.shape == predict(model, {"x": x, "y": x}, 3).samples.shape == (3, 2, 3)
+    p = predict(Of(lambda self, x: F.dropout(x, 0.5)), x.bfloat16(), 300)
+    assert p.samples.dtype == torch.bfloat16 and p.mean.dtype == p.variance.dtype == torch.float32
+    with torch.inference_mode():
+        assert predict(model, (x, x), 3).samples.shape == (3, 2, 3)
+
+
+def test_classes_along_another_axis():
+    x = numbers(2, 5, 4, 3)
+    model = Of(lambda self, x: F.dropout(x, 0.5))
+    p = predict(model, x, 10, task="classification")
+    assert p.mean.shape == (2, 5, 4, 3) and p.entropy.shape == p.variation_ratio.shape == (2, 4, 3)
+    assert torch.allclose(p.mean.sum(1), torch.ones(2, 4, 3))
+    p = predict(model, x, 10, task="classification", class_axis=-1)
+    assert p.entropy.shape == (2, 5, 4) and torch.allclose(p.mean.sum(-1), torch.ones(2, 5, 4))
+
+
+def test_metrics_of_others_take_the_layout():
+    metrics = pytest.importorskip("torchmetrics.classification")
+    model, x, labels = Small(3), numbers(40, 3).double(), torch.arange(40) % 3
+    p = predict(model, x, 25, task="classification")
+    assert p.stacked.shape == (1000, 3) and p.stacked.data_ptr() == p.samples.data_ptr()
+    assert torch.equal(p.stacked.view(25, 40, 3), p.samples)
+    accuracy = metrics.MulticlassAccuracy(3, average="micro")(p.mean, labels)
+    assert accuracy == (p.mean.argmax(1) == labels).float().mean()
+    assert 0 <= metrics.MulticlassCalibrationError(3)(p.mean, labels) <= 1
+
+
+@pytest.mark.parametrize("other", [lambda x: x * 2, lambda x: x + 2, lambda x: x.clone() + 1, lambda x: x,
+                                   lambda x: torch.add(x, 1)])
+@torch.no_grad()
+def test_a_prefix_refuses_what_differs(other):
+    x = torch.ones(3)
+    prefix = Prefix([x], [])
+    with prefix:
+        y = x + 1
+        prefix.end()
+        y.mul_(2)
+    with prefix:
+        assert x + 1 is y and torch.equal(y, torch.full((3,), 2.0))
+    with pytest.raises(Diverged), prefix:
+        other(x)
+
+
+# The measured table
+
+
+def test_the_table_is_that_of_the_experiment(tmp_path, monkeypatch):
+    text = measured("mc_dropout")
+    assert text.startswith("# python -m dropoutlib.experiments.mc_dropout --seeds 10")
+    assert text.split(", ", 1)[1].splitlines()[:2] == experiment._about().split(", ", 1)[1].splitlines()
+    for name, value in {"_LABELS": 20, "_STEPS": 3, "_SAMPLES": 4, "_MEMBERS": 2}.items():
+        monkeypatch.setattr(experiment, name, value)
+    assert experiment.main(["--seeds", "1", "--output", str(tmp_path / "table.txt")]) == 0
+    small = read_scores((tmp_path / "table.txt").read_text(encoding="utf-8"))
+    assert set(small) == set(read_scores(text))
+    assert all(len(seeds) == 10 for seeds in read_scores(text).values())
+
+
+# Bad input
+
+
+DROP = nn.Dropout(0.5)
+
+
+@pytest.mark.parametrize(("error", "words", "call"), [
+    (TypeError, "model has to be a module, but got function", lambda: monte_carlo(F.relu).__enter__()),
+    (TypeError, "model has to be a module, but got list", lambda: predict([], torch.ones(2))),
+    (TypeError, "scripted or traced", lambda: predict(torch.jit.trace(nn.Linear(1, 1), torch.ones(1)), torch.ones(1))),
+    (ValueError, "has no weights yet", lambda: predict(nn.Sequential(nn.LazyLinear(2), DROP), torch.ones(1))),
+    (ValueError, "masks has to be 'example', 'call' or 'fixed', but got 'batch'",
+     lambda: monte_carlo(DROP, "batch").__enter__()),
+    (ValueError, "masks has to be 'example' or 'call', but got 'fixed'",
+     lambda: predict(DROP, torch.ones(2), masks="fixed")),
+    (ValueError, "masks has to be 'example', but got 'fixed': those of the model, a StandoutLinear, depend",
+     lambda: monte_carlo(dropoutlib.StandoutLinear(2, 2), "fixed").__enter__()),
+    (RuntimeError, "masks has to be 'example', but got 'call': lstm in the model draws masks inside",
+     lambda: predict(nn.LSTM(2, 2, 2, dropout=0.5), torch.ones(2, 2, 2), masks="call")),
+    (RuntimeError, "multi_head_attention_forward in layer draws masks inside",
+     lambda: predict(KINDS["attention"][0], torch.ones(2, 2, 8), masks="call")),
+    (RuntimeError, "nothing in the model Linear drew", lambda: predict(nn.Linear(1, 1), torch.ones(1))),
+    (ValueError, "num_samples has to be at least 2, for a variance, but got 1",
+     lambda: predict(DROP, torch.ones(2), 1)),
+    (ValueError, "num_samples has to be at least 1", lambda: predict(DROP, torch.ones(2), 0)),
+    (TypeError, "num_samples has to be a whole number, but got 2.0", lambda: predict(DROP, torch.ones(2), 2.0)),
+    (ValueError, "task has to be 'regression' or 'classification', but got 'segmentation'",
+     lambda: predict(DROP, torch.ones(2), task="segmentation")),
+    (ValueError, "precision has to be positive", lambda: predict(DROP, torch.ones(2), precision=0.0)),
+    (TypeError, "precision has to be a real number", lambda: predict(DROP, torch.ones(2), precision="1")),
+    (ValueError, "precision is that of the noise around a regression, but got 2",
+     lambda: predict(DROP, torch.ones(2, 2), task="classification", precision=2.0)),
+    (ValueError, r"class_axis has to be an axis of the output, which has the shape \(2,\), but got 1",
+     lambda: predict(DROP, torch.ones(2), task="classification")),
+    (ValueError, "at least 2 classes", lambda: predict(DROP, torch.ones(2, 1), task="classification")),
+    (ValueError, "memory_limit has to be at least 1", lambda: predict(DROP, torch.ones(2), memory_limit=0)),
+    (TypeError, "generator has to be a torch.Generator, but got int",
+     lambda: predict(DROP, torch.ones(2), generator=3)),
+    (TypeError, "model has to return one tensor of floating point numbers, but Of returned tuple: wrap it",
+     lambda: predict(Of(lambda self, x: (F.dropout(x), x)), torch.ones(2))),
+    (TypeError, "but Of returned torch.int64", lambda: predict(Of(lambda self, x: F.dropout(x).long()), torch.ones(2))),
+    (ZeroDivisionError, "by zero", lambda: predict(Of(lambda self, x: F.dropout(x) / (1 // 0)), torch.ones(2))),
+])
+def test_bad_input(error, words, call):
+    with pytest.raises(error, match=words):
+        call()
+    assert not any(mc_dropout._CONTEXTS.values())

@@ -1,0 +1,47 @@
+"""Layers with noisy weights, made of torch's; those of sparse variational dropout are in its own tests."""
+
+import pytest
+import torch
+from torch import nn
+
+import dropoutlib
+
+FACTS = [layer for row in dropoutlib.catalogue().values() for layer in row.facts]
+IN_PLACE_OF_LINEAR = [layer.name for layer in FACTS if layer.replaces == "Linear"]
+OPTIONS = {"DropConnectLinear": {"p": 0.3, "activation": torch.relu}, "StandoutLinear": {"belief": "learned"},
+           "FastDropoutLinear": {"p": 0.3}, "VariationalDropoutLinear": {"p": 0.3, "alpha_per": "unit"},
+           "SparseVariationalLinear": {"threshold": 4.0}}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", IN_PLACE_OF_LINEAR)
+def test_weights_are_those_of_the_linear_layer(name: str, bias: bool) -> None:
+    linear, options = nn.Linear(5, 3, bias=bias, dtype=torch.float64).eval(), OPTIONS[name]
+    before = torch.get_rng_state()
+    layer = getattr(dropoutlib, name).from_linear(linear, **options)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert layer.weight is linear.weight and layer.bias is linear.bias and not layer.training
+    assert {parameter.dtype for parameter in layer.parameters()} == {torch.float64}
+    assert all(getattr(layer, option) == value for option, value in options.items() if option != "p")
+    made = type(layer)(5, 3, bias=bias, **options, dtype=torch.float64)
+    assert repr(made) == repr(layer)
+    made.load_state_dict(layer.state_dict())
+    x = torch.rand(2, 5, dtype=torch.float64)
+    assert torch.equal(made.eval()(x), layer(x))
+
+
+def test_a_layer_is_exchanged_in_a_model_with_ties() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    dropoutlib.replace(model, {nn.Linear: dropoutlib.FastDropoutLinear.from_linear})
+    assert all(isinstance(layer, dropoutlib.FastDropoutLinear) for layer in model)
+    assert model[0].weight is model[1].weight
+
+
+@pytest.mark.parametrize("name", IN_PLACE_OF_LINEAR)
+def test_no_other_layer_is_taken(name: str) -> None:
+    make = getattr(dropoutlib, name).from_linear
+    with pytest.raises(TypeError, match=r"linear has to be a torch.nn.Linear, but got Conv1d"):
+        make(nn.Conv1d(5, 3, 1))
+    with pytest.raises(TypeError, match="in_features"):
+        make(nn.Linear(5, 3), in_features=4)
