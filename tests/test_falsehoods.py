@@ -5,8 +5,11 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import reduce
 
+import mpmath
+import numpy as np
 import pytest
 from sympy import (
+    Abs,
     Derivative,
     Dummy,
     Eq,
@@ -39,6 +42,7 @@ from sympy import (
     sqrt,
     stats,
     symbols,
+    tanh,
     zoo,
 )
 
@@ -68,6 +72,7 @@ from dropoutlib.symbolic import (
     number,
     phi,
     prove,
+    rules,
     same,
     textbook,
 )
@@ -75,13 +80,19 @@ from dropoutlib.symbolic import (
 p, q, C = symbols("p q C", positive=True)
 mu, s = symbols("mu s", real=True)
 v = symbols("v", real=True)
-n, d, a, i, j, k, l, T = symbols("n d a i j k l T", integer=True, positive=True)  # noqa: E741
+n, d, a, b, i, j, k, l, T = symbols("n d a b i j k l T", integer=True, positive=True)  # noqa: E741
 h = symbols("h", integer=True, nonnegative=True)
 below, nonpositive = symbols("r", integer=True, negative=True), symbols("r", nonpositive=True)
 whole = symbols("K", integer=True)
-w, x, W, P = (IndexedBase(name) for name in ("w", "x", "W", "P"))
+r, size = Symbol("r", real=True), Symbol("k")
+up_to_zero = symbols("j", integer=True, negative=True)
+w, x, y, W, P = (IndexedBase(name) for name in ("w", "x", "y", "W", "P"))
 m, g = Noise(Bernoulli("m", 1 - p)), Noise(Normal("g", 0, 1))
 units = Sum(m[j], (j, 1, n))
+late = Sum(m[k] * x[k], (k, d + 3, n))
+zeros = Product(Covariance(m[j], m[j + 1]), (j, 1, 50 - n))
+power_of_delta = KroneckerDelta(i, k) * m[1]
+by_parts = r * sqrt(1 + r**-2) / 2 + r * Abs(r) * Integral(1 / sqrt(v**2 + 1), (v, 0, 1 / Abs(r))) / 2
 
 FALSE = {
     # an index captured, or a range that is not that of its place
@@ -159,6 +170,30 @@ FALSE = {
     "a range that is empty up to a large size": (
         Covariance(Sum(m[j], (j, 1, n)), Sum(m[j], (j, 1, n - 12))), 0),
     "the tail of an integral that is small itself": (Expectation(exp(1000 * (g[1] - 2000))), 0),
+    # a mean that is none any more, where the sums in it have become letters
+    "a mean of a square, of sums that begin late": (Expectation(tanh(late) ** 2), Expectation(tanh(late)) ** 2),
+    "a mean taken for its draw": (Expectation(tanh(w[1] + late)), tanh(w[1] + late)),
+    "a mean of a kink of a sum": (Expectation(Max(0, late) ** 2), Expectation(Max(0, late)) ** 2),
+    "a mean of a function of a product": (
+        Expectation(tanh(Product(m[k], (k, d + 3, n))) ** 2), Expectation(tanh(Product(m[k], (k, d + 3, n)))) ** 2),
+    "a mean of a product of functions": (
+        Expectation(tanh(late) * cos(late)), Expectation(tanh(late)) * Expectation(cos(late))),
+    "a mean of a function of a normal sum": (
+        Expectation(tanh(Sum(g[k], (k, d + 3, n))) ** 2), Expectation(tanh(Sum(g[k], (k, d + 3, n)))) ** 2),
+    # a product of zeros over a range that may be empty is no zero
+    "an exponential of a product of zeros": (exp(zeros), 1),
+    "a cosine of a product of zeros": (cos(mu + zeros) - cos(mu), 0),
+    "a size of a product of zeros": (abs(Product(x[j], (j, 1, 50 - n)) * zeros), 0),
+    # the power 0 of a delta is no delta
+    "a power of a delta": (Covariance(power_of_delta**h, m[1]), p * (1 - p) * (KroneckerDelta(i, k) - 0**h)),
+    "a power of a delta that is 0 at one number": (
+        Covariance(power_of_delta ** Abs(h - 50), m[1]), p * (1 - p) * (KroneckerDelta(i, k) - 0 ** Abs(h - 50))),
+    # bound indices: moved out of their sign, or taken for the free letter of that name
+    "an index below zero that is moved above": (
+        Sum(Abs(up_to_zero + 20), (up_to_zero, -50, n - 60)), -Sum(up_to_zero + 20, (up_to_zero, -50, n - 60))),
+    "a bound index that is no size": (
+        Product(Sum(y[j], (j, 1, n)) * Product(C, (l, 1, size)), (size, 5 - n, 8 - n)) + Sum(w[j], (j, 1, size)),
+        Product(Sum(y[j], (j, 1, n)) * C**size, (size, 5 - n, 8 - n)) + Sum(w[j], (j, 1, size))),
     "a narrow bump": (Integral(exp(-((1000 * (v - Rational(1, 3))) ** 2)), (v, 0, 1)), 0),
 }
 
@@ -185,6 +220,46 @@ def _is_said_to_be_the_same(left, right):
         return same(left, right)
     except (NotAClaim, Unproved):
         return False
+
+
+LATE = {
+    "a lag between two sizes": (Sum(x[k], (k, d + 3, n)), 0, ()),
+    "a lag between sizes with an order": (Sum(x[k], (k, d + 3, n)), 0, [d <= n, n <= T]),
+    "a lag of many": (Sum(x[k], (k, d + 70, n)), 0, ()),
+    "a lag in a covariance": (Covariance(units, Sum(m[j], (j, d + 4, n))), 0, ()),
+    "a lag behind a free index": (w[i] * Sum(x[k], (k, i + 5, n)), 0, ()),
+    "a lag behind a bound index": (Sum(x[j], (j, k + 4, n), (k, 1, d)), 0, ()),
+    "pairs of late terms": (Sum(x[j], (j, d + 3, n)) ** 2, Sum(x[j] ** 2, (j, d + 3, n)), ()),
+    "a range that ends a large number below": (Sum(x[k], (k, 1, n - 60)), 0, ()),
+    "a range that is empty beyond a large number": (Product(p, (j, 1, 60 - n)), p ** (60 - n), ()),
+    "a range that is empty beyond another size": (Sum(x[1], (whole, d - 40, n)), (n - d + 41) * x[1], ()),
+    "a wrong integral beside a range that is empty": (
+        Sum(Integral(sqrt(r**2 + v**2), (v, 0, 1)) * x[j], (j, d + 3, n)), Sum(by_parts * x[j], (j, d + 3, n)), ()),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_the_judge_alone_reaches_every_range(monkeypatch, name):
+    """Where rules show everything, and sizes have to be found at which a range is empty, or is not."""
+    monkeypatch.setattr(rules, "difference", lambda *_: S.Zero)
+    left, right, where = LATE[name]
+    with pytest.raises(Unproved, match="is false at"):
+        prove(left, right, where=where)
+
+
+def test_a_range_that_no_size_reaches_is_refused():
+    with pytest.raises(NotAClaim, match=r"the range from d \+ 1 to n was empty at all sizes"):
+        prove(2 * Sum(x[k], (k, d + 1, n)), Sum(2 * x[k], (k, d + 1, n)), where=n <= d)
+
+
+def test_what_only_the_rules_show_at_given_sizes_is_judged_beyond_them(monkeypatch):
+    monkeypatch.setattr(rules, "difference", lambda *_: S.Zero)
+    with pytest.raises(Unproved, match="is false at n = 3"):
+        derive((n - 1) * (n - 2) * units, (0, "wrong"), by="enumeration", n=(1, 2))
+    late_units = Sum(m[j], (j, d + 1, n))
+    with pytest.raises(Unproved, match="is false at"):
+        derive(Expectation(1 / (1 + late_units) ** 2), (Expectation(1 / (1 + late_units)) ** 2, "one mask"),
+               by="enumeration", d=2, n=2, where=d <= n)
 
 
 @pytest.mark.parametrize("name", FALSE)
@@ -301,6 +376,7 @@ ALIKE = {
     "a symbol that reads like the name of a function": (Symbol("log") * (mu + s), 0),
     "a symbol that reads like a variance": (Symbol("Var") * (mu + s), 0),
     "a symbol and an entry under a bound index": (Derivative(Sum(x[j]**2, (j, 1, n)), Symbol("x_1")), 0),
+    "a symbol and the base of the exponential": (Symbol("e") * exp(mu), 0),
     "a symbol and a copy under a bound index": (Covariance(Symbol("m1", real=True), units), 0),
 }
 
@@ -406,6 +482,17 @@ def test_what_is_true_stays_provable(name):
     (Sum(mu ** (n - 1), (j, 1, n)), n * mu ** (n - 1), (), "n = 1, 2, ..."),
     (factorial(i - 1) * (x[i] + 1), factorial(i - 1) * x[i] + factorial(i - 1), (), "i = 1, 2, ..."),
     (1 / (1 - p / C), C / (C - p), (), "C != 0, C - p != 0"),
+    # a letter of the law alone, where the sum may be empty
+    (Sum(Expectation(Noise(Normal("g", sqrt(C**2 + 2 * C + 1), 1))[j]), (j, d + 3, n)), Sum(C + 1, (j, d + 3, n)), (),
+     "C > 0"),
+    (Sum(Expectation(Noise(Bernoulli("B", sqrt(C**2 + 2 * C + 1) / (C + 5)))[j]), (j, d + 3, n)),
+     Sum((C + 1) / (C + 5), (j, d + 3, n)), (), "C > 0"),
+    (Sum(Variance(Noise(Normal("g", 0, 2 * sqrt(C)))[j]), (j, d + 3, n)), Sum(4 * C, (j, d + 3, n)), (), "C > 0"),
+    # false at two zeros at once, or at a zero beside one value of an index
+    ((Sum(1, (j, 2, n)) - n + 1) * (Sum(1, (j, 2, d)) - d + 1), 0, (), "d = 1, 2, ..., n = 1, 2, ..."),
+    (KroneckerDelta(a, 3) * x[b] * y[i] * Sum(1, (j, 2, n)), KroneckerDelta(a, 3) * x[b] * y[i] * (n - 1), (),
+     "n = 1, 2, ..."),
+    (mu, mu, mu**5 - mu - 1 > 0, "mu**5 - mu - 1 > 0"),
 ])
 def test_the_condition_is_part_of_what_is_shown(left, right, where, condition):
     shown = prove(left, right, where=where)
@@ -417,6 +504,29 @@ def test_the_condition_is_part_of_what_is_shown(left, right, where, condition):
 def test_given_sizes_are_the_condition():
     sums_to_one = Sum(p ** (n - h) * (1 - p) ** h * binomial(n, h), (h, 0, n))
     assert repr(prove(sums_to_one, 1, n=(1, 2))).endswith("= 1    [at n = 1, 2]")
+
+
+def test_what_was_said_outside_is_not_assumed_inside():
+    inner = Sum(sqrt(k**2 + 2 * k + 1), (k, 60 - n, n)), Sum(k + 1, (k, 60 - n, n))
+    shown = []
+
+    def rule(line):
+        shown.append(prove(*inner))
+        return line + 0 * shown[0].left
+
+    derive(mu, rule, where=n <= 59)
+    assert shown[0].condition == prove(*inner).condition == "1 <= n <= 59"
+
+
+def test_given_indices_keep_to_their_range():
+    picked, without = Sum(KroneckerDelta(j, k) * x[j], (j, 1, n)), Sum(x[j], (j, 1, n)) - x[k]
+    for refused in (lambda: prove(picked, x[k], n=3, k=4), lambda: derive(picked, x[k], n=2, k=3),
+                    lambda: prove(without + x[k] * KroneckerDelta(k, 5), Sum(x[j], (j, 1, n)), n=2, k=5)):
+        with pytest.raises(NotAClaim, match="no sizes and indices are left"):
+            refused()
+    size = Symbol("N")
+    shown = derive(Product(0, (j, 1, size)), (0, "at one size"), by="enumeration", N=3)
+    assert repr(shown).endswith("= 0    [at one size, at N = 3]")
 
 
 def test_a_condition_without_points_shows_nothing():
@@ -482,7 +592,7 @@ def test_what_is_irrational_is_worked_out_with_as_many_digits_as_it_needs():
         prove(10**40 * (exp(mu) - 1), 0, at=[{mu: Rational(1, 10**40)}])
     assert number(log(1 + mu) / mu, {mu: Rational(1, 10**35)}) == 1
     assert number(1 - Phi(mu), {mu: 20}) == pytest.approx(2.7536241186062337e-89, rel=1e-14)
-    with pytest.raises(ValueError, match="cannot be worked out"):
+    with pytest.raises(ValueError, match="is not a real number"):
         number(Derivative(1 / mu, mu), {mu: 0})
 
 
@@ -493,6 +603,19 @@ def test_rounding_decides_no_case_and_no_sign():
         assert number(case, {mu: sqrt(3)}) in (1, 2)
     with pytest.raises(Unproved, match="cannot be told from rounding"):
         prove(sign(sqrt(x[1] * x[2]) - sqrt(x[1]) * sqrt(x[2])), 0)
+
+
+def test_the_step_of_a_derivative_is_below_what_it_has_to_see():
+    for narrow, point, value in [(v**3 + v**5 / (v**2 + C), {v: 0, C: 1e-300}, (3, 6)),
+                                 (v + v / (1 + 10**2000 * v**2), {v: 0}, (1, 2)),
+                                 (v + tanh(mu * s * v), {v: 0, mu: 10**60, s: 10**60}, (1, 10**120 + 1))]:
+        order, derivative = value
+        assert number(Derivative(narrow, (v, order)), point) == float(derivative)
+        prove(Derivative(narrow, (v, order)), derivative, at=[point])
+        with pytest.raises(Unproved):
+            disprove(Derivative(narrow, (v, order)), derivative, point)
+    with pytest.raises(ValueError, match="is not a real number"):
+        number(Derivative(sin(v) / v, v), {v: 0})
 
 
 def test_a_limit_is_not_a_value_on_the_way():
@@ -548,6 +671,11 @@ def test_exact_values_are_taken_exactly():
     with pytest.raises(Unproved, match="no counterexample"):
         disprove(third, 1, {p: Fraction(1, 3)})
     assert number(10**20 * (mu - Rational(1, 10)), {mu: Decimal("0.10000000000000000001")}) == 1
+    for point, shown in [(Decimal("0.10000000000000000001"), "0.10000000000000000001"),
+                         (mpmath.mpf(1) / 3, "0.3333333333333333"), (np.float32(0.1), "0.10000000149011612")]:
+        assert repr(disprove(10**20 * mu, 0, {mu: point})).endswith(f"[at mu = {shown}]")
+        assert repr(disprove(10**20 * x[1], 0, {x: [point]})).endswith(f"[at x = ({shown})]")
+        assert f"at mu = {shown}," in repr(prove(mu, mu, at=[{mu: point}]))
     for value in (True, "1", Symbol("q")):
         with pytest.raises(ValueError, match="is not a"):
             number(p, {p: value})
@@ -617,6 +745,17 @@ def test_wrong_arguments_are_named(call):
 def test_a_large_value_is_an_error_in_words():
     with pytest.raises(ValueError, match="too large there to be printed"):
         disprove(10**400 * mu, 0, {mu: 1})
+    for large, point in [(10**400 * mu, {mu: 1}), (factorial(h), {h: 1000}), (mu**h, {mu: 10, h: 400}),
+                         (exp(mu), {mu: 1e6})]:
+        with pytest.raises(Unproved, match=r"are both \d\.\d+e\+\d+ there"):
+            disprove(large, large, point)
+    with pytest.raises(Unproved, match="false at mu = 1"):
+        prove(10**400 * mu, 10**400 * (mu + 1), at=[{mu: 1}])
+
+
+def test_a_value_that_is_only_small_is_not_said_to_be_zero():
+    shown = repr(disprove(sqrt(2 + v) - sqrt(2), 5, {v: Rational(1, 10**3000)}))
+    assert shown.startswith("sqrt(v + 2) - sqrt(2) ~ 0 != 5")
 
 
 def test_the_name_of_the_normal_variable_is_taken():
@@ -644,6 +783,9 @@ def test_a_point_outside_of_the_domain_refutes_nothing():
             disprove(p**2, Variance(m[1]), point)
     with pytest.raises(ValueError, match="n is declared a whole number"):
         disprove(n, 0, {n: 2.5})
+    for size in (-1, Rational(1, 2)):
+        with pytest.raises(ValueError, match=r"N is a size or an index and one of 0, 1, 2, \.\.\."):
+            disprove(Sum(1, (j, 1, Symbol("N"))), Symbol("N"), {"N": size})
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, 10, math.inf, math.nan, -1e-3])

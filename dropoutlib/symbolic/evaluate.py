@@ -34,7 +34,7 @@ from .meaning import (
 )
 from .notation import plain
 
-__all__ = ["at_scalars", "controlled", "enumerate_masks", "given_point", "number"]
+__all__ = ["as_listed", "at_scalars", "controlled", "enumerate_masks", "given_point", "number"]
 
 DIGITS = 30             # to begin with
 MOST_DIGITS = DIGITS * 2**6
@@ -121,7 +121,7 @@ def _between_bounds(point: Numbers, e: Any, tolerance: float) -> Any:
             if high - low <= tolerance * max(abs(low), abs(high)) or high == low:
                 return (low + high) / 2
             if digits == MOST_DIGITS and max(-low, high) <= mp.mpf(10) ** (-digits // 2):
-                return 0
+                return mp.mpf(0)            # about
         digits *= 2
     raise _NoBounds
 
@@ -154,7 +154,7 @@ def _stable(point: Numbers, expressions: Sequence[Any], digits: Sequence[int], f
         if last != 0 and all(abs(value - last) <= abs(last) / 10**6 for value in values):
             found.append(last)
         elif shrinks or all(0 < abs(value) <= floor for value in values):     # exactly 0: digits may have cancelled
-            found.append(0 if shrinks else last)
+            found.append(mp.mpf(0) if shrinks else last)
         elif abs(last) < 1 / mp.mpf(10) ** (DIGITS // 2):
             raise Undecided("the value is too near to 0 to be told from it")
         else:
@@ -164,7 +164,8 @@ def _stable(point: Numbers, expressions: Sequence[Any], digits: Sequence[int], f
 
 def at_scalars(values: Mapping[Any, Any]) -> str:
     """A point in words, without its arrays."""
-    scalars = [f"{key} = {value}" for key, value in values.items() if not isinstance(_listed(value), list)]
+    listed = {key: as_listed(value) for key, value in values.items()}
+    scalars = [f"{key} = {value}" for key, value in listed.items() if not isinstance(value, list)]
     return f" at {', '.join(scalars)}" if scalars else ""
 
 
@@ -172,7 +173,7 @@ def given_point(values: Mapping[Any, Any]) -> Numbers:
     """The meaning of symbols and arrays at values of a caller."""
     if not isinstance(values, Mapping):
         raise TypeError(f"a point is a dictionary from symbols to numbers, got {values!r}")
-    listed = {key: _listed(value) for key, value in values.items()}
+    listed = {key: as_listed(value) for key, value in values.items()}
     if len({(str(key), isinstance(key, IndexedBase)) for key in listed}) < len(listed):
         raise ValueError(f"a value is given twice: {', '.join(map(str, listed))}")
     arrays = {str(key): value for key, value in listed.items() if not isinstance(key, Symbol)}
@@ -240,11 +241,18 @@ class _Bounds(Intervals, _Given):
         raise _NoBounds
 
 
-def _listed(value: Any) -> Any:
-    """Arrays and tensors as nested lists."""
+def as_listed(value: Any) -> Any:
+    """Arrays and tensors as nested lists, other floating-point numbers as the floats that are printed and used."""
     if hasattr(value, "tolist"):
-        return value.tolist()
-    return list(map(_listed, value)) if isinstance(value, tuple | list) else value
+        value = value.tolist()
+    if isinstance(value, tuple | list):
+        return list(map(as_listed, value))
+    if isinstance(value, int | str | Fraction | Decimal | Expr):
+        return value
+    try:
+        return float(value) if float(value) == value else value
+    except (TypeError, ValueError, OverflowError):
+        return value
 
 
 def _scalar(name: Any, value: Any) -> Any:

@@ -87,6 +87,19 @@ def _(family: Any) -> bool:
     return True
 
 
+def _mend_product_of_zeros(by_sympy: Callable[[Any], bool | None]) -> None:
+    """SymPy takes every product of zeros for 0, and its exponential for 1, also where the range may be empty."""
+    def is_zero(product: Any) -> bool | None:
+        filled = all(len(limit) == 3 and (limit[2] - limit[1]).is_nonnegative for limit in product.limits)
+        found = by_sympy(product)
+        return found if filled or not found else None
+
+    Product._prop_handler["zero"] = Product._eval_is_zero = is_zero
+
+
+_mend_product_of_zeros(Product._eval_is_zero)
+
+
 def copies(expression: Any) -> list[Any]:
     """The copies m[j] in an expression, in a fixed order."""
     found = (a for a in expression.atoms(Indexed) if isinstance(a.base, Noise))

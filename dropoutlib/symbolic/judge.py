@@ -15,17 +15,32 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 from typing import Any
 
 import sympy
 from mpmath import mp
-from sympy import Function, Indexed, KroneckerDelta, Max, Min, Product, Sum, binomial, factorial
+from sympy import (
+    Derivative,
+    Function,
+    Indexed,
+    Integral,
+    KroneckerDelta,
+    Limit,
+    Max,
+    Min,
+    Product,
+    Sum,
+    binomial,
+    factorial,
+)
 
 from .evaluate import enumerate_masks
+from .families import Noise
 from .language import FREE, PARTIAL, Claim, NotAClaim, in_words
 from .meaning import (
     EXACT,
@@ -56,6 +71,7 @@ TRIES = 400                 # random points until one lies in the domain
 MOST_CASES = 3000
 FAR = (1, 8, 25)            # sizes of formulas without noise
 FARTHEST = 40               # numbers in ranges up to this one give sizes just beyond them
+ELEMENTS = (1, 2, 3, 0, -1)     # of every range at some case, as far as the sizes allow it; -1 where it ends two below
 LARGEST_CONSTANT = 9        # numbers in indices and ranges up to this one are sizes and indices of a case of their own
 
 
@@ -84,7 +100,7 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
         try:
             enough = points((left, right), case)
         except TooMany:
-            if judged:
+            if judged and case not in claim.needed:
                 continue
             raise
         wanted, failure, failing, shrunk = enough or (3 if case else 6), None, None, 0
@@ -111,7 +127,7 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
                 judged += 1
                 break
         else:
-            if judged and isinstance(failure, TooLarge):
+            if judged and isinstance(failure, TooLarge) and case not in claim.needed:
                 continue
             at = f" at {', '.join(f'{k} = {v}' for k, v in case.items())}" if case else ""
             raise NotAClaim(f"no point was found{at} at which every part has a value"
@@ -121,10 +137,10 @@ def disagreement(claim: Claim, left: Any, right: Any, where: Iterable[dict[str, 
 
 def _described(left: Any, right: Any, case: dict[str, int], difference: Any) -> Disagreement:
     """With the difference as a formula, where the case can be written out."""
-    try:
-        formula = enumerate_masks(left - right, **case)
-    except Exception:       # the numbers have decided; the formula is a courtesy
-        formula = sympy.nan
+    formula = sympy.nan
+    if max(case.values(), default=0) <= LARGEST_CONSTANT:       # what is written out at n = 50 is long, and takes long
+        with suppress(Exception):       # the numbers have decided; the formula is a courtesy
+            formula = enumerate_masks(left - right, **case)
     if formula == 0 or formula.has(sympy.nan, sympy.zoo):
         formula = sympy.Float(mp.nstr(as_float(Fraction(difference) if is_exact(difference) else difference), 15))
     return Disagreement(case, formula)
@@ -157,15 +173,101 @@ def cases(claim: Claim, given: Mapping[str, Sequence[int]]) -> list[dict[str, in
         counts = [given.get(count.name) or _admitted_values(claim, count) for count in claim.counts]
         for picked in product(*ranges, *counts):
             case = {**sizes, **dict(zip([*names, *(c.name for c in claim.counts)], picked, strict=True))}
-            if _admitted(claim, case):
+            if _admitted(claim, case) and _keeps_to_ranges(claim, case):
                 found.append(case)
         if len(found) > MOST_CASES:
             raise NotAClaim(f"the free indices {', '.join(names)} have more than {MOST_CASES} combinations of values: "
                             "give some of them a number")
+    found += _reaching(claim, found, given)
     if not found:
         raise NotAClaim("no sizes and indices are left at which something could be checked"
                         + (f" with {', '.join(f'{k} = {list(v)}' for k, v in given.items())}" if given else ""))
     return found
+
+
+# -- cases that reach every range
+def _reaching(claim: Claim, found: Sequence[dict[str, int]], given: Mapping[str, Any]) -> list[dict[str, int]]:
+    """More cases, so that every range of the claim is empty in one and has one, two and three elements in others.
+
+    Sizes that are small and differ do not reach a sum from s + 3 to t, nor one to n - 50: some of them are moved.
+    """
+    names = [symbol.name for symbol in [*claim.sizes, *claim.indices] if symbol.name not in given]
+    groups = [group for count in range(1, min(len(names), 3) + 1) for group in combinations(names, count)]
+    more: list[dict[str, int]] = []
+    for chain in dict.fromkeys(chain for line in claim.lines for chain in _chains(line)):
+        used = {symbol.name for _, *ends in chain for end in ends for symbol in end.free_symbols}
+        moves = [group for group in groups if used & set(group)]
+        if not moves or not found or not used <= {*found[0], *(index.name for index, *_ in chain)}:
+            continue
+        differing = {tuple(case.get(name) for name in used): case for case in [*more[::-1], *found[::-1]]}.values()
+        reached = set().union(*(_elements(chain, case) for case in differing))
+        bases = found[:: max(1, len(found) // 4)]
+        for elements in ELEMENTS:
+            if elements not in reached and (case := _moved(claim, chain, elements, bases, moves)) is not None:
+                more.append(case)
+                if not any(length > 0 for length in reached):
+                    claim.needed.append(case)
+                reached |= _elements(chain, case)
+        _, low, high = chain[-1]
+        if not given and not any(elements > 0 for elements in reached) and not sympy.expand(high - low).is_negative:
+            raise NotAClaim(f"the range from {plain(low)} to {plain(high)} was empty at all sizes that were found")
+    return more
+
+
+def _chains(e: Any, around: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every range with those around it, the outer one first."""
+    if isinstance(e, Sum | Product):
+        for limit in reversed(e.limits):
+            around = (*around, limit)
+            yield around
+        yield from _chains(e.function, around)
+    else:
+        for part in e.args:
+            yield from _chains(part, around)
+
+
+def _lengths(chain: Sequence[Any], at_end: Sequence[bool], case: Mapping[str, int]) -> list[int]:
+    """How long the ranges are where each outer index is at the beginning or at the end of its own."""
+    numbers, env, found = Numbers(case, lambda e, key: 0), dict[Any, int](), []
+    for (index, low, high), is_last in zip(chain, (*at_end, False), strict=True):
+        first, last = numbers.end(low, env), numbers.end(high, env)
+        env[index] = last if is_last else first
+        found.append(last - first + 1)
+    return found
+
+
+def _patterns(chain: Sequence[Any]) -> Iterable[tuple[bool, ...]]:
+    return product((False, True), repeat=len(chain) - 1)
+
+
+def _elements(chain: Sequence[Any], case: Mapping[str, int]) -> set[int]:
+    """How many elements the last range has, where the outer ones are not empty."""
+    lengths = (_lengths(chain, at_end, case) for at_end in _patterns(chain))
+    return {own for *outer, own in lengths if all(length > 0 for length in outer)}
+
+
+def _moved(claim: Claim, chain: Sequence[Any], elements: int, bases: Sequence[Mapping[str, int]],
+           moves: Sequence[tuple[str, ...]]) -> dict[str, int] | None:
+    """A case with some sizes moved together, so that a range has so many elements."""
+    for case, names, at_end in product(bases, moves, _patterns(chain)):
+        here, next_to_it = (_lengths(chain, at_end, {**case, **{name: case[name] + step for name in names}})[-1]
+                            for step in (0, 1))
+        if here == next_to_it or (elements - here) % (next_to_it - here):
+            continue
+        step = (elements - here) // (next_to_it - here)
+        moved = {**case, **{name: case[name] + step for name in names}}
+        values = {symbol: moved[symbol.name] for symbol in [*claim.sizes, *claim.indices]}
+        if all(value in _from(symbol, abs(value)) for symbol, value in values.items()) \
+                and len({values[size] for size in claim.sizes}) == len(claim.sizes) \
+                and _admitted(claim, moved) and _keeps_to_ranges(claim, moved) and elements in _elements(chain, moved):
+            return moved
+    return None
+
+
+def _keeps_to_ranges(claim: Claim, case: Mapping[str, int]) -> bool:
+    """Does every free index lie in its range?"""
+    return all(1 <= case[index.name] <= case[high.name] for index, high in claim.indices.items()
+               if high not in (FREE, PARTIAL))
 
 
 def _with(claim: Claim, values: Sequence[int]) -> list[int]:
@@ -224,9 +326,13 @@ def _distinct(pools: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
 
 def _admitted(claim: Claim, case: Mapping[str, int]) -> bool:
     """Does a case satisfy the conditions that speak of its symbols alone?"""
+    return _satisfies([*claim.where, *claim.places], case)
+
+
+def _satisfies(relations: Iterable[Any], case: Mapping[str, int]) -> bool:
     numbers = Numbers(case, lambda e, key: 0)
     try:
-        return all(numbers.holds(relation, {}) for relation in [*claim.where, *claim.places]
+        return all(numbers.holds(relation, {}) for relation in relations
                    if {s.name for s in relation.free_symbols} <= set(case) and not relation.atoms(Indexed))
     except Undefined:
         return False
@@ -239,7 +345,7 @@ class _Random(Numbers):
     def __init__(self, claim: Claim, case: Mapping[str, int], source: random.Random, exact: bool, tries: int,
                  shrunk: int = 0) -> None:
         self.size = Fraction(1, 2 ** (shrunk // 4))     # entries come nearer to 0 where exponentials were too large
-        self.source, self.exact = source, exact
+        self.source, self.exact, self.tries = source, exact, tries
         self.signs = ((1,), (-1,), (-1, 1))[tries % 3]
         self.drawn: dict[Any, Any] = {}
         scalars: dict[str, Any] = dict(case)
@@ -251,7 +357,8 @@ class _Random(Numbers):
 
     def scalar(self, symbol: Any) -> Any:
         if symbol.is_integer:
-            value: Any = self.source.randrange(1, 2**BITS if self.exact else 30)
+            may_be_zero = not (self.exact or symbol.is_positive or symbol.is_negative)
+            value: Any = self.source.randrange(1, 2**BITS if self.exact else 30) * (not may_be_zero or self.tries > 0)
         else:                       # half of them in (0, 1), where rates live
             value = Fraction(self.source.randrange(1, 2**BITS), 2**BITS)
             value *= self.source.choice((1, 4) if self.exact else (1, 1, *SCALES))
@@ -286,9 +393,9 @@ def domains_that_matter(claim: Claim, where: Sequence[Mapping[str, int]]) -> lis
     for place in [*claim.sizes, *(index for index, high in claim.indices.items() if high in (FREE, PARTIAL))]:
         if place.is_integer and place not in claim.whole and (
                 place.is_nonpositive or place in claim.positive
-                or (place.is_positive and not _holds_at(claim, where, place, 0))
                 or (not rational and any(_stands_as_a_number(place, line) for line in claim.lines))):
             needed.append(place)
+    needed += _not_zero(claim, where, needed)
     signed = [symbol for symbol in claim.parameters
               if not symbol.is_integer and (symbol.is_nonnegative or symbol.is_nonpositive)]
     if not signed or not rational:
@@ -311,37 +418,81 @@ def _point_inside(claim: Claim, case: Mapping[str, int]) -> _Random | None:
     return None
 
 
-def _holds_at(claim: Claim, where: Sequence[Mapping[str, int]], place: Any, value: int) -> bool:
-    """Does the claim hold, or say nothing, where a size or an index has a value outside of its declared domain?"""
-    if place in claim.indices.values():         # an index from 1 to this size says already that it is not 0
+def _not_zero(claim: Claim, where: Sequence[Mapping[str, int]], needed: Sequence[Any]) -> list[Any]:
+    """The sizes and indices at whose zeros, one or several at once, the claim fails, though they are declared positive.
+
+    An index from 1 to a size says already that it is not 0.
+    """
+    places = [place for place in [*claim.sizes, *claim.indices] if place.is_integer and place.is_positive
+              and claim.indices.get(place) in (None, FREE, PARTIAL) and place not in claim.indices.values()]
+    found: list[Any] = []
+    for count in range(1, len(places) + 1):
+        for group in combinations(places, count):
+            if not set(group) & {*needed, *found} and not _holds_at_zero(claim, where, group):
+                found += group
+    return found
+
+
+def _holds_at_zero(claim: Claim, where: Sequence[Mapping[str, int]], places: Sequence[Any]) -> bool:
+    """Does the claim hold, or say nothing, where sizes or indices are 0, outside of their declared domain?"""
+    zeros = {place.name: 0 for place in places}
+    others = {tuple(sorted({**case, **zeros}.items())) for case in where}
+    return all(_holds_in(claim, dict(case), set(places)) for case in sorted(others))
+
+
+def _holds_in(claim: Claim, case: Mapping[str, int], places: set[Any]) -> bool:
+    """Does the claim hold at a point of a case? False where a condition on the places keeps all points from it."""
+    if not _satisfies(claim.where, case):
         return True
-    others = {tuple(sorted({**case, place.name: value}.items())) for case in where}
-    source = random.Random(f"{place} = {value}")
-    for case in sorted(others)[:12]:
+    if not _satisfies(claim.places, case):
+        return False                    # a denominator is 0 there, say
+    source = random.Random(f"inside {case}")
+    is_exact_there, kept_away = _is_rational_in(claim, case), False
+    for tries in range(TRIES):
+        point = _Random(claim, case, source, exact=is_exact_there, tries=tries)
         try:
-            point = _Random(claim, dict(case), source, exact=points(claim.lines, dict(case)) is not None, tries=0)
             failing = [relation for relation in claim.testable() if not point.holds(relation, {})]
-            if any(place in relation.free_symbols and relation not in claim.where for relation in failing):
-                return False            # a denominator is 0 there, say
-            if failing:
-                continue
-            if any(gap(point, claim.lines[0], line) != 0 for line in claim.lines[1:]):
-                return False
-        except (TooLarge, Undecided, ValueError):
-            continue
         except Undefined:
-            return False
-    return True
+            kept_away = True
+            continue
+        except (Undecided, ValueError):
+            return True
+        if not failing:
+            break
+        kept_away |= any(relation.free_symbols & places and relation not in claim.where for relation in failing)
+    else:
+        return not kept_away
+    try:
+        return all(gap(point, claim.lines[0], line) == 0 for line in claim.lines[1:])
+    except (TooLarge, Undecided, ValueError):
+        return True
+    except Undefined:
+        return False
+
+
+def _is_rational_in(claim: Claim, case: Mapping[str, int]) -> bool:
+    try:
+        return points(claim.lines, case) is not None
+    except ValueError:
+        return False
 
 
 def _may_be_irrational(e: Any) -> bool:
     """A root, a function or a case distinction, also where it stands in a sum that is empty at the sizes of a case."""
-    if isinstance(e, Indexed | KroneckerDelta) or e.is_Atom:
+    if isinstance(e, Indexed):
+        return type(e.base) is Noise and any(map(_may_be_irrational, _parameters(e.base)))
+    if isinstance(e, KroneckerDelta) or e.is_Atom:
         return False
-    if (e.is_Pow and not e.exp.is_integer) or (isinstance(e, Function | Max | Min)
-                                               and not isinstance(e, factorial | binomial)):    # of whole numbers
+    if (e.is_Pow and not e.exp.is_integer) or isinstance(e, Derivative | Integral | Limit) \
+            or (isinstance(e, Function | Max | Min) and not isinstance(e, factorial | binomial)):   # of whole numbers
         return True
     return any(_may_be_irrational(part) for part in e.args if isinstance(part, sympy.Expr))
+
+
+def _parameters(family: Noise) -> list[Any]:
+    """What the moments of a law are made of: of a deviation the square, which is rational where it is a root."""
+    distribution = family.law.pspace.distribution
+    return [distribution.mean, distribution.std**2] if family.is_normal_law else list(distribution.args)
 
 
 def _stands_as_a_number(symbol: Any, e: Any) -> bool:

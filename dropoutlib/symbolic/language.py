@@ -104,6 +104,7 @@ class Claim:
     constants: set[int] = field(default_factory=set)        # whole numbers in indices and ends of ranges
     positive: set[Any] = field(default_factory=set)         # sizes and indices that may not be 0, as they are declared
     signed: list[Any] = field(default_factory=list)         # symbols whose declared domain the claim needs
+    needed: list[dict[str, int]] = field(default_factory=list)      # cases without which a range is always empty
 
     def testable(self) -> list[Any]:
         """The conditions that hold or fail at a point."""
@@ -155,16 +156,17 @@ def read(lines: Sequence[Any], where: Any = (), floats: bool = False) -> Claim:
     claim = Claim([_sympified(line) for line in lines])
     claim.where = list(_relations(where))
     reader = _Reader(claim, floats)
-    try:
-        for line in claim.lines:
-            reader.visit(line)
-    except RecursionError:
-        raise NotAClaim("the expression is nested too deeply") from None
-    for relation in claim.where:
-        for side in relation.args:
-            reader.visit(side)
-            if side.atoms(Indexed, *MOMENTS):
-                raise NotAClaim(f"where={plain(relation)} has to speak of symbols, not of entries or noise")
+    with _knowing(None):            # not what another claim, in whose proof this one is read, says of its letters
+        try:
+            for line in claim.lines:
+                reader.visit(line)
+        except RecursionError:
+            raise NotAClaim("the expression is nested too deeply") from None
+        for relation in claim.where:
+            for side in relation.args:
+                reader.visit(side)
+                if side.atoms(Indexed, *MOMENTS):
+                    raise NotAClaim(f"where={plain(relation)} has to speak of symbols, not of entries or noise")
     reader.check_names()
     reader.sort_symbols()
     return claim
@@ -622,7 +624,8 @@ class _Reader:
             operators.add(r"\delta")
         arrays = {_print(Symbol(base.name)) for base in self.bases}
         seen: dict[str, Any] = {}
-        for thing in [*self.symbols, *self.bases, *self.constants, *entries]:
+        constants = {*self.constants, *([S.Exp1] if "exp" in self.functions else [])}       # exp prints as e^...
+        for thing in [*constants, *self.symbols, *self.bases, *entries]:
             is_base = isinstance(thing, IndexedBase)
             key = _print(Symbol(thing.name)) + "[]" if is_base else _print(thing)
             if key in seen and seen[key] != thing:
@@ -832,7 +835,7 @@ def _interval(symbol: Any, own: Any, relations: list[Any], signed: bool, show: A
                 inside = inside & solved
         except (NotImplementedError, TypeError, ValueError, AttributeError, RecursionError):
             rest.append(relation)
-    if not isinstance(inside, sympy.Interval):
+    if not isinstance(inside, sympy.Interval) or inside.has(sympy.CRootOf):
         declared = [_between(symbol, own, show)] if signed and own != sympy.Interval(-oo, oo) else []
         return declared + [in_words(r, show) for r in dict.fromkeys(relations)], own
     out = [in_words(sympy.Ne(symbol, point, evaluate=False), show)
@@ -914,6 +917,15 @@ _FACTS: ContextVar[tuple[tuple[Any, ...], dict[Any, Any]] | None] = ContextVar("
 
 
 @contextmanager
+def _knowing(facts: tuple[tuple[Any, ...], dict[Any, Any]] | None) -> Iterator[None]:
+    token = _FACTS.set(facts)
+    try:
+        yield
+    finally:
+        _FACTS.reset(token)
+
+
+@contextmanager
 def assuming(claim: Claim) -> Iterator[None]:
     """Let the rules use the conditions of a claim: where= and the ranges of its free indices."""
     facts: list[Any] = list(claim.whole)        # shown as 0, 1, 2, ...
@@ -922,11 +934,8 @@ def assuming(claim: Claim) -> Iterator[None]:
         gap = {"<=": right - left, "<": right - left - 1, ">=": left - right, ">": left - right - 1}
         if relation.rel_op in gap and all(s.is_integer for s in relation.free_symbols):
             facts.append(gap[relation.rel_op])
-    token = _FACTS.set((tuple(facts), _known_ranges(claim)))
-    try:
+    with _knowing((tuple(facts), _known_ranges(claim))):
         yield
-    finally:
-        _FACTS.reset(token)
 
 
 def ranges_of_indices(expression: Any) -> dict[Any, Any]:

@@ -529,19 +529,22 @@ class Numbers(Meaning):
 
     # derivatives, integrals, limits
     def derivative(self, e: Any, env: Env) -> Any:
-        """Central differences whose step shrinks with the number of digits: the error is of the order step^2."""
+        """Central differences, of the order step^2 wrong: the step is beyond the reach of all numbers at the point."""
         (variable, order), *more = e.variable_count
         body = sympy.Derivative(e.expr, *more) if more else e.expr
         key: Any = variable
         if variable.is_Indexed:
             key = self.place(variable, env)
         at, order = self.value(variable, env), int(order)
-        step = Fraction(1, 10 ** (mp.dps // (order + 2)))
+        reach = (order + 4) // 2 * _Reach(self).digits(body, {**env, key: at})
+        step = Fraction(1, 10 ** (mp.dps // (order + 2) + reach))
         total: Any = 0
-        for i in range(order + 1):
-            moved = plus(at, (Fraction(order, 2) - i) * step)
-            total = plus(total, times((-1) ** i * math.comb(order, i), self.value(body, {**env, key: moved})))
-        return _plain_number(times(total, 1 / step**order))
+        with mp.workdps(mp.dps + order * reach):
+            for i in range(order + 1):
+                moved = plus(at, (Fraction(order, 2) - i) * step)
+                total = plus(total, times((-1) ** i * math.comb(order, i), self.value(body, {**env, key: moved})))
+            total = _plain_number(times(total, 1 / step**order))
+        return +total
 
     def integral(self, e: Any, env: Env) -> Any:
         (variable, low, high), = e.limits
@@ -626,6 +629,31 @@ class Numbers(Meaning):
         return abs(int(mp.log10(size))) if size else 0
 
 
+class _Reach(Numbers):
+    """Walks through an expression at a point, and sees how large and how small its parts are."""
+
+    def __init__(self, point: Numbers) -> None:
+        super().__init__(point.scalars, point.entries, point.slack)
+        self.largest = point.largest
+        self.seen: dict[Any, int] = {}
+
+    def digits(self, e: Any, env: Env) -> int:
+        """How many digits its parts have before or after the point: those of factors add up, also where one is 0."""
+        self.value(e, env)
+        return self.scale(e)
+
+    def scale(self, e: Any) -> int:
+        parts = [self.scale(part) for part in e.args]
+        inside = sum(parts) if e.is_Mul else max(parts, default=0)
+        return max(self.seen.get(e, 0), inside * (abs(int(e.exp)) if e.is_Pow and e.exp.is_Integer else 1))
+
+    def value(self, e: Any, env: Env) -> Any:
+        found = super().value(e, env)
+        if not isinstance(found, Polynomial) and found != 0:
+            self.seen[e] = max(self.seen.get(e, 0), abs(int(mp.log10(abs(as_float(found))))))
+        return found
+
+
 class Intervals(Numbers):
     """Enclosures: the argument is an interval, the value an interval that holds every value over it."""
 
@@ -678,6 +706,9 @@ class Intervals(Numbers):
 
     def density(self, u: Any) -> Any:
         return self.function(phi(sympy.Symbol("u")), [u])
+
+    def derivative(self, e: Any, env: Env) -> Any:
+        raise Undecided(f"no enclosure of {plain(e)}")
 
     def sign_of(self, compute: Callable[[Numbers], Any]) -> int:
         """Of all numbers in an interval, if they have one."""

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from fractions import Fraction
 from functools import wraps
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from sympy.stats import Expectation
 from sympy.stats.rv import RandomSymbol
 
 from . import judge, rules
-from .evaluate import at_scalars, controlled, given_point
+from .evaluate import as_listed, at_scalars, controlled, given_point
 from .families import Noise, copies
 from .language import FREE, NAME, PARTIAL, Claim, NotAClaim, assuming, in_words, read
 from .meaning import Undecided, Undefined, as_float, is_exact
@@ -274,14 +275,28 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
     elif given:
         cases += [case for case in _cases(claim, given) if case not in cases]
     start = claim.lines[0]
-    checked, some_sizes_only = [(start, "")], False
+    checked, hows = [(start, "")], []
     for position, (line, (_, reason)) in enumerate(zip(claim.lines[1:], lines[1:], strict=True), start=1):
         _refuted(claim, start, line, cases, f"line {position}")
         how = _shown_by_rules(claim, start, line, f"line {position}", cases if by == "enumeration" else None)
-        some_sizes_only = some_sizes_only or bool(how)
+        if by == "enumeration" and not how:
+            how = _at_other_sizes(claim, start, line, f"line {position}", cases)
+        hows.append(how)
         checked.append((line, ", ".join(part for part in (reason, how) if part)))
-    claim.signed = _domains(claim, cases, given if some_sizes_only else {})
+    claim.signed = _domains(claim, cases, given if any(hows) else {})
+    if hows and all(hows):
+        claim.whole = [symbol for symbol in claim.whole if symbol.name not in given]
     return Derivation(_SHOWN, checked, cases, claim)
+
+
+def _at_other_sizes(claim: Claim, left: Any, right: Any, name: str, cases: Sequence[Mapping[str, int]]) -> str:
+    """A line that the rules show at every size is judged beyond the given sizes, too, or keeps to them and says so."""
+    try:
+        others = judge.cases(claim, {})
+    except NotAClaim:
+        return _enumerated(claim, left, right, cases)
+    _refuted(claim, left, right, others, name)
+    return ""
 
 
 def _domains(claim: Claim, cases: list[dict[str, int]], given: Mapping[str, Any]) -> list[Any]:
@@ -382,13 +397,13 @@ def _compare_numbers(claim: Claim, points: list[Mapping[Any, Any]], tolerance: f
         raise ValueError(f"tolerance has to lie between 0 and 1, got {tolerance!r}")
     for point in points:
         _check_names(point)
-        one, two = (as_float(value) for value in _values_at(claim, point, tolerance))
+        one, two = (mpmath.mpf(as_float(value)) for value in _values_at(claim, point, tolerance))
         if not abs(one - two) <= tolerance * max(1, abs(two)):
             where = ", ".join(f"{key} = {value}" for key, value in point.items())
             raise Unproved(f"false at {where}: {plain(left)} = {plain(right)}\n  "
                            f"{mpmath.nstr(one, 12)} against {mpmath.nstr(two, 12)}")
     named = "; ".join(at_scalars(point).removeprefix(" at ") for point in points)
-    if any(hasattr(value, "__len__") or hasattr(value, "tolist") for point in points for value in point.values()) \
+    if any(isinstance(as_listed(value), list) for point in points for value in point.values()) \
             or len(named) > 2 * NARROW:
         named = f"{len(points)} points" if len(points) > 1 else "1 point"
     return f"numerically{' at ' * bool(named)}{named}, to {float(tolerance)!r}".replace("e-0", "e-")
@@ -420,6 +435,9 @@ def _values_at(claim: Claim, point: Mapping[Any, Any], tolerance: float = 1e-15)
 def _check_whole_numbers(claim: Claim, meaning: Any) -> None:
     for symbol in [*claim.sizes, *claim.indices, *claim.counts, *claim.parameters]:
         _check_declared(symbol, meaning.symbol(symbol))
+    for symbol in claim.whole:
+        if (value := meaning.symbol(symbol)) < 0 or value != int(value):
+            raise ValueError(f"{symbol.name} is a size or an index and one of 0, 1, 2, ..., got {value}")
     for index, high in claim.indices.items():
         if high not in (FREE, PARTIAL) and not 1 <= meaning.symbol(index) <= meaning.symbol(high):
             raise ValueError(f"{index.name} has to lie in 1..{high.name}, got {index.name} = {meaning.symbol(index)}, "
@@ -476,14 +494,14 @@ class Counterexample(_Result):
 
 def _frozen(value: Any) -> Any:
     """What later changes of a list or an array do not reach."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+    value = as_listed(value)
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _short(value: Any, show: Callable[[Any], str]) -> str:
     if isinstance(value, list | tuple):
         return "(" + ", ".join(_short(item, show) for item in value) + ")"
-    return _decimal(repr(value), show) if isinstance(value, float) else show(sympify(value))
+    return _decimal(str(value).lower(), show) if isinstance(value, float | Decimal) else show(sympify(value))
 
 
 def _decimal(text: str, show: Callable[[Any], str]) -> str:
@@ -522,7 +540,7 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
         one, two = as_float(wrong), as_float(right)
         differ = abs(one - two) > 1e-9 * max(1e-12, abs(one), abs(two))
     if not differ:
-        raise Unproved(f"no counterexample: {plain(claim)} and {plain(truth)} are both {float(right):.6g} there")
+        raise Unproved(f"no counterexample: {plain(claim)} and {plain(truth)} are both {_rounded(right)} there")
     for formula, value in ((claim, wrong), (truth, right)):
         try:
             size = float(value)
@@ -531,6 +549,15 @@ def disprove(claim: Any, truth: Any, values: Mapping[Any, Any]) -> Counterexampl
         if math.isinf(size) or (size == 0 and value != 0):
             raise ValueError(f"{plain(formula)} is too {'large' if size else 'small'} there to be printed")
     return Counterexample(_SHOWN, claim, truth, values, (wrong, right))
+
+
+def _rounded(value: Any) -> str:
+    try:
+        if math.isfinite(size := float(value)):
+            return f"{size:.6g}"
+    except OverflowError:
+        pass
+    return str(mpmath.nstr(mpmath.mpf(as_float(value)), 6))
 
 
 def judged(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:

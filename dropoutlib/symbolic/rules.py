@@ -45,7 +45,18 @@ from .families import (
 )
 from .language import at_least_zero, ranges_of_indices
 from .notation import MOMENTS, VARYING, textbook
-from .terms import Ranges, collapse, collapsed, has_noise, inner_ranges, nameless, readable, sum_over, terms
+from .terms import (
+    Ranges,
+    collapse,
+    collapsed,
+    has_noise,
+    inner_ranges,
+    nameless,
+    readable,
+    sum_over,
+    terms,
+    without_powers_of_deltas,
+)
 
 __all__ = ["by_law", "collapse", "cumulant", "exact", "linear", "same"]
 
@@ -211,8 +222,7 @@ def _one_draw_a_factor(factor: Any, others: Any) -> bool:
 
 def _collect(expression: Any) -> Any:
     """Like terms together; a power of a delta is the delta."""
-    expanded = expand(expression).replace(
-        lambda e: e.is_Pow and isinstance(e.base, KroneckerDelta), lambda e: e.base)
+    expanded = without_powers_of_deltas(expand(expression))
     collected: dict[Any, Any] = {}
     for term in expanded.as_ordered_terms():
         coefficient, rest = term.as_independent(*VARYING, as_Add=False)
@@ -301,18 +311,29 @@ def difference(left: Any, right: Any, ranges: Ranges | None = None) -> Any:
 
 
 def _opaque(expression: Any) -> Any:
-    """Sums and products as letters: SymPy closes them without a look at their range, and lets free indices in."""
+    """Sums, products and means as letters: SymPy closes sums without a look at their range, and lets free indices in.
+
+    A mean is one letter as a whole: a letter in it would be no noise, and its mean the letter itself.
+    """
     letters: dict[Any, Any] = {}
 
-    def named(e: Any, depth: int = 0) -> Any:
+    def alike(e: Any, depth: int) -> Any:
+        """The same with one name for the indices of all sums of one depth."""
         if isinstance(e, Sum | Product):
-            inside = e.func(named(e.function, depth + len(e.limits)), *e.limits)
-            alike = inside.xreplace({index: Symbol(f"_{depth + i}", integer=True)
-                                     for i, (index, *_) in enumerate(inside.limits)})
-            return letters.setdefault(alike, Dummy(real=True)) if depth == 0 else alike
-        if e.is_Atom or isinstance(e, Indexed) or not e.has(Sum, Product):
+            inside = e.func(alike(e.function, depth + len(e.limits)), *e.limits)
+            return inside.xreplace({index: Symbol(f"_{depth + i}", integer=True)
+                                    for i, (index, *_) in enumerate(inside.limits)})
+        return within(e, lambda part: alike(part, depth))
+
+    def named(e: Any) -> Any:
+        if isinstance(e, (Sum, Product, *MOMENTS)):
+            return letters.setdefault(alike(e, 0), Dummy(real=True))
+        return within(e, named)
+
+    def within(e: Any, change: Callable[[Any], Any]) -> Any:
+        if e.is_Atom or isinstance(e, Indexed) or not e.has(Sum, Product, *MOMENTS):
             return e
-        return e.func(*[named(part, depth) if isinstance(part, Expr) else part for part in e.args])
+        return e.func(*[change(part) if isinstance(part, Expr) else part for part in e.args])
 
     return named(expression)
 
@@ -324,11 +345,9 @@ def _split_products(expression: Any, ranges: Ranges) -> Any:
     """Products over a range as products of their factors, powers outside, all with the same index."""
     if expression.is_Atom or isinstance(expression, Indexed) or not expression.has(Product):
         return expression
-    if isinstance(expression, Sum):
-        inside = inner_ranges(expression.limits, ranges)
-        return Sum(_split_products(expression.function, inside), *expression.limits)
     if not isinstance(expression, Product) or len(expression.limits) != 1 or expression.function.has(ExprWithLimits):
-        return expression.func(*[_split_products(part, ranges) if isinstance(part, Expr) else part
+        inside = inner_ranges(expression.limits, ranges) if isinstance(expression, Sum | Product) else ranges
+        return expression.func(*[_split_products(part, inside) if isinstance(part, Expr) else part
                                  for part in expression.args])
     (index, low, high), = expression.limits
     result = S.One
@@ -346,9 +365,10 @@ def _split_products(expression: Any, ranges: Ranges) -> Any:
 
 
 def _from_one(expression: Any) -> Any:
-    """Sums whose range begins at a number begin at 1."""
+    """Sums whose range begins at a number begin at 1, unless their index is declared to stay below."""
     def moved(e: Any) -> Any:
-        shifts = {index: index + low - 1 for index, low, _ in e.limits if low.is_Integer and low != 1}
+        shifts = {index: index + low - 1 for index, low, _ in e.limits
+                  if low.is_Integer and low != 1 and not index.is_nonpositive}
         if not shifts or any(set(shifts) & end.free_symbols for _, *ends in e.limits for end in ends):
             return e
         return Sum(e.function.xreplace(shifts), *[(index, 1, high - low + 1) if index in shifts else (index, low, high)

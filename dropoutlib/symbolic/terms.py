@@ -19,7 +19,7 @@ from .language import at_least_zero, ranges_of_indices
 from .notation import MOMENTS, VARYING, textbook
 
 __all__ = ["Ranges", "Term", "collapse", "collapsed", "has_noise", "inner_ranges", "nameless", "readable", "sum_over",
-           "terms"]
+           "terms", "without_powers_of_deltas"]
 
 Term = tuple[Any, list[Any]]                # (product, limits); the innermost sum first
 Ranges = dict[Any, Any]                     # index -> (low, high); the innermost index first
@@ -140,11 +140,16 @@ def inner_ranges(limits: Iterable[Any], ranges: Ranges) -> Ranges:
 
 
 def _eliminate_deltas(body: Any, limits: list[Any], ranges: Ranges) -> Term:
-    body = body.replace(lambda e: isinstance(e, Pow) and isinstance(e.base, KroneckerDelta) and e.exp.is_positive,
-                        lambda e: e.base)
+    body = without_powers_of_deltas(body)
     while (step := _one_delta(body, limits, ranges)) is not None:
         body, limits = step
     return body, limits
+
+
+def without_powers_of_deltas(expression: Any) -> Any:
+    """A power of a delta is the delta, unless its exponent may be 0."""
+    return expression.replace(lambda e: isinstance(e, Pow) and isinstance(e.base, KroneckerDelta) and e.exp.is_positive,
+                              lambda e: e.base)
 
 
 def _one_delta(body: Any, limits: list[Any], ranges: Ranges) -> Term | None:
