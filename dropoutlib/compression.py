@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from .channels import Flow, Run, Units, fold_scales, name_of
 from .plain_layers import Scale, exchanged
@@ -282,8 +283,17 @@ def _run(model: nn.Module, graph: fx.Graph, example: Any) -> tuple[list[Tensor],
 
 
 @torch.no_grad()
+def _output(model: nn.Module, example: Any) -> Any:
+    return _call(model, _copied(example))
+
+
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
-    return list(_tensors(_call(model, _copied(example))))
+    return list(_tensors(_output(model, example)))
+
+
+def _sizes(output: Any) -> list[Any]:
+    """What is among the outputs and no tensor, such as the size of one."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, (int, float, str, bool))]
 
 
 def _random_inputs(example: Any) -> Iterator[Any]:
@@ -318,11 +328,16 @@ def _close(expected: list[Tensor], found: list[Tensor]) -> bool:
 
 
 def _require_same(given: nn.Module, smaller: nn.Module, inputs: Any) -> None:
-    expected = _outputs(given, inputs)
+    whole = _output(given, inputs)
+    expected = list(_tensors(whole))
     try:
-        found = _outputs(smaller, inputs)
+        smaller_whole = _output(smaller, inputs)
+        found = list(_tensors(smaller_whole))
     except Exception as error:
         raise RuntimeError(f"the smaller model cannot be called: {error}. {_UNCHANGED}") from error
+    if _sizes(whole) != _sizes(smaller_whole):
+        raise RuntimeError("the smaller model gives other numbers beside tensors: "
+                           f"{_sizes(smaller_whole)} in the place of {_sizes(whole)}. {_UNCHANGED}")
     if not _close(expected, found):
         worst = max(map(_distance, expected, found))
         raise RuntimeError(f"the smaller model gives other outputs, which differ by {worst:.1e} of the largest one, or "

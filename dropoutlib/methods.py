@@ -645,7 +645,7 @@ _ROWS = (
         title="Monte Carlo dropout",
         part="bayesian",
         summary="The noise of training stays on at test time; the mean of many passes is the prediction, their spread "
-                "says how much the network does not know.",
+                "is read as what the network does not know.",
         site="whatever the dropout of the model multiplies: its layers and functions, those of torch included",
         law="that of the dropout with which the model was trained",
         sharing="none: one draw for every example (`masks=\"call\"`: one for all examples; `masks=\"fixed\"`: and "
@@ -657,13 +657,13 @@ _ROWS = (
             Layer("predict", None, "none", "none", "element"),
         ),
         used_by="image segmentation, medical images, active learning; torch-uncertainty, baal, Lightning UQ Box",
-        use="For softer probabilities, and to tell doubt of the network from noise of the data, with a network that "
-            "was trained with dropout and cannot be trained again.",
+        use="For softer probabilities under shift, with a network that was trained with dropout and cannot be trained "
+            "again; roughly, to tell doubt of the network from noise of the data.",
         avoid="For an error bar that more data should make smaller: at a fixed p it does not. Before the entropy of "
               "one pass was tried: on digits it found unknown classes as well.",
         first="100 samples, with the p of training; the last dropout alone where time matters.",
-        evidence="*Proved*: the loss of dropout with weight decay is [a bound on the "
-                 "evidence](/book/bayesian/mc_dropout.ipynb#a-loss-that-is-a-bound), with [one "
+        evidence="*Proved*, with an approximate divergence: the loss of dropout with weight decay has the slope of [a "
+                 "bound on the evidence](/book/bayesian/mc_dropout.ipynb#a-loss-that-is-a-bound), with [one "
                  "precision](/book/bayesian/mc_dropout.ipynb#the-precision-and-six-ways-to-miss-it). *Measured here*: "
                  "[calibration and unknown classes](/book/bayesian/mc_dropout.ipynb#what-it-does-in-practice) on "
                  "digits, and a spread that [does not shrink](/book/bayesian/mc_dropout.ipynb#what-it-does-not-know) "
@@ -689,14 +689,14 @@ _ROWS = (
               for axes in (1, 2)),
         ),
         used_by="pruning of small image classifiers by its authors, in Theano and TensorFlow; a baseline for others",
-        use="To find out which single weights a trained network can lose, with the number of training examples as the "
-            "only measure of how much.",
+        use="To find out which single weights a trained network can lose, with no budget to choose: the number of "
+            "training examples sets the scale.",
         avoid="Where time has to be saved by it alone: single zeros make no layer smaller, and what is left of units "
               "decides. With the weight of the divergence at 1 from the first step on: all weights may go.",
         first="From a trained network, threshold 3, with a weight of the divergence that grows from 0 to 1 over the "
               "first epochs.",
-        evidence="*Proved*: [gradients whose noise does not grow with "
-                 "alpha](/book/bayesian/sparse_variational_dropout.ipynb#the-additive-form), and [which weight of a "
+        evidence="*Proved*: [a derivative of the weight that is free of "
+                 "noise](/book/bayesian/sparse_variational_dropout.ipynb#the-additive-form), and [which weight of a "
                  "regression](/book/bayesian/sparse_variational_dropout.ipynb#what-becomes-of-one-weight) goes. "
                  "*Measured here*: [how many weights digits "
                  "need](/book/bayesian/sparse_variational_dropout.ipynb#what-it-does-in-practice), beside pruning by "
@@ -716,7 +716,7 @@ _ROWS = (
         references={"neklyudov2017structured": "section 3"},
         facts=(Layer("LogNormalDropout", "log_normal_dropout", "learned", "continuous", "unit"),),
         used_by="networks that are to become smaller: its authors' code, and ports of it",
-        use="To make a trained network smaller by whole units: plain layers of a smaller size are left.",
+        use="To make a trained network smaller by whole units: `compress` then leaves plain layers of a smaller size.",
         avoid="Where nothing is to be removed: the mean of the factor is below 1, and shrinks what it multiplies.",
         first="[-20, 0], mu = 0 and log s = -5, the defaults, in a network that is trained already.",
         evidence="*Proved*: [moments and limits](/book/bayesian/log_normal_dropout.ipynb#mean-and-signal-to-noise). "

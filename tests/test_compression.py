@@ -750,3 +750,20 @@ def test_networks_of_torchvision(name):
     x = torch.randn(1, 3, 64, 64)
     _, report = compress(model, x)
     assert report.parameters.after < report.parameters.before
+
+
+def test_a_size_among_the_outputs_is_no_other_one() -> None:
+    class WithSize(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+            h = torch.relu(self.first(x))
+            return self.last(h), h.shape[1]
+
+    model = WithSize()
+    with torch.no_grad():
+        model.first.weight[0] = 0
+    with pytest.raises(RuntimeError, match="other numbers beside tensors"):
+        compress(model, torch.randn(2, 4))

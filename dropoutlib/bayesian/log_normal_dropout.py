@@ -333,12 +333,12 @@ class LogNormalDropout(NoisyLayer):
 
     @property
     def kept(self) -> Tensor:
-        """Which units evaluation keeps: those whose signal-to-noise ratio is at least ``threshold``."""
+        """The units that evaluation keeps, those whose signal-to-noise ratio is at least ``threshold``."""
         return _kept(self._law(), self.threshold)
 
     @property
     def scale(self) -> Tensor:
-        """What evaluation multiplies every unit by: the mean of its factor, or 0."""
+        """What evaluation multiplies every unit by, the mean of its factor, or 0."""
         law = self._law()
         return self._own(select(law.mean, _kept(law, self.threshold)))
 

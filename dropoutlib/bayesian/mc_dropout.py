@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import re
+import sys
 import threading
 import warnings
 from collections import Counter
@@ -63,7 +65,8 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     What it cannot see stays off: functions of :mod:`dropoutlib.functional` that are told ``training=False``, stochastic
     depth of other libraries, kernels that are no functions of torch. At the end everything is as it was, also after an
     error. Contexts nest; for a module that is in several, the innermost one counts. A compiled model runs uncompiled:
-    its graph was made without the noise. Other threads are not reached, so neither is ``nn.DataParallel``.
+    its graph was made without the noise. Do not call the model from other threads meanwhile, as ``nn.DataParallel``
+    does, nor enter a context for it there: layers are shared, functions of torch are not reached.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -73,8 +76,9 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
         model: any module that is not scripted or traced.
         masks: ``"example"``: every example has masks of its own, as in training. ``"call"``: all examples of a call
             share theirs. ``"fixed"``: they share them, and the calls that follow in the context, too: the model is one
-            function, drawn from the posterior. For the last two, the first axis of what a layer gets is the batch,
-            or the second of sequences that begin with time; a dropout has to be called in the same order each time.
+            function, drawn from the posterior. For the last two, the first axis of what a layer gets is the batch; the
+            second is it for recurrent layers without ``batch_first`` alone, not for the dropout behind them: use
+            ``batch_first=True``. A dropout has to be called in the same order each time, with or without a batch.
 
     Yields:
         list: places that have drawn so far, as names of modules, each once. Empty for the model itself.
@@ -207,6 +211,7 @@ class _Noise(TorchFunctionMode):
         self.stack.append(module)
         if not (self._counts(module) and isinstance(module, NoisyLayer) and _is_noisy(module)):
             return None
+        module.training = True      # also where the model was told eval() in the context
         if not _never_drops(module):
             self._note()
         if self.masks == "example" or kwargs.get("noise") is not None:
@@ -394,14 +399,14 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
 
     All of it comes with its Monte Carlo standard error. The entropy of the mean probabilities, and with it the mutual
     information, is too small by :math:`\frac{1}{2T}\sum_k \mathrm{Var}(p_k)/\bar p_k` on average over draws of T
-    samples, to first order; that is added. So a mutual information is seldom below zero, and then by no more than its
-    error. The variation ratio is not corrected: it is too small where classes are close.
+    samples, to first order; that is added. The variation ratio is not corrected: it is too small where classes are
+    close.
 
     What the model computes before its first random number is computed once. Further samples run side by side, by
     :func:`torch.vmap`, as many at a time as the memory allows; where the model cannot be mapped, one after another. The
     law is the same; the random numbers are those of a plain loop in the latter case alone. Layers may work in place; so
-    may the model on its input, of which it gets a
-    copy. Nothing is differentiated.
+    may the model on its input, of which it gets a copy. What ``forward`` keeps in the model, such as a state that goes
+    on from call to call, is not that of a loop afterwards. Nothing is differentiated.
 
     Metrics are left to others. ``torchmetrics`` takes ``mean`` as probabilities ``(N, K)``; ``torch-uncertainty`` takes
     ``stacked``.
@@ -495,6 +500,7 @@ def _samples(model: nn.Module, x: Any, num_samples: int, masks: str, memory_limi
 
 def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples: int, memory_limit: int,
                progress: Callable[[int, int], Any] | None) -> Tensor:
+    others = _state_of_others()
     with prefix:
         first = _call(model, given)
     if not isinstance(first, Tensor) or not first.is_floating_point():
@@ -521,6 +527,8 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
         (together, side_by_side),
         (1, lambda _: again().unsqueeze(0)),
         (1, lambda _: _call(model, _copied(x)).unsqueeze(0))]
+    if _state_of_others() != others:     # a number that torch did not draw would be one for all samples side by side
+        ways.pop(0)
     done = 1
     while done < num_samples:
         most, run = ways[0]
@@ -545,6 +553,14 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
         if progress is not None:
             progress(done, num_samples)
     return samples
+
+
+def _state_of_others() -> tuple[Any, ...]:
+    """Of the random numbers of Python and of NumPy, where it is loaded."""
+    numpy = sys.modules.get("numpy")
+    kind, *numbers = ("",) if numpy is None else numpy.random.get_state()
+    return random.getstate(), kind, *(str(part) if isinstance(part, (int, float)) else part.tobytes()
+                                      for part in numbers)
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

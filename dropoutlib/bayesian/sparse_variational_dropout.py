@@ -209,7 +209,8 @@ class _SparseVariational(NoisyLayer):
 
     @property
     def log_alpha(self) -> Tensor:
-        """log alpha of every weight, log sigma^2 - 2 log|weight|: from -8 to 8, and 8 where a weight is zero.
+        """log alpha of every weight, log sigma^2 - 2 log|weight|, cut at -8 and 8. It is 8 where a weight is zero,
+        unless its variance is all but zero, too.
 
         Beyond, it counts as the bound. From below, gradients still reach it, as they are at the bound; above they are
         zero: such a weight is gone. It is float32 for layers of half precision.
@@ -218,7 +219,7 @@ class _SparseVariational(NoisyLayer):
 
     @property
     def keep(self) -> Tensor:
-        """Which weights evaluation keeps: those whose log alpha is not above the threshold; the others are zero."""
+        """The weights that evaluation keeps, those whose log alpha is not above the threshold; the others are zero."""
         return self.log_alpha <= self.threshold
 
     @property

@@ -1,9 +1,11 @@
 """Monte Carlo dropout: what is turned on and what stays, shared masks, and predictions against the exact law."""
 
 import math
+import random
 import warnings
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -821,3 +823,19 @@ def test_bad_input(error, words, call):
     with pytest.raises(error, match=words):
         call()
     assert not any(mc_dropout._CONTEXTS.values())
+
+
+@pytest.mark.parametrize("source", [random.random, lambda: float(np.random.rand())], ids=["Python", "NumPy"])
+def test_numbers_that_torch_did_not_draw_are_drawn_for_each_sample(source):
+    random.seed(0)
+    np.random.seed(0)  # the generator that models use
+    model = Of(lambda self, x: self.drop(x) + source(), drop=nn.Dropout(0.5))
+    assert predict(model, torch.zeros(1, 2), 200).variance.min() > 0.05
+
+
+def test_a_model_that_is_told_to_evaluate_in_the_context_still_draws():
+    model = nn.Sequential(nn.Linear(4, 8), dropoutlib.Dropout(0.5)).eval()
+    with torch.no_grad(), monte_carlo(model):
+        model.eval()
+        assert not torch.equal(model(torch.ones(2, 4)), model(torch.ones(2, 4)))
+    assert not any(module.training for module in model.modules())
