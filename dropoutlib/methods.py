@@ -662,7 +662,7 @@ _ROWS = (
         avoid="For an error bar that more data should make smaller: at a fixed p it does not. Before the entropy of "
               "one pass was tried: on digits it found unknown classes as well.",
         first="100 samples, with the p of training; the last dropout alone where time matters.",
-        evidence="*Proved*, with an approximate divergence: the loss of dropout with weight decay has the slope of [a "
+        evidence="*Proved*: with an approximate divergence, the loss of dropout with weight decay has the slope of [a "
                  "bound on the evidence](/book/bayesian/mc_dropout.ipynb#a-loss-that-is-a-bound), with [one "
                  "precision](/book/bayesian/mc_dropout.ipynb#the-precision-and-six-ways-to-miss-it). *Measured here*: "
                  "[calibration and unknown classes](/book/bayesian/mc_dropout.ipynb#what-it-does-in-practice) on "
