@@ -1,4 +1,4 @@
-"""What all tests share: the devices present, and one thread, so that tests run side by side do not wait."""
+"""What all tests share: the devices present, one seed, and one thread, so that tests run side by side do not wait."""
 
 import pytest
 import torch
@@ -12,6 +12,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def one_seed():
+    torch.manual_seed(0)  # a test passes or fails the same each time, in whatever order they run
 
 
 @pytest.fixture(params=DEVICES)
