@@ -34,7 +34,7 @@ def test_a_later_call_goes_on_where_the_last_one_ended(short, tmp_path, monkeypa
 
 
 def test_a_run_repeats(short):
-    once, again = (compression.score(compression.Run("digits", 0))["scores"] for _ in range(2))
+    once, again = (compression.score(compression.Run("digits", 0)) for _ in range(2))
     count = len(compression._QUANTITIES)
     for start in range(0, len(once), count):
         assert once[start:start + count - 2] == again[start:start + count - 2]  # but for the times
@@ -74,7 +74,8 @@ def test_the_network_for_mnist_is_that_of_the_papers():
 
 def test_the_table_of_the_book_is_that_of_the_settings():
     text = measured("compression")
-    assert text.splitlines()[1].split("updates")[1] == compression._about("digits")[0].split("updates")[1]
+    assert tuple(line.partition(sign)[2] for line, sign in zip(text.splitlines()[1:3], ("; ", "# "), strict=True)
+                 ) == compression._about("digits")
     scores = read_scores(text)
     assert set(scores) == set(compression._keys(compression.Run("digits", 0)))
     assert len({frozenset(values) for values in scores.values()}) == 1

@@ -159,7 +159,7 @@ def test_a_table_of_other_settings_is_not_mixed_with_these(short, tmp_path, monk
 
 def test_a_run_that_fails_loses_nothing_else(tmp_path, monkeypatch, capsys):
     def score(run):
-        return {"run": run, "scores": [1 / run.seed]}
+        return [1 / run.seed]
 
     monkeypatch.setattr(recurrent, "SCHEMES", {"memory": recurrent.SCHEMES["memory"][:1]})
     monkeypatch.setattr(recurrent, "score", score)
@@ -202,8 +202,7 @@ def test_the_committed_scores_are_those_that_the_program_asks_for(experiment, le
     text = measured(experiment)
     first, versions, what = text.splitlines()[:3]
     assert first.startswith(f"# python -m dropoutlib.experiments.recurrent {experiment} --seeds ")
-    assert [versions.partition(",")[2], what] == [
-        recurrent._about(experiment)[0].partition(",")[2], recurrent._about(experiment)[1]]
+    assert (versions.partition("; ")[2], what.removeprefix("# ")) == recurrent._about(experiment)
     assert versions.startswith("# torch ")
     scores = paired.read_scores(text)
     [seeds] = {tuple(values) for values in scores.values()}  # every line has a score of each seed

@@ -8,18 +8,14 @@ trained on. So all have the same number of updates, and a comparison is made at 
 
 ``digits`` are the 8 x 8 images of scikit-learn. ``mnist`` has the networks and the settings of the papers and fetches
 its images from OpenML through scikit-learn; it takes hours.
-
-Each finished run is written to the table of ``--output`` at once; a later call goes on where the last one ended.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -35,12 +31,11 @@ from dropoutlib.surgery import replace
 from dropoutlib.training import parameter_groups, warm_up
 
 from .data import digits
-from .paired import Key, Scores, attempts, read_scores, write_scores
+from .paired import Key, Plan, Scores, arguments_of, fill
 from .training import accuracy
 
 __all__ = ["METHODS", "SETTINGS", "Run", "Setting", "lenet", "main", "score", "units_left"]
 
-_TABLES = Path(__file__).parent / "tables"
 METHODS = {"sparse": "sparse variational", "units": "log-normal"}
 _BESIDE = {"sparse": "magnitude of weights", "units": "magnitude of units"}
 
@@ -110,14 +105,14 @@ def _mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[:60_000], digit[:60_000], images[60_000:], digit[60_000:]
 
 
-def score(run: Run) -> dict[str, Any]:
+def score(run: Run) -> list[float]:
     """Trains a network, prunes it in every way, and measures what is left.
 
     Args:
         run: what to train.
 
     Returns:
-        dict[str, Any]: the run, and ``scores``: for each network of the table what its rows name.
+        list[float]: for each network of the table what its rows name.
     """
     torch.set_num_threads(1)
     setting = SETTINGS[run.experiment]
@@ -140,7 +135,7 @@ def score(run: Run) -> dict[str, Any]:
                 found[name, strength] = _measure(noisy, test, answers)
                 found[_BESIDE[method], strength] = _measure(
                     go_on(zeros=_ZEROS[method](noisy, start)), test, answers)
-    return {"run": run, "scores": [value for values in found.values() for value in values]}
+    return [value for values in found.values() for value in values]
 
 
 def _train(model: nn.Module, inputs: Tensor, labels: Tensor, setting: Setting, strength: float = 0.0,
@@ -249,55 +244,21 @@ def _keys(run: Run) -> list[Key]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not in the table yet, and writes each score to it.
-
-    Args:
-        arguments: command line; that of the program if None.
-
-    Returns:
-        int: 0, or 1 if a run failed.
-
-    Raises:
-        SystemExit: if the file is a table of other settings, or of another version of torch.
-    """
-    parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments.compression", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Does what is not in the table yet; :func:`~dropoutlib.experiments.paired.fill` says how."""
+    parser = arguments_of("compression", __doc__, seeds=5)
     parser.add_argument("experiment", choices=sorted(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=5, help="number of splits, initial weights and noises (5)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1); times are those of a machine at rest")
-    parser.add_argument("--output", type=Path, help="the table (the one that the book reads, for digits)")
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser.parse_args(given)
-    output = options.output or _TABLES / ("compression.txt" if options.experiment == "digits" else "mnist.txt")
-    about = _about(options.experiment)
-    scores: dict[Key, dict[int, float]] = {}
-    if output.exists():
-        text = output.read_text(encoding="utf-8")
-        if text.splitlines()[1:len(about) + 1] != about:
-            parser.error(f"{output} is a table of something else, so that nothing can be added to it")
-        scores = read_scores(text)
-    wanted = [Run(options.experiment, seed) for seed in range(options.seeds)]
-    missing = [run for run in wanted if not all(run.seed in scores.get(key, {}) for key in _keys(run))]
-    finished = 0
-    for result in attempts(missing, score, options.jobs):
-        run = Run(*result["run"])
-        for key, value in zip(_keys(run), result["scores"], strict=True):
-            scores.setdefault(key, {})[run.seed] = value
-        finished += 1
-        rows = write_scores({key: dict(sorted(scores[key].items())) for key in _keys(run)})
-        beside = output.with_name(output.name + ".new")
-        beside.write_text("\n".join([f"# {parser.prog} {' '.join(given)}", *about, rows, ""]), encoding="utf-8")
-        beside.replace(output)  # whole at any time
-    return int(finished < len(missing))
+    return fill(parser, arguments, lambda options: Plan(
+        "compression" if options.experiment == "digits" else options.experiment, _about(options.experiment),
+        [Run(options.experiment, seed) for seed in range(options.seeds)], _keys, score, _processor("cpu")))
 
 
-def _about(experiment: str) -> list[str]:
+
+def _about(experiment: str) -> tuple[str, str]:
     setting = SETTINGS[experiment]
-    return [f"# torch {torch.__version__}, {_processor('cpu')}, 1 thread a run; twice {setting.steps} updates of "
-            f"{setting.batch} of {setting.train} images, Adam from {setting.learning_rate:g}, of the noise from "
-            f"{setting.noise_rate:g}",
-            "# a column for each seed; p stands for the weight of the divergence; times are those of 64 images, on one "
-            "thread of a machine that had other work"]
+    return (f"twice {setting.steps} updates of {setting.batch} of {setting.train} images, Adam from "
+            f"{setting.learning_rate:g}, of the noise from {setting.noise_rate:g}",
+            "a column for each seed; p stands for the weight of the divergence; times are those of 64 images, on one "
+            "thread of a machine that had other work")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,10 @@ of ``torchmetrics``; of each, lower is better, but for the accuracy, the areas (
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +19,23 @@ from torch import Tensor, nn
 from dropoutlib import Dropout, predict
 
 from .data import diabetes, digits
-from .paired import Key, attempts, write_scores
+from .paired import Key, Plan, arguments_of, fill
 from .training import fit, mlp
 
 __all__ = ["KNOWN", "METHODS", "Run", "digits_network", "known_digits", "main", "score", "turned"]
 
 KNOWN, _LABELS, _STEPS, _SAMPLES, _MEMBERS, _ANGLE = 8, 250, 600, 100, 5, 45
-_P, _P_REGRESSION, _TABLE = 0.5, 0.1, Path(__file__).parent / "tables" / "mc_dropout.txt"
+_P, _P_REGRESSION = 0.5, 0.1
 METHODS = ("test rule", "MC, all layers", "MC, last layer", "5 networks")
 _INTERVALS = ("spread alone", "spread and 1/tau", "test rule and 1/tau")
 _OF_DIGITS = ("accuracy", "NLL", "ECE", "NLL turned", "ECE turned", "AUROC unseen, entropy", "AUROC unseen, MI")
 _OF_DIABETES = ("NLL", "coverage", "width")
+_KEYS: dict[str, list[Key]] = {
+    "digits": [("digits", method, _P, name) for method in METHODS for name in _OF_DIGITS
+               if not (method == METHODS[0] and name == _OF_DIGITS[-1])],  # one pass has no mutual information
+    "diabetes": [("diabetes", name, _P_REGRESSION, metric) for name in _INTERVALS for metric in _OF_DIABETES]}
+_ABOUT = (f"digits: {_LABELS} labels of {KNOWN} classes, turned by {_ANGLE} degrees; {_STEPS} updates, {_SAMPLES} "
+          "samples", "a column for each seed")
 
 
 class Run(NamedTuple):
@@ -108,12 +112,12 @@ def _beliefs(network: nn.Sequential, members: Sequence[nn.Sequential], method: s
         return p.mean(0), entropy, entropy - own
 
 
-def _score_digits(seed: int) -> dict[Key, float]:
+def _score_digits(seed: int) -> list[float]:
     from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
     *_, x, y, unseen = known_digits(seed)
     members = [digits_network(seed + 1000 * member) for member in range(_MEMBERS)]
-    scores: dict[Key, float] = {}
+    scores: list[float] = []
     for method in METHODS:
         (p, entropy, information), (tilted, *_), (_, strange, strange_information) = (
             _beliefs(members[0], members, method, inputs) for inputs in (x, turned(x), unseen))
@@ -123,17 +127,17 @@ def _score_digits(seed: int) -> dict[Key, float]:
             both = torch.cat([known, other])
             return float(binary_auroc(both / both.abs().max().clamp(min=1e-12), truth))
 
-        values = [(p.argmax(-1) == y).float().mean().item()]
+        scores.append((p.argmax(-1) == y).float().mean().item())
         for belief in (p, tilted):
-            values += [nn.functional.nll_loss(belief.clamp(min=1e-12).log(), y).item(),
+            scores += [nn.functional.nll_loss(belief.clamp(min=1e-12).log(), y).item(),
                        float(multiclass_calibration_error(belief, y, KNOWN, 15))]
-        values += [area(entropy, strange), area(information, strange_information)]
-        scores |= {("digits", method, _P, name): value for name, value in zip(_OF_DIGITS, values, strict=True)
-                   if not (method == METHODS[0] and name == _OF_DIGITS[-1])}    # one pass has no mutual information
+        scores.append(area(entropy, strange))
+        if method != METHODS[0]:
+            scores.append(area(information, strange_information))
     return scores
 
 
-def _score_diabetes(seed: int) -> dict[Key, float]:
+def _score_diabetes(seed: int) -> list[float]:
     inputs, targets = (part.float() for part in diabetes())
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     learn, hold, test = order[:200], order[200:300], order[300:]
@@ -147,15 +151,14 @@ def _score_diabetes(seed: int) -> dict[Key, float]:
         one, of_held = network(inputs[test]).squeeze(1), network(inputs[hold]).squeeze(1)
     spread = tested.variance.squeeze(1)
     noise = _observation_variance(targets[hold] - held.mean.squeeze(1), held.variance.squeeze(1))
-    laws = {_INTERVALS[0]: (tested.mean.squeeze(1), spread), _INTERVALS[1]: (tested.mean.squeeze(1), spread + noise),
-            _INTERVALS[2]: (one, (targets[hold] - of_held).square().mean().expand(len(y)))}
-    scores: dict[Key, float] = {}
-    for name, (mean, variance) in laws.items():
+    average = tested.mean.squeeze(1)
+    laws = ((average, spread), (average, spread + noise),
+            (one, (targets[hold] - of_held).square().mean().expand(len(y))))  # those of _INTERVALS
+    scores: list[float] = []
+    for mean, variance in laws:
         half = 1.6448536 * variance.sqrt()
-        values = (nn.functional.gaussian_nll_loss(mean, y, variance, full=True).item(),
-                  ((y - mean).abs() <= half).float().mean().item(), (2 * half).mean().item())
-        scores |= {("diabetes", name, _P_REGRESSION, metric): value
-                   for metric, value in zip(_OF_DIABETES, values, strict=True)}
+        scores += [nn.functional.gaussian_nll_loss(mean, y, variance, full=True).item(),
+                   ((y - mean).abs() <= half).float().mean().item(), (2 * half).mean().item()]
     return scores
 
 
@@ -166,51 +169,26 @@ def _observation_variance(residual: Tensor, spread: Tensor) -> Tensor:
     return grid[(variance.log() + residual.square() / variance).sum(1).argmin()]
 
 
-def score(run: Run) -> dict[str, Any]:
+def score(run: Run) -> list[float]:
     """Trains the networks of a split and measures every method.
 
     Args:
         run: what to measure.
 
     Returns:
-        dict[str, Any]: the run, and its scores by key.
+        list[float]: in the order of the table.
     """
     torch.set_num_threads(1)
     measure = _score_digits if run.data == "digits" else _score_diabetes
-    return {"run": run, "scores": list(measure(run.seed).items())}
-
-
-def _about() -> str:
-    return (f"# torch {torch.__version__}, cpu, 1 thread a run; digits: {_LABELS} labels of {KNOWN} classes, turned by "
-            f"{_ANGLE} degrees; {_STEPS} updates, {_SAMPLES} samples\n# a column for each seed")
+    return measure(run.seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures both data sets and writes the table.
+    """Does what is not in the table yet; :func:`~dropoutlib.experiments.paired.fill` says how."""
+    return fill(arguments_of("mc_dropout", __doc__, seeds=10), arguments, lambda options: Plan(
+        "mc_dropout", _ABOUT, [Run(data, seed) for data in _KEYS for seed in range(options.seeds)],
+        lambda run: _KEYS[run.data], score))
 
-    Args:
-        arguments: command line; that of the program if None.
-
-    Returns:
-        int: 0, or 1 if a run failed.
-    """
-    parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments.mc_dropout", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10, help="number of splits, initial weights and masks (10)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
-    parser.add_argument("--output", type=Path, default=_TABLE, help="the table (the one that the book reads)")
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser.parse_args(given)
-    runs = [Run(data, seed) for data in ("digits", "diabetes") for seed in range(options.seeds)]
-    scores: dict[Key, dict[int, float]] = {}
-    finished = 0
-    for result in attempts(runs, score, options.jobs):
-        for key, value in result["scores"]:
-            scores.setdefault(key, {})[result["run"].seed] = value
-        finished += 1
-    options.output.write_text("\n".join([
-        f"# {parser.prog} {' '.join(given)}".rstrip(), _about(), write_scores(scores), ""]), encoding="utf-8")
-    return int(finished < len(runs))
 
 
 if __name__ == "__main__":

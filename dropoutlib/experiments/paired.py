@@ -1,22 +1,21 @@
-"""Paired comparisons over seeds: runs that survive a failure, scores that can be read back, and their differences."""
+"""Paired comparisons over seeds: tables that survive a failure, scores that can be read back, and differences."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "Row", "Scores", "attempts", "compare", "finish", "read_scores", "write_scores"]
+__all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "compare", "fill", "read_scores", "write_scores"]
 
 Key: TypeAlias = tuple[str, str, float, str]
 Scores: TypeAlias = Mapping[int, float]  # by seed
-_Run = TypeVar("_Run", bound=tuple[Any, ...])
 
 
 class Row(NamedTuple):
@@ -86,63 +85,105 @@ def read_scores(text: str) -> dict[Key, dict[int, float]]:
             for network, noise, p, placement, *cells in lines}
 
 
-def finish(runs: Sequence[_Run], score: Callable[[_Run], dict[str, Any]], records: Path, jobs: int = 1
-           ) -> list[dict[str, Any]]:
-    """Does the runs that are not in the records yet, and appends each result to them at once.
+class Plan(NamedTuple):
+    """What a program runs, and what its table says about it.
+
+    ``name`` is that of the table, ``about`` its two lines of comment: the settings, and what its columns are. Each of
+    ``runs`` has a ``seed``; ``keys`` says to which rows its scores belong.
+    """
+
+    name: str
+    about: tuple[str, str]
+    runs: Sequence[Any]
+    keys: Callable[[Any], Sequence[Key]]
+    score: Callable[[Any], Sequence[float]]
+    machine: str = "cpu"
+
+    def header(self) -> list[str]:
+        """The lines of comment behind the first, which is the command."""
+        settings, columns = self.about
+        return [f"# torch {torch.__version__}, {self.machine}, 1 thread a run; {settings}", f"# {columns}"]
+
+
+def arguments_of(name: str, description: str | None, seeds: int) -> argparse.ArgumentParser:
+    """The arguments that the program of every experiment has.
 
     Args:
-        runs: what to do; tuples of texts and numbers.
-        score: does a run; the result has the run under the key ``"run"``.
-        records: file with one line of JSON for each finished run.
-        jobs: number of processes.
+        name: of the module.
+        description: its docstring.
+        seeds: how many, if nothing is said.
 
     Returns:
-        list[dict[str, Any]]: results in the order of ``runs``, without those that failed: they are reported on stderr.
+        argparse.ArgumentParser: an experiment may add others.
     """
-    done = _read_records(records)
-    missing = [run for run in runs if tuple(run) not in done]
-    with records.open("a") as file:
-        for result in attempts(missing, score, jobs):
-            file.write(json.dumps(result) + "\n")
-            file.flush()
-            done[tuple(result["run"])] = result
-    return [done[tuple(run)] for run in runs if tuple(run) in done]
+    parser = argparse.ArgumentParser(prog=f"python -m dropoutlib.experiments.{name}", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=seeds,
+                        help=f"number of splits, initial weights and noises ({seeds})")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
+    parser.add_argument("--output", type=Path, help="the table; runs that stand there already are not done again "
+                                                    "(the one that the book reads)")
+    return parser
 
 
-def attempts(runs: Sequence[_Run], score: Callable[[_Run], dict[str, Any]], jobs: int = 1) -> Iterator[dict[str, Any]]:
-    """Does runs in processes.
+def fill(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
+         plan: Callable[[argparse.Namespace], Plan]) -> int:
+    """Does the runs that are not in the table yet, and writes the scores of each to it at once.
 
     Args:
-        runs: what to do.
-        score: does a run.
-        jobs: number of processes.
+        parser: of the program's arguments.
+        arguments: command line; that of the program if None.
+        plan: what to do, by the options.
 
-    Yields:
-        Results as they come, without those of runs that failed: they are reported on stderr.
+    Returns:
+        int: 0, or 1 if a run failed; what failed is reported on stderr, and the others are done.
+
+    Raises:
+        SystemExit: if the file is a table of other settings, or of another version of torch.
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
+    name, _, runs, keys, score, _ = asked = plan(options)
+    output = options.output or Path(__file__).parent / "tables" / f"{name}.txt"
+    header, found = asked.header(), {}
+    if output.exists():
+        text = output.read_text(encoding="utf-8")
+        if (other := text.splitlines()[1:len(header) + 1]) != header:
+            parser.error(f"{output} is a table of something else, so that nothing can be added to it: it has\n"
+                         + "\n".join(other) + "\nand not\n" + "\n".join(header))
+        found = read_scores(text)
+    scores: dict[Key, dict[int, float]] = {key: {} for run in runs for key in keys(run)} | found
+    missing = [run for run in runs if not all(run.seed in scores[key] for key in keys(run))]
+    print(f"{output}: {len(missing)} of {len(runs)} runs are missing", file=sys.stderr)
+    finished = 0
+    for run, values in _attempts(missing, score, options.jobs):
+        for key, value in zip(keys(run), values, strict=True):
+            scores[key][run.seed] = value
+        finished += 1
+        rows = write_scores({key: by_seed for key, by_seed in scores.items() if by_seed})
+        beside = output.with_name(output.name + ".new")
+        beside.write_text("\n".join([f"# {parser.prog} {' '.join(given)}".rstrip(), *header, rows, ""]),
+                          encoding="utf-8")
+        beside.replace(output)  # whole at any time
+    return int(finished < len(missing))
+
+
+def _attempts(runs: Sequence[Any], score: Callable[[Any], Sequence[float]], jobs: int
+              ) -> Iterator[tuple[Any, Sequence[float]]]:
+    """Runs and their scores as they come, without those that failed: they are reported on stderr."""
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
     work = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_attempt)(score, run) for run in runs)
-    for result in tqdm(work, total=len(runs), file=sys.stderr):
-        if "error" in result:
-            print(f"{result['run']}: {result['error']}", file=sys.stderr)
+    for run, values in tqdm(work, total=len(runs), file=sys.stderr):
+        if isinstance(values, str):
+            print(f"{run}: {values}", file=sys.stderr)
         else:
-            yield result
+            yield run, values
 
 
-def _attempt(score: Callable[[_Run], dict[str, Any]], run: _Run) -> dict[str, Any]:
+def _attempt(score: Callable[[Any], Sequence[float]], run: Any) -> tuple[Any, Sequence[float] | str]:
     try:
-        return score(run)
+        return run, score(run)
     except Exception as error:  # one run that fails must not stop the others
-        return {"run": run, "error": f"{type(error).__name__}: {error}"}
-
-
-def _read_records(records: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Results by run; a last line that broke off is cut, so that its run is done again."""
-    text = records.read_text() if records.exists() else ""
-    whole = text[:text.rfind("\n") + 1]
-    if whole != text:
-        records.write_text(whole)
-    found = [json.loads(line) for line in whole.splitlines()]
-    return {tuple(result["run"]): result for result in found}
+        return run, f"{type(error).__name__}: {error}"

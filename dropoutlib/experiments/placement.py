@@ -1,18 +1,15 @@
-"""Where dropout goes in a convolutional network: ``python -m dropoutlib.experiments.placement`` prints every score.
+"""Where dropout goes in a convolutional network: ``python -m dropoutlib.experiments.placement``.
 
 Small networks learn from few labels, with dropout in one place or another, each on the same splits and from the same
-initial weights; :func:`table` compares the scores, split by split. Each finished run is appended to the file of
-``--records`` at once; a later call with that file goes on where the last one ended.
+initial weights; :func:`table` compares the scores, split by split.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +18,7 @@ from torch.nn import functional as F
 
 from .data import digits
 from .networks import CNN, NOISE, NORMS, RESIDUAL, UNET, UNet, cnn, he_normal, residual
-from .paired import Key, Row, Scores, compare, finish, write_scores
+from .paired import Key, Plan, Row, Scores, arguments_of, compare, fill
 from .training import accuracy, fit
 
 __all__ = ["PLACES", "Run", "main", "runs", "score", "segmentation", "table"]
@@ -66,15 +63,15 @@ def segmentation(num_train: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor, 
     return noisy[:num_train], masks[:num_train], noisy[num_train:], masks[num_train:]
 
 
-def score(run: Run) -> dict[str, Any]:
+def score(run: Run) -> list[float]:
     """Trains one network and tests it.
 
     Args:
         run: what to train; the U-Net gets a fifth of the labels, as images.
 
     Returns:
-        dict[str, Any]: the run, its score (accuracy, or the Dice overlap averaged over images), and with batch norm
-        the score after the running statistics were estimated anew without dropout.
+        list[float]: accuracy, or the Dice overlap averaged over images; and with batch norm the accuracy after the
+        running statistics were estimated anew without dropout.
     """
     torch.set_num_threads(1)
     settings: dict[str, Any] = {"steps": run.steps, "seed": run.seed}
@@ -83,16 +80,20 @@ def score(run: Run) -> dict[str, Any]:
         start, rate = (he_normal, 0.01) if run.network.endswith("He weights") else (_as_it_is, 0.05)
         model = fit(lambda: start(UNet(run.placement, run.noise, run.p)), inputs, masks, learning_rate=rate,
                     loss=F.binary_cross_entropy_with_logits, **settings)
-        return {"run": run, "score": _dice(model, test, truth)}
+        return [_dice(model, test, truth)]
     data = digits(run.labels, seed=run.seed)
     build, rate = (partial(cnn, norm=_NORM[run.network]), 0.03) if run.network in _NORM else (residual, 0.01)
     model = fit(lambda: he_normal(build(run.placement, run.noise, run.p)), data.train_inputs, data.train_labels,
                 learning_rate=rate, **settings)
-    found: dict[str, Any] = {"run": run, "score": accuracy(model, data.test_inputs, data.test_labels)}
+    found = [accuracy(model, data.test_inputs, data.test_labels)]
     if run.network == _BATCH:
         _estimate_anew(model, data.train_inputs)
-        found[_REESTIMATED] = accuracy(model, data.test_inputs, data.test_labels)
+        found.append(accuracy(model, data.test_inputs, data.test_labels))
     return found
+
+
+def _keys(run: Run) -> list[Key]:
+    return [run[:4], *([(_REESTIMATED, *run[1:4])] if run.network == _BATCH else [])]
 
 
 def _as_it_is(model: nn.Module) -> nn.Module:
@@ -128,7 +129,7 @@ def table(scores: Mapping[Key, Scores]) -> list[Row]:
     """Compares the scores, split by split; a row that says nothing else is a gain over the network without dropout.
 
     Args:
-        scores: of every network, noise, rate and place, as the program prints them.
+        scores: of every network, noise, rate and place, as they stand in the table.
 
     Returns:
         list[Row]: the network of a row says with what it is compared: ``"batch norm re-estimated"`` with the stored
@@ -161,38 +162,16 @@ def _average(members: Sequence[Scores]) -> Scores:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not in the records yet, and prints the scores of all that is.
+    """Does what is not in the table yet; :func:`~dropoutlib.experiments.paired.fill` says how."""
+    parser = arguments_of("placement", __doc__, seeds=20)
+    parser.add_argument("--steps", type=int, default=150, help="updates of each training (150)")
+    parser.add_argument("--labels", type=int, default=100, help="labelled digits; the U-Net gets a fifth (100)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.2], help="probabilities of dropping (0.2)")
+    return fill(parser, arguments, lambda options: Plan(
+        "placement", (f"{options.steps} updates, {options.labels} labels ({max(10, options.labels // 5)} images for "
+                      "the U-Net)", "a column for each seed: accuracy, or Dice overlap of the U-Net"),
+        list(runs(options.seeds, options.steps, options.labels, options.rates)), _keys, score))
 
-    Args:
-        arguments: command line; that of the program if None.
-
-    Returns:
-        int: 0, or 1 if a run failed.
-    """
-    parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments.placement", description=__doc__,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20, help="number of splits and initial weights")
-    parser.add_argument("--steps", type=int, default=150, help="updates of each training")
-    parser.add_argument("--labels", type=int, default=100, help="labelled digits; the U-Net gets a fifth")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.2], help="probabilities of dropping")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--records", type=Path, default=Path("placement.jsonl"), help="file of the finished runs")
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser.parse_args(given)
-    wanted = list(runs(options.seeds, options.steps, options.labels, options.rates))
-    results = finish(wanted, score, options.records, options.jobs)
-    print(f"# {parser.prog} {' '.join(given)}".rstrip())
-    print(f"# torch {torch.__version__}, cpu, 1 thread a run; seeds 0 to {options.seeds - 1}, {options.steps} updates, "
-          f"{options.labels} labels ({max(10, options.labels // 5)} images for the U-Net)")
-    print("# a column for each seed: accuracy, or Dice overlap of the U-Net")
-    scores: dict[Key, dict[int, float]] = {}
-    for result in results:
-        run = Run(*result["run"])
-        scores.setdefault(run[:4], {})[run.seed] = result["score"]
-        if _REESTIMATED in result:
-            scores.setdefault((_REESTIMATED, *run[1:4]), {})[run.seed] = result[_REESTIMATED]
-    print(write_scores(scores))
-    return int(len(results) < len(wanted))
 
 
 if __name__ == "__main__":

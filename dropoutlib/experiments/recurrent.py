@@ -6,12 +6,10 @@ remember. ``language`` predicts the letters of a short text, which a network soo
 what noise gains.
 
 Each scheme starts from the same weights and sees the same examples; :func:`table` compares the scores, seed by seed.
-Each finished run is written to the table of ``--output`` at once; a later call goes on where the last one ended.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import hashlib
 import math
@@ -20,7 +18,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -38,7 +36,7 @@ from dropoutlib.recurrent.weight_drop import WeightDropLSTM
 from dropoutlib.recurrent.zoneout import ZoneoutLSTM
 from dropoutlib.recurrent_network import RecurrentNetwork
 
-from .paired import Key, Row, Scores, attempts, compare, read_scores, write_scores
+from .paired import Key, Plan, Row, Scores, arguments_of, compare, fill
 
 __all__ = ["SCHEMES", "SETTINGS", "Network", "Run", "Setting", "StepMaskLSTM", "adding", "main", "prose", "real",
            "runs", "score", "table"]
@@ -48,7 +46,6 @@ _MODULES = ("difflib", "email/message", "codecs", "optparse", "http/cookiejar", 
 _HALF = "none, half as long"  # what stops before it knows the text by heart, its step size at zero
 _SHA256 = "b9c855f9a495a502f82fda92e2941607d57864db87d6c12c13c2a0e04fa0d24a"
 _LETTERS = 27  # a to z, and a space
-_TABLES = Path(__file__).parent / "tables"
 
 
 class Setting(NamedTuple):
@@ -216,15 +213,15 @@ def _letters(text: str) -> Tensor:
     return torch.tensor([0 if letter == " " else ord(letter) - ord("a") + 1 for letter in text])
 
 
-def score(run: Run) -> dict[str, Any]:
+def score(run: Run) -> list[float]:
     """Trains one network and tests it, without noise.
 
     Args:
         run: what to train.
 
     Returns:
-        dict[str, Any]: the run, and its ``scores`` after each number of updates that ``SETTINGS`` names: root mean
-        squared error of the sum, or bits per character.
+        list[float]: after each number of updates that ``SETTINGS`` names, the root mean squared error of the sum, or
+        bits per character.
     """
     torch.set_num_threads(1)
     setting = _setting(run)
@@ -243,7 +240,7 @@ def score(run: Run) -> dict[str, Any]:
             test = _shifted(windows.reshape(-1, setting.length + 1).T)
             found = _train(network, setting, lambda: _windows(train, setting, examples), _surprise,
                            lambda: _surprise(network, *test) / math.log(2))
-    return {"run": run, "scores": found}
+    return found
 
 
 def _for_long_memory(network: Network, length: int) -> Network:
@@ -348,56 +345,20 @@ def real(rows: Sequence[Row]) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not in the table yet, and writes each score to it.
-
-    Args:
-        arguments: command line; that of the program if None.
-
-    Returns:
-        int: 0, or 1 if a run failed.
-
-    Raises:
-        SystemExit: if the file is a table of other settings, or of another version of torch.
-    """
-    parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments.recurrent", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Does what is not in the table yet; :func:`~dropoutlib.experiments.paired.fill` says how."""
+    parser = arguments_of("recurrent", __doc__, seeds=6)
     parser.add_argument("experiment", choices=sorted(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=6, help="number of initial weights, examples and masks (6)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
-    parser.add_argument("--output", type=Path, help="the table (the one that the book reads)")
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser.parse_args(given)
-    output = options.output or _TABLES / f"{options.experiment}.txt"
-    about = _about(options.experiment)
-    scores: dict[Key, dict[int, float]] = {}
-    if output.exists():
-        text = output.read_text(encoding="utf-8")
-        if text.splitlines()[1:3] != about:
-            parser.error(f"{output} is a table of something else, so that nothing can be added to it")
-        scores = read_scores(text)
-    wanted = runs(options.experiment, options.seeds)
-    missing = [run for run in wanted if not all(run.seed in scores.get(key, {}) for key in _keys(run))]
-    places = [_keys(run) for run in runs(options.experiment, 1)]
-    order = [key for keys in zip_longest(*places) for key in keys if key]
-    finished = 0
-    for result in attempts(missing, score, options.jobs):
-        for key, value in zip(_keys(Run(*result["run"])), result["scores"], strict=True):
-            scores.setdefault(key, {})[result["run"].seed] = value
-        finished += 1
-        rows = write_scores({key: scores[key] for key in order if key in scores})
-        beside = output.with_name(output.name + ".new")
-        beside.write_text("\n".join([f"# {parser.prog} {' '.join(given)}", *about, rows, ""]), encoding="utf-8")
-        beside.replace(output)  # whole at any time
-    return int(finished < len(missing))
+    return fill(parser, arguments, lambda options: Plan(
+        options.experiment, _about(options.experiment), runs(options.experiment, options.seeds), _keys, score))
 
 
-def _about(experiment: str) -> list[str]:
+
+def _about(experiment: str) -> tuple[str, str]:
     setting = SETTINGS[experiment]
     what = {"memory": "root mean squared error of the sum on 2000 sequences; 0.8165 is that of saying 0",
             "language": f"bits per character of held-out text, in windows of {setting.length} characters"}[experiment]
-    return [f"# torch {torch.__version__}, cpu, 1 thread a run; {setting.steps} updates of {setting.batch} sequences "
-            f"of {setting.length} steps, {setting.units} units, Adam from {setting.learning_rate:g}",
-            f"# a column for each seed: {what}"]
+    return (f"{setting.steps} updates of {setting.batch} sequences of {setting.length} steps, {setting.units} units, "
+            f"Adam from {setting.learning_rate:g}", f"a column for each seed: {what}")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ over the first half of the updates, as 1 - (1 - t)^3, and the rest trains on.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +22,16 @@ from dropoutlib.surgery import replace
 from dropoutlib.training import warm_up
 
 from .data import digits
-from .paired import Key, attempts, write_scores
+from .paired import Key, Plan, arguments_of, fill
 from .training import accuracy, mlp
 
 __all__ = ["METHODS", "Run", "main", "score"]
 
-_TABLE = Path(__file__).parent / "tables" / "sparsity.txt"
 _SIZES, _LABELS, _BATCH, _FIRST, _MORE, _RATE = (64, 300, 100, 10), 1000, 100, 500, 2000, 3e-3
 METHODS = ("none", "warm-up", "at once", "magnitude")
 _ROWS = ("test errors", "training errors", *(f"weights in layer {layer}" for layer in (1, 2, 3)))
+_ABOUT = (f"{_FIRST} and {_MORE} updates on {_LABELS} digits", "a column for each seed: errors in percent, and weights "
+          "that are not zero; p is the weight of the divergence")
 
 
 class Run(NamedTuple):
@@ -41,14 +40,14 @@ class Run(NamedTuple):
     seed: int
 
 
-def score(run: Run) -> dict[str, Any]:
+def score(run: Run) -> list[float]:
     """Trains a network, and prunes it in every way.
 
     Args:
         run: which seed.
 
     Returns:
-        dict[str, Any]: the run, and for each method errors in percent and the weights that are left in each layer.
+        list[float]: for each method errors in percent and the weights that are left in each layer.
     """
     torch.set_num_threads(1)
     data = digits(_LABELS, seed=run.seed)
@@ -75,7 +74,12 @@ def score(run: Run) -> dict[str, Any]:
         errors = [100 * (1 - accuracy(model, *parts)) for parts in ((data.test_inputs, data.test_labels),
                                                                     (inputs, labels))]
         scores += [*errors, *(int(kept.sum()) for kept in _kept(model))]
-    return {"run": run, "scores": scores}
+    return scores
+
+
+def _keys(run: Run) -> list[Key]:
+    return [("-".join(map(str, _SIZES)), method, float(method in ("warm-up", "at once")), row)
+            for method in METHODS for row in _ROWS]
 
 
 def _train(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int, rate: float,
@@ -119,37 +123,10 @@ def _kept(model: nn.Module) -> list[Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures every method and writes the table.
+    """Does what is not in the table yet; :func:`~dropoutlib.experiments.paired.fill` says how."""
+    return fill(arguments_of("sparsity", __doc__, seeds=5), arguments, lambda options: Plan(
+        "sparsity", _ABOUT, [Run(seed) for seed in range(options.seeds)], _keys, score))
 
-    Args:
-        arguments: command line; that of the program if None.
-
-    Returns:
-        int: 0, or 1 if a run failed.
-    """
-    parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments.sparsity", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="number of splits and initial weights (5)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
-    parser.add_argument("--output", type=Path, default=_TABLE, help="the table (the one that the book reads)")
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser.parse_args(given)
-    keys: list[Key] = [("-".join(map(str, _SIZES)), method, float(method in ("warm-up", "at once")), row)
-                       for method in METHODS for row in _ROWS]
-    scores: dict[Key, dict[int, float]] = {key: {} for key in keys}
-    runs = [Run(seed) for seed in range(options.seeds)]
-    finished = 0
-    for result in attempts(runs, score, options.jobs):
-        (seed,) = result["run"]
-        for key, value in zip(keys, result["scores"], strict=True):
-            scores[key][seed] = value
-        finished += 1
-    options.output.write_text("\n".join([
-        f"# {parser.prog} {' '.join(given)}".rstrip(),
-        f"# torch {torch.__version__}, cpu, 1 thread a run; {_FIRST} and {_MORE} updates on {_LABELS} digits",
-        "# a column for each seed: errors in percent, and weights that are not zero; p is the weight of the divergence",
-        write_scores(scores), ""]), encoding="utf-8")
-    return int(finished < len(runs))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ A network with two hidden layers learns digits without noise. Then training goes
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,16 +16,18 @@ from torch import nn
 from dropoutlib import LogNormalDropout, kl_divergence
 
 from .data import digits
-from .paired import Key, attempts, write_scores
+from .paired import Key, Plan, arguments_of, fill
 from .training import accuracy
 
 __all__ = ["PLACES", "Run", "main", "network", "score"]
 
 _LABELS, _BATCH, _BEFORE, _STEPS, _LEARNING_RATE, _OF_NOISE = 1000, 100, 500, 4000, 0.002, 0.02
 _SIZES = (64, 100, 50)
-_TABLE = Path(__file__).parent / "tables" / "unit_pruning.txt"
 PLACES = ("input", "first hidden layer", "second hidden layer")
 _SCHEMES = ("none", "log-normal")
+_ABOUT = (f"{_LABELS} digits, batches of {_BATCH}; sizes {'-'.join(map(str, (*_SIZES, 10)))}; Adam, {_BEFORE} updates "
+          f"without noise, then {_STEPS} with steps that fall to 0 in the second half; weights {_LEARNING_RATE}, noise "
+          f"{_OF_NOISE}", "a column for each seed: test errors in percent, and numbers of units")
 
 
 class Run(NamedTuple):
@@ -41,15 +41,9 @@ def _key(noise: str, what: str) -> Key:
     return ("dense, two hidden layers", noise, 0.0, what)
 
 
-def _keys(noise: str) -> list[Key]:
-    more = ("error, all units", *(f"units, {place}" for place in PLACES)) if noise == "log-normal" else ()
-    return [_key(noise, what) for what in ("error before", "error", *more)]
-
-
-def _about() -> str:
-    return (f"# torch {torch.__version__}, cpu, 1 thread a run; {_LABELS} digits, batches of {_BATCH}; sizes "
-            f"{'-'.join(map(str, (*_SIZES, 10)))}; Adam, {_BEFORE} updates without noise,\n# then {_STEPS} with steps "
-            f"that fall to 0 in the second half; weights {_LEARNING_RATE}, noise {_OF_NOISE}; test errors in percent")
+def _keys(run: Run) -> list[Key]:
+    more = ("error, all units", *(f"units, {place}" for place in PLACES)) if run.noise == "log-normal" else ()
+    return [_key(run.noise, what) for what in ("error before", "error", *more)]
 
 
 def network() -> nn.Sequential:
@@ -60,14 +54,14 @@ def network() -> nn.Sequential:
         nn.Linear(first, second), LogNormalDropout(second), nn.ReLU(), nn.Linear(second, 10))
 
 
-def score(run: Run) -> dict[str, Any]:
+def score(run: Run) -> list[float]:
     """Trains a network, in two parts.
 
     Args:
         run: what to train.
 
     Returns:
-        dict[str, Any]: the run, and its numbers in the order of the table.
+        list[float]: its numbers in the order of the table.
     """
     torch.set_num_threads(1)
     data = digits(_LABELS, seed=run.seed)
@@ -108,36 +102,15 @@ def score(run: Run) -> dict[str, Any]:
         for layer in layers:
             layer.threshold = 0.0
         scores += [error(), *kept]
-    return {"run": run, "scores": scores}
+    return scores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains every network and writes the table.
+    """Does what is not in the table yet; :func:`~dropoutlib.experiments.paired.fill` says how."""
+    return fill(arguments_of("unit_pruning", __doc__, seeds=6), arguments, lambda options: Plan(
+        "unit_pruning", _ABOUT, [Run(noise, seed) for noise in _SCHEMES for seed in range(options.seeds)], _keys,
+        score))
 
-    Args:
-        arguments: command line; that of the program if None.
-
-    Returns:
-        int: 0, or 1 if a run failed.
-    """
-    parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments.unit_pruning", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=6, help="number of splits, initial weights and batches (6)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
-    parser.add_argument("--output", type=Path, default=_TABLE, help="the table (the one that the book reads)")
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser.parse_args(given)
-    runs = [Run(noise, seed) for noise in _SCHEMES for seed in range(options.seeds)]
-    scores: dict[Key, dict[int, float]] = {key: {} for noise in _SCHEMES for key in _keys(noise)}
-    finished = 0
-    for result in attempts(runs, score, options.jobs):
-        noise, seed = result["run"]
-        for key, value in zip(_keys(noise), result["scores"], strict=True):
-            scores[key][seed] = value
-        finished += 1
-    options.output.write_text("\n".join([
-        f"# {parser.prog} {' '.join(given)}".rstrip(), _about(), write_scores(scores), ""]), encoding="utf-8")
-    return int(finished < len(runs))
 
 
 if __name__ == "__main__":

@@ -767,7 +767,7 @@ def test_a_prefix_refuses_what_differs(other):
 def test_the_table_is_that_of_the_experiment(tmp_path, monkeypatch):
     text = measured("mc_dropout")
     assert text.startswith("# python -m dropoutlib.experiments.mc_dropout --seeds 10")
-    assert text.split(", ", 1)[1].splitlines()[:2] == experiment._about().split(", ", 1)[1].splitlines()
+    assert text.partition("; ")[2].splitlines()[:2] == [experiment._ABOUT[0], f"# {experiment._ABOUT[1]}"]
     for name, value in {"_LABELS": 20, "_STEPS": 3, "_SAMPLES": 4, "_MEMBERS": 2}.items():
         monkeypatch.setattr(experiment, name, value)
     assert experiment.main(["--seeds", "1", "--output", str(tmp_path / "table.txt")]) == 0
