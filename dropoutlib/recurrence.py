@@ -283,11 +283,14 @@ class _LSTM(torch.autograd.Function):
         add_product, tanh_c = Tensor.baddbmm_ if untied else Tensor.addmm_, read.new_empty(steps, *h.shape)
         all_h, all_c = (torch.cat([part[None], part.new_empty(steps, *part.shape)]) for part in (h, c))
         seen = torch.empty_like(by_gate[0] if untied else h, memory_format=torch.contiguous_format)
+        seen_bits, h_bits = (_combinable(part, noise.state) for part in (seen, all_h[:-1]))
         each = zip(*(gate.unbind() for gate in by_gate.unbind(1)), strict=True)
-        for gate, i_and_f, (i, f, g, o), tanh, next_h, next_c, now in zip(
-                gates.unbind(), by_gate[:, :2].unbind(), each, tanh_c.unbind(), all_h[1:].unbind(), all_c[1:].unbind(),
-                _noises(noise, steps), strict=True):
-            add_product(gate, h if now.state is None else _masked(h, now.state, seen), recurrent)
+        for gate, i_and_f, (i, f, g, o), tanh, bits, next_h, next_c, now in zip(
+                gates.unbind(), by_gate[:, :2].unbind(), each, tanh_c.unbind(), h_bits.unbind(), all_h[1:].unbind(),
+                all_c[1:].unbind(), _noises(noise, steps), strict=True):
+            if now.state is not None:
+                _combine(now.state)(bits, now.state, out=seen_bits)
+            add_product(gate, h if now.state is None else seen, recurrent)
             i_and_f.sigmoid_()
             g.tanh_()
             o.sigmoid_()
@@ -307,7 +310,10 @@ class _LSTM(torch.autograd.Function):
             return _derivatives_of_the_loop((read, first_h, first_c, weight), factors, (of_output, of_h, of_c))
         noise, steps = _ready(factors, read), len(read)
         noise = noise._replace(old_cell=_as_factor(noise.old_cell, read), old_state=_as_factor(noise.old_state, read))
-        untied, of_gates, noises = _is_untied(noise), torch.empty_like(gates), _noises(noise, steps)
+        untied, noises = _is_untied(noise), _noises(noise, steps)
+        # gate by gate in memory, as the products over all steps read them
+        of_gates = torch.empty_like(gates.transpose(0, 1), memory_format=torch.contiguous_format).transpose(0, 1) \
+            if untied else torch.empty_like(gates)
         by_gate, of_by_gate = (gates, of_gates) if untied else (_by_gate(gates, 4), _by_gate(of_gates, 4))
         recurrent, product = _recurrent(weight, untied), torch.bmm if untied else torch.mm
         of_seen = torch.empty_like(by_gate[0] if untied else of_h, memory_format=torch.contiguous_format)
@@ -334,10 +340,10 @@ class _LSTM(torch.autograd.Function):
                     _combine(now.state)(of_seen_bits, now.state, out=of_seen_bits)
                     of_h = of_seen.sum(0) if untied else of_seen
                 of_h = of_h if of_old_h is None else of_h.add_(of_old_h)
-        before = all_h[:-1, None] if untied else all_h[:-1]
-        before = before if noise.state is None else _masked(before, noise.state)
+        state = noise.state.transpose(0, 1) if noise.state is not None and untied else noise.state
+        before = _masked(all_h[:-1], state)
         if untied:
-            of_weight = of_gates.transpose(0, 1).flatten(1, 2).mT @ before.transpose(0, 1).flatten(1, 2)
+            of_weight = of_gates.transpose(0, 1).flatten(1, 2).mT @ before.flatten(1, 2)
         else:
             of_weight = of_gates.flatten(0, 1).T @ before.flatten(0, 1)
         return of_by_gate, of_h, of_c, of_weight.view_as(weight), *(None for _ in factors)
