@@ -44,6 +44,18 @@ WORDS = {
     "raw_mask": "noise: keep mask that replaces the draw, 0 or 1, of a shape that broadcasts to {fits}.",
     "fits": "``input``",
     "generator": "generator: source of randomness; None is torch's global one.",
+    "sequence_or_maps": "input: floating point tensor {shapes}.",
+    "filters": "weight: as that of :func:`torch.nn.functional.conv{axes}d`.",
+    "of_channels": "bias: of shape ``(out_channels,)``; ``None`` for none.",
+    "in_channels": "in_channels: as torch's.",
+    "out_channels": "out_channels: as torch's.",
+    "kernel": "kernel_size: as torch's.",
+    "stride": "stride: as torch's.",
+    "padding": "padding: as torch's.",
+    "dilation": "dilation: as torch's.",
+    "groups": "groups: as torch's.",
+    "padding_mode": "padding_mode: as torch's.",
+    "geometry": "{stride} {padding} {dilation} {groups}",
     "in_features": "in_features: size of each input.",
     "out_features": "out_features: size of each output.",
     "device": "device: where the parameters lie.",
@@ -82,6 +94,8 @@ WORDS = {
     "given": "``noise``: {the_noise}",
     "any_shape": "Input of any shape; the output has the same one. {given}",
     "image_shape": "Input ``(N, C, H, W)`` or ``(C, H, W)``; the output has the same one. {given}",
+    "convolved": "Tensor of the shape that torch's convolution gives.",
+    "convolved_shape": "Input {shapes}; the output has the shape that torch's convolution gives. {given}",
     "linear_shape": "Input ``(..., in_features)``, output ``(..., out_features)``. {given}",
     # Errors.
     "bad_p": "if ``p`` is not between 0 and 1",
@@ -105,6 +119,8 @@ WORDS = {
                 "(median; 0.42 to 0.73) and as 0.42 behind three (0.19 to 0.68). At initialisation the medians are "
                 "0.99 and 1.00, and single logits are off by up to 11 %. With covariances the trained ones are 1.00 "
                 "(0.97 to 1.03) and 0.98 (0.93 to 1.04).",
+    "loads_convolution": "Trained weights of :class:`torch.nn.Conv{axes}d` load and mean the same; :meth:`from_conv` "
+                         "makes a layer of one.",
     "loads": "Trained weights of :class:`torch.nn.Linear` load and mean the same.",
 }
 

@@ -25,11 +25,11 @@ from .convolutional.pooling_dropout import (
 from .convolutional.spatial_dropout import SpatialDropout1d, SpatialDropout2d, SpatialDropout3d
 from .convolutional.stochastic_rate_dropout import RateNoise, StochasticRateDropout
 from .dense.concrete_dropout import ConcreteDropout, ConcreteDropout2d, WrapperNoise
-from .dense.dropconnect import DropConnectLinear, WeightNoise
-from .dense.fast_dropout import FastDropoutLinear
+from .dense.dropconnect import DropConnectConv1d, DropConnectConv2d, DropConnectLinear, WeightNoise
+from .dense.fast_dropout import FastDropoutConv1d, FastDropoutConv2d, FastDropoutLinear
 from .dense.gaussian_dropout import GaussianDropout
 from .dense.standout import StandoutLinear
-from .dense.variational_dropout import VariationalDropoutLinear
+from .dense.variational_dropout import VariationalDropoutConv1d, VariationalDropoutConv2d, VariationalDropoutLinear
 from .divergence import kl_divergence
 from .foundations.max_norm import MaxNorm, max_norm_
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
@@ -47,14 +47,16 @@ from .recurrent_network import StackNoise
 from .surgery import audit, replace
 
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d",
-           "Cutout", "DropConnectLinear", "Dropout", "EmbeddingDropout", "FastDropoutLinear", "GaussianDropout",
-           "LockedDropout", "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d",
-           "MaxPoolDropout3d", "NoisyLayer", "RNNDropLSTM", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
-           "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
-           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
-           "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM",
-           "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "audit", "catalogue", "compress", "functional",
-           "kl_divergence", "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
+           "Cutout", "DropConnectConv1d", "DropConnectConv2d", "DropConnectLinear", "Dropout", "EmbeddingDropout",
+           "FastDropoutConv1d", "FastDropoutConv2d", "FastDropoutLinear", "GaussianDropout", "LockedDropout",
+           "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d",
+           "NoisyLayer", "RNNDropLSTM", "RecurrentDropoutGRU", "RecurrentDropoutLSTM", "SparseVariationalConv1d",
+           "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d", "SpatialDropout2d",
+           "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
+           "VariationalDropoutConv1d", "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU",
+           "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM",
+           "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict",
+           "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

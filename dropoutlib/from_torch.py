@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
+
+from .arguments import require_channels, require_features
+from .local_reparameterization import Product, convolution, padded
 
 __all__ = ["FromConv", "FromLinear"]
 
@@ -38,6 +42,12 @@ class FromLinear(nn.Module):
             raise TypeError(f"linear has to be a torch.nn.Linear, but got {type(linear).__name__}")
         return _with_weights_of(linear, cls, (linear.in_features, linear.out_features), options)
 
+    def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
+        """The input, checked, and what is made of it and a weight."""
+        layer: Any = self
+        require_features(input, layer.weight, layer.bias)
+        return input, F.linear
+
 
 class FromConv(nn.Module):
     """A layer in the place of a convolution of :mod:`torch.nn`."""
@@ -67,6 +77,14 @@ class FromConv(nn.Module):
         names = ("stride", "padding", "dilation", "groups", "padding_mode")
         return _with_weights_of(conv, cls, (taken.in_channels, taken.out_channels, taken.kernel_size),
                                 {**options, **{name: getattr(taken, name) for name in names}})
+
+    def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
+        """The input, checked and padded, and what is made of it and a weight."""
+        layer: Any = self
+        axes = layer.weight.dim() - 2
+        require_channels(input, layer.weight, axes, layer.groups)
+        input, padding = padded(layer, input)
+        return input, convolution(axes, layer.stride, padding, layer.dilation, layer.groups)
 
 
 def _with_weights_of(layer: Any, kind: type[_Layer], sizes: tuple[Any, ...], options: dict[str, Any]) -> _Layer:

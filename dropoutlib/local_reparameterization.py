@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arguments import require_channels
 from .moments import deviation
 from .noise import Gaussian
 
-__all__ = ["Product", "convolution", "drawn", "numbers_for", "padded"]
+__all__ = ["Product", "convolution", "drawn", "numbers_for", "numbers_for_convolution", "padded"]
 
 Product: TypeAlias = Callable[..., Tensor]  # of input and weight, plus a bias if there is one
 
@@ -68,6 +69,27 @@ def numbers_for(output: Tensor, *, noise: Tensor | None = None, generator: torch
         Tensor: of the output's shape.
     """
     return _LAW.sample(output, noise=noise, generator=generator)
+
+
+def numbers_for_convolution(input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int,
+                            axes: int, *, generator: torch.Generator | None) -> Tensor:
+    """The same for the output of a convolution.
+
+    Args:
+        input: of the convolution.
+        weight: of the convolution.
+        stride: as torch's.
+        padding: as torch's.
+        dilation: as torch's.
+        groups: as torch's.
+        axes: spatial axes.
+        generator: source of randomness.
+
+    Returns:
+        Tensor: of the output's shape.
+    """
+    require_channels(input, weight, axes, groups)
+    return numbers_for(convolution(axes, stride, padding, dilation, groups)(input, weight, None), generator=generator)
 
 
 def drawn(mean: Tensor, variance: Tensor, *, noise: Tensor | None = None,

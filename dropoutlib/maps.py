@@ -13,9 +13,26 @@ from torch.nn import functional as F
 from dropoutlib.arguments import boolean, require_one_size
 from dropoutlib.documentation import document
 
-__all__ = ["Windows", "on_each_process", "squares"]
+__all__ = ["Windows", "in_format_of", "on_each_process", "squares"]
 
 _SHAPES = {1: "(N, C, L) or (C, L)", 2: "(N, C, H, W) or (C, H, W)", 3: "(N, C, D, H, W) or (C, D, H, W)"}
+
+
+def in_format_of(input: Tensor, output: Tensor) -> Tensor:
+    """Keeps channels last, as torch's pools and convolutions do.
+
+    Args:
+        input: with or without channels last.
+        output: of as many axes.
+
+    Returns:
+        Tensor: the output, in the memory format of the input.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    kept = formats.get(input.dim())
+    if kept is None or input.is_contiguous() or not input.is_contiguous(memory_format=kept):
+        return output
+    return output.contiguous(memory_format=kept)
 
 
 @document()

@@ -18,10 +18,10 @@ from .convolutional.pooling_dropout import _AvgPoolDropout, _MaxPoolDropout
 from .convolutional.spatial_dropout import _SpatialDropout
 from .convolutional.stochastic_rate_dropout import StochasticRateDropout
 from .dense.concrete_dropout import ConcreteDropout
-from .dense.dropconnect import DropConnectLinear
-from .dense.fast_dropout import FastDropoutLinear
+from .dense.dropconnect import _DropConnect
+from .dense.fast_dropout import _FastDropout
 from .dense.gaussian_dropout import GaussianDropout
-from .dense.variational_dropout import VariationalDropoutLinear
+from .dense.variational_dropout import _VariationalDropout
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .layer import NoisyLayer
 from .recurrent.embedding_dropout import EmbeddingDropout, LockedDropout
@@ -82,8 +82,8 @@ def _(layer: WeightScalingDropout) -> nn.Module:
     return _scaled(layer.p)
 
 
-@_plain.register(FastDropoutLinear)
-@_plain.register(VariationalDropoutLinear)
+@_plain.register(_FastDropout)
+@_plain.register(_VariationalDropout)
 def _of_torch(layer: Any) -> nn.Module:
     """The layer of torch that this one is, with the noise left out."""
     plain: nn.Module
@@ -98,10 +98,10 @@ def _of_torch(layer: Any) -> nn.Module:
 
 
 @_plain.register
-def _(layer: DropConnectLinear) -> nn.Module:
+def _(layer: _DropConnect) -> nn.Module:
     if layer.activation is not None and layer.inference != "mean":
-        raise NotImplementedError(f"DropConnectLinear with inference={layer.inference!r} averages its activation, "
-                                  "which no plain layer does: use inference='mean'")
+        raise NotImplementedError(f"{type(layer).__name__} with inference={layer.inference!r} averages its "
+                                  "activation, which no plain layer does: use inference='mean'")
     parts = [_of_torch(layer)]
     if layer.p == 1:
         parts.append(_scaled(1.0))

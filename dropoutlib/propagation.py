@@ -20,7 +20,7 @@ from .arguments import boolean, require_tensor
 from .bayesian.log_normal_dropout import LogNormalDropout
 from .bayesian.sparse_variational_dropout import SparseVariationalLinear
 from .convolutional.spatial_dropout import SpatialDropout1d, SpatialDropout2d, SpatialDropout3d
-from .dense.dropconnect import DropConnectLinear, _pre_activation
+from .dense.dropconnect import _LINEAR, DropConnectLinear, _pre_activation
 from .dense.fast_dropout import FastDropoutLinear
 from .dense.gaussian_dropout import GaussianDropout
 from .dense.variational_dropout import VariationalDropoutLinear
@@ -384,8 +384,8 @@ def _drop_connect(layer: DropConnectLinear, value: _Value) -> _Value:
     if value.mean.dim() > 2 and isinstance(value, JointMoments):
         raise _Refused("the positions of an example share the masks of its weights, which covariance=True does not "
                        "carry")
-    given = _pre_activation(_root_mean_square(value), layer.weight, layer.bias, Bernoulli(layer.p)).variance
-    mean = _pre_activation(value.mean, layer.weight, layer.bias, Bernoulli(layer.p)).mean
+    given = _pre_activation(_LINEAR, _root_mean_square(value), layer.weight, layer.bias, Bernoulli(layer.p)).variance
+    mean = _pre_activation(_LINEAR, value.mean, layer.weight, layer.bias, Bernoulli(layer.p)).mean
     weight = layer.weight if layer.p < 1 else torch.zeros_like(layer.weight)
     behind = _plus(_affine(value, mean, lambda v: F.linear(v, weight), lambda v: F.linear(v, weight.square())),
                    given.to(mean.dtype))

@@ -487,6 +487,11 @@ _OURS_OF_IMAGES |= {
         8, 8, (3, 2), padding=1, padding_mode="reflect", dilation=2))],
     "SparseVariationalConv1d": lambda: [nn.Flatten(2), _with_noise_of(dropoutlib.SparseVariationalConv1d(
         8, 8, 5, groups=2, stride=3, bias=False)), nn.Unflatten(2, (-1, 4))],
+    "DropConnectConv2d": lambda: [dropoutlib.DropConnectConv2d(8, 8, 3, activation=nn.ReLU(), inference="mean")],
+    "DropConnectConv2d, p = 1": lambda: [dropoutlib.DropConnectConv2d(8, 8, 3, p=1.0)],
+    "FastDropoutConv2d": lambda: [dropoutlib.FastDropoutConv2d(8, 8, 3, padding=1, padding_mode="circular")],
+    "VariationalDropoutConv1d": lambda: [nn.Flatten(2), dropoutlib.VariationalDropoutConv1d(8, 8, 5, stride=3),
+                                         nn.Unflatten(2, (-1, 4))],
     "LogNormalDropout of maps": lambda: [nn.BatchNorm2d(8), _with_noise_of(dropoutlib.LogNormalDropout(8))]}
 _OURS |= {name: lambda parts=parts: nn.Sequential(
     nn.Conv2d(3, 8, 3), nn.ReLU(), *parts(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),

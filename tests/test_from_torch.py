@@ -11,6 +11,8 @@ IN_PLACE_OF_LINEAR = [layer.name for layer in FACTS if layer.replaces == "Linear
 OPTIONS = {"DropConnectLinear": {"p": 0.3, "activation": torch.relu}, "StandoutLinear": {"belief": "learned"},
            "FastDropoutLinear": {"p": 0.3}, "VariationalDropoutLinear": {"p": 0.3, "alpha_per": "unit"},
            "SparseVariationalLinear": {"threshold": 4.0}}
+IN_PLACE_OF_CONVOLUTIONS = {layer.name: layer.replaces for layer in FACTS
+                            if str(layer.replaces).startswith("Conv") and layer.name != "ConcreteDropout2d"}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -28,6 +30,24 @@ def test_weights_are_those_of_the_linear_layer(name: str, bias: bool) -> None:
     made.load_state_dict(layer.state_dict())
     x = torch.rand(2, 5, dtype=torch.float64)
     assert torch.equal(made.eval()(x), layer(x))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+@pytest.mark.parametrize("name", IN_PLACE_OF_CONVOLUTIONS)
+def test_a_convolution_keeps_its_geometry(name: str, mode: str) -> None:
+    kind = getattr(dropoutlib, name)
+    conv = getattr(nn, IN_PLACE_OF_CONVOLUTIONS[name])(6, 4, 3, 2, 1, dilation=2, groups=2, padding_mode=mode).eval()
+    options = OPTIONS[f"{name[:-6]}Linear"]
+    layer = kind.from_conv(conv, **options)
+    assert layer.weight is conv.weight and layer.bias is conv.bias and not layer.training
+    assert all(getattr(layer, option) == value for option, value in options.items() if option != "p")
+    x = torch.rand((2, 6, 9, 8)[:conv.weight.dim()])
+    if options.get("activation"):
+        layer.inference = "mean"
+        assert torch.equal(layer(x), conv(x).relu())
+    else:
+        assert torch.equal(layer(x), conv(x))
+    assert layer.train()(x).shape == conv(x).shape
 
 
 def test_a_layer_is_exchanged_in_a_model_with_ties() -> None:

@@ -516,7 +516,8 @@ def test_the_docstring_says_what_was_measured():
 def test_the_committed_scores_are_those_that_the_program_asks_for():
     text = measured("propagation")
     scores = read_scores(text)
-    assert set(scores) == {key for network in propagation.NETWORKS for key in propagation._keys(propagation.Run(network, 0))}
+    assert set(scores) == {key for network in propagation.NETWORKS
+                           for key in propagation._keys(propagation.Run(network, 0))}
     assert {tuple(values) for values in scores.values()} == {tuple(range(6))}
     assert text.startswith("# python -m dropoutlib.experiments.propagation --seeds 6\n# torch ")
     assert text.partition("; ")[2].splitlines()[:2] == [propagation._ABOUT[0], f"# {propagation._ABOUT[1]}"]

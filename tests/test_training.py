@@ -34,7 +34,8 @@ def test_learned_noise_has_no_decay_and_all_else_has() -> None:
 
 def test_every_layer_whose_rate_is_learned_has_free_parameters() -> None:
     made = {"SparseVariationalLinear": (4, 4), "SparseVariationalConv1d": (4, 4, 1), "VariationalDropoutLinear": (4, 4),
-            "SparseVariationalConv2d": (4, 4, 1), "ConcreteDropout": (nn.Linear(4, 4),), "LogNormalDropout": (4,),
+            "SparseVariationalConv2d": (4, 4, 1), "VariationalDropoutConv1d": (4, 4, 1),
+            "VariationalDropoutConv2d": (4, 4, 1), "ConcreteDropout": (nn.Linear(4, 4),), "LogNormalDropout": (4,),
             "ConcreteDropout2d": (nn.Conv2d(4, 4, 1),)}
     for row in catalogue().values():
         for layer in row.facts:

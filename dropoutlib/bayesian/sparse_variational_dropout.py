@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from ..documentation import RANKS
 from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
 from ..learned_rate import clamped, largest_logarithm, starts_if_missing, wide
-from ..local_reparameterization import Product, convolution, drawn, numbers_for, padded
+from ..local_reparameterization import Product, convolution, drawn, numbers_for, numbers_for_convolution
 from ..methods import describe
 from ..moments import sum_variance
 
@@ -115,12 +116,6 @@ def sparse_variational_linear(input: Tensor, weight: Tensor, bias: Tensor | None
     return _outputs(F.linear, input, weight, bias, log_sigma2, threshold, noisy, noise=noise, generator=generator)
 
 
-def _normal_conv(input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, axes: int, *,
-                 generator: torch.Generator | None) -> Tensor:
-    require_channels(input, weight, axes, groups)
-    return numbers_for(convolution(axes, stride, padding, dilation, groups)(input, weight, None), generator=generator)
-
-
 def _sparse_variational_conv(input: Tensor, weight: Tensor, bias: Tensor | None, log_sigma2: Tensor | float,
                              stride: Any, padding: Any, dilation: Any, groups: int, threshold: float, training: bool,
                              axes: int, *, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -129,18 +124,10 @@ def _sparse_variational_conv(input: Tensor, weight: Tensor, bias: Tensor | None,
     See :class:`~dropoutlib.SparseVariationalConv{axes}d`.
 
     Args:
-        input: floating point tensor {shapes}.
-        weight: as that of :func:`torch.nn.functional.conv{axes}d`.
-        bias: of shape ``(out_channels,)``; ``None`` for none.
-        {log_sigma2}
-        stride: as torch's.
-        padding: as torch's.
-        dilation: as torch's.
-        groups: as torch's.
-        {threshold} {training} {noise} {generator}
+        {sequence_or_maps} {filters} {of_channels} {log_sigma2} {geometry} {threshold} {training} {noise} {generator}
 
     Returns:
-        Tensor of the shape that torch's convolution gives.
+        {convolved}
 
     Raises:
         {Raises}
@@ -158,7 +145,7 @@ def _sparse_variational_conv(input: Tensor, weight: Tensor, bias: Tensor | None,
     return _outputs(product, input, weight, bias, log_sigma2, threshold, noisy, noise=noise, generator=generator)
 
 
-@draws(partial(_normal_conv, axes=1))
+@draws(partial(numbers_for_convolution, axes=1))
 @describe("sparse_variational_dropout", sparse_variational_linear, like=_sparse_variational_conv, fits="the output",
           **RANKS[1])
 def sparse_variational_conv1d(input: Tensor, weight: Tensor, bias: Tensor | None, log_sigma2: Tensor | float,
@@ -170,7 +157,7 @@ def sparse_variational_conv1d(input: Tensor, weight: Tensor, bias: Tensor | None
                                     training, 1, noise=noise, generator=generator)
 
 
-@draws(partial(_normal_conv, axes=2))
+@draws(partial(numbers_for_convolution, axes=2))
 @describe("sparse_variational_dropout", sparse_variational_linear, like=_sparse_variational_conv, fits="the output",
           **RANKS[2])
 def sparse_variational_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, log_sigma2: Tensor | float,
@@ -227,9 +214,7 @@ class _SparseVariational(NoisyLayer):
         """Share of the weights that evaluation sets to zero; biases do not count."""
         return 1 - self.keep.double().mean().item()
 
-    def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
-        """The input, checked and padded, and what is made of it and the weight."""
-        raise NotImplementedError
+    _taken: Callable[[Tensor], tuple[Tensor, Product]]   # of FromLinear or FromConv
 
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
@@ -328,10 +313,6 @@ class SparseVariationalLinear(FromLinear, _SparseVariational, nn.Linear):
         super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self._learn_noise(threshold)
 
-    def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
-        require_features(input, self.weight, self.bias)
-        return input, F.linear
-
 
 @describe("sparse_variational_dropout", sparse_variational_linear)
 class _SparseVariationalConv(FromConv, _SparseVariational):
@@ -344,22 +325,15 @@ class _SparseVariationalConv(FromConv, _SparseVariational):
 
     {four_answers}
 
-    Trained weights of :class:`torch.nn.Conv{axes}d` load and mean the same; :meth:`from_conv` makes a layer of one.
+    {loads_convolution}
 
     Args:
-        in_channels: as torch's.
-        out_channels: as torch's.
-        kernel_size: as torch's.
-        stride: as torch's.
-        padding: as torch's.
-        dilation: as torch's.
-        groups: as torch's.
+        {in_channels} {out_channels} {kernel} {geometry}
         bias: whether a bias is added; it has no noise.
-        padding_mode: as torch's.
-        {threshold} {device} {dtype}
+        {padding_mode} {threshold} {device} {dtype}
 
     Shape:
-        Input {shapes}; the output has the shape that torch's convolution gives. {given}
+        {convolved_shape}
 
     Raises:
         {Raises}
@@ -374,19 +348,6 @@ class _SparseVariationalConv(FromConv, _SparseVariational):
         {>>>} layer(torch.rand(2, 3{size})).shape == torch.Size([2, 8{size}])
         True
     """
-
-    stride: Any
-    padding: Any
-    dilation: Any
-    groups: int
-    padding_mode: Any
-
-    def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
-        axes = self.weight.dim() - 2
-        require_channels(input, self.weight, axes, self.groups)
-        layer: Any = self
-        input, padding = padded(layer, input)
-        return input, convolution(axes, self.stride, padding, self.dilation, self.groups)
 
 
 @describe("sparse_variational_dropout", sparse_variational_conv1d, SparseVariationalLinear, like=_SparseVariationalConv,

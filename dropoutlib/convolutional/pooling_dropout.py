@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..arguments import applies_noise, boolean, one_of
 from ..documentation import RANKS
 from ..layer import NoisyLayer, draws
-from ..maps import Windows, on_each_process
+from ..maps import Windows, in_format_of, on_each_process
 from ..methods import describe
 from ..noise import Bernoulli, Uniform, apply, inverted, inverted_variance, nothing, raw_mean
 
@@ -85,7 +85,7 @@ def _max_pool(input: Tensor, windows: Windows, p: float, training: bool, inferen
         return _maximum(input, windows)
     if inference == "scaled":
         return raw_mean(_maximum(input, windows), law.p)
-    return _in_format_of(input, on_each_process(lambda maps: _expected(maps, windows, law.p)[0], input, windows.axes))
+    return in_format_of(input, on_each_process(lambda maps: _expected(maps, windows, law.p)[0], input, windows.axes))
 
 
 @draws(partial(_mask, axes=1))
@@ -128,15 +128,6 @@ def _check_inference(inference: str) -> None:
 def _maximum(input: Tensor, windows: Windows) -> Tensor:
     return _MAX_POOLS[windows.axes](input, windows.kernel, windows.stride, windows.padding, windows.dilation,
                                     windows.ceil_mode)
-
-
-def _in_format_of(input: Tensor, output: Tensor) -> Tensor:
-    """Torch's pools keep channels last."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    kept = formats.get(input.dim())
-    if kept is None or input.is_contiguous() or not input.is_contiguous(memory_format=kept):
-        return output
-    return output.contiguous(memory_format=kept)
 
 
 def _expected(input: Tensor, windows: Windows, p: float) -> tuple[Tensor, Tensor]:
@@ -500,7 +491,7 @@ def _stochastic_pool(input: Tensor, windows: Windows, training: bool, *, noise: 
     windows.check(input)
     elements, chances = _chances(input, windows)
     if not applies_noise(training, noise):
-        return _in_format_of(input, (chances * elements).sum(-1).to(input.dtype))
+        return in_format_of(input, (chances * elements).sum(-1).to(input.dtype))
     uniform = Uniform().sample(elements[..., 0].detach(), noise=noise, generator=generator)
     with torch.no_grad():
         below = chances.cumsum(-1)
@@ -509,7 +500,7 @@ def _stochastic_pool(input: Tensor, windows: Windows, training: bool, *, noise: 
         drawn = torch.minimum((below <= uniform.unsqueeze(-1) * total).sum(-1), last)
     output = elements.gather(-1, drawn.unsqueeze(-1))
     output = torch.where(total > 0, output, total).squeeze(-1)  # 0 or nan, without a gradient
-    return _in_format_of(input, output.to(input.dtype))
+    return in_format_of(input, output.to(input.dtype))
 
 
 def _chances(input: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,14 +12,27 @@ from torch.nn import functional as F
 
 import dropoutlib.moments as moments
 
-from ..arguments import boolean, noise_pair, one_of, positive_integer, refuse_noise, require_callable, require_features
-from ..from_torch import FromLinear
+from ..arguments import (
+    boolean,
+    noise_pair,
+    one_of,
+    positive_integer,
+    refuse_noise,
+    require_callable,
+    require_channels,
+    require_features,
+)
+from ..documentation import RANKS
+from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
+from ..local_reparameterization import Product, convolution, padded
+from ..maps import in_format_of
 from ..methods import describe
 from ..moments import Moments
 from ..noise import Bernoulli, Gaussian, apply, inverted_scale, masked_product, masks_of_weight, nothing
 
-__all__ = ["DropConnectLinear", "WeightNoise", "drop_connect_linear"]
+__all__ = ["DropConnectConv1d", "DropConnectConv2d", "DropConnectLinear", "WeightNoise", "drop_connect_conv1d",
+           "drop_connect_conv2d", "drop_connect_linear"]
 
 _CLOSED_FORMS: dict[Any, Callable[[Moments], Moments]] = {
     torch.relu: moments.relu, F.relu: moments.relu, nn.ReLU: moments.relu,
@@ -31,7 +45,8 @@ class WeightNoise(NamedTuple):
     """Keep masks of a layer's weight and of its bias, 0 or 1 before any scaling.
 
     Attributes:
-        weight: of shape ``(batch, out, in)``, or ``(out, in)`` where all examples share one, as at p = 0 and p = 1.
+        weight: of shape ``(batch, out, in)``, with the sides of the filters behind for a convolution; without the
+            batch where all examples share one, as at p = 0 and p = 1.
         bias: of shape ``(batch, out)``, or ``(out,)``.
     """
 
@@ -39,22 +54,82 @@ class WeightNoise(NamedTuple):
     bias: Tensor
 
 
+class _Sums(NamedTuple):
+    """How inputs and weights make sums, with ``axes`` spatial axes, and how they do with a mask for every example.
+
+    ``for_examples`` takes input, weight, the bias of every example with its noise, the law, ``noise=`` and
+    ``generator=``; ``masks`` draws what it draws, of input, weight and law.
+    """
+
+    product: Product
+    axes: int
+    for_examples: Callable[..., Tensor]
+    masks: Callable[..., Tensor]
+
+
+def _linear_for_examples(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, *, noise: Tensor | None,
+                         generator: torch.Generator | None) -> Tensor:
+    rows = input.unsqueeze(1) if input.dim() == 2 else input.flatten(1, -2)  # (batch, rows that share a mask, in)
+    output = inverted_scale(law.p) * masked_product(rows, weight, law, noise=noise, generator=generator)
+    if bias is not None:
+        output = output + bias.unsqueeze(1).to(output.dtype)
+    return output.view(*input.shape[:-1], -1) if input.numel() else output.reshape(*input.shape[:-1], weight.shape[0])
+
+
+_LINEAR = _Sums(F.linear, 0, _linear_for_examples, masks_of_weight)
+
+
+def _convolution(axes: int, stride: Any, padding: Any, dilation: Any, groups: int) -> _Sums:
+    product = convolution(axes, stride, padding, dilation, groups)
+
+    def for_examples(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, *, noise: Tensor | None,
+                     generator: torch.Generator | None) -> Tensor:
+        """The filters of all examples side by side, as groups of one convolution."""
+        batch = len(input)
+        kept = apply(weight.expand(batch, *weight.shape), law, inverted_scale(law.p), noise=noise, generator=generator)
+        if batch == 0:
+            return product(input, weight, bias if bias is None else bias.sum(0))
+        beside = convolution(axes, stride, padding, dilation, groups * batch)
+        outputs = beside(input.flatten(0, 1).unsqueeze(0), kept.flatten(0, 1), bias if bias is None else bias.flatten())
+        return in_format_of(input, outputs.unflatten(1, (batch, -1)).squeeze(0))
+
+    def masks(input: Tensor, weight: Tensor, law: Bernoulli, *, generator: torch.Generator | None) -> Tensor:
+        return law.sample(weight.expand(len(input), *weight.shape), generator=generator)
+
+    return _Sums(product, axes, for_examples, masks)
+
+
 def _draw(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool,
           activation: Callable[[Tensor], Tensor] | None, inference: str, num_samples: int, sharing: str, *,
           generator: torch.Generator | None) -> Tensor | WeightNoise:
+    require_features(input, weight, bias)
+    return _drawn(_LINEAR, input, weight, bias, p, training, activation, inference, num_samples, sharing,
+                  generator=generator)
+
+
+def _draw_conv(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+               groups: int, p: float, training: bool, activation: Callable[[Tensor], Tensor] | None, inference: str,
+               num_samples: int, sharing: str, axes: int, *, generator: torch.Generator | None
+               ) -> Tensor | WeightNoise:
+    require_channels(input, weight, axes, groups)
+    return _drawn(_convolution(axes, stride, padding, dilation, groups), input, weight, bias, p, training, activation,
+                  inference, num_samples, sharing, generator=generator)
+
+
+def _drawn(sums: _Sums, input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool,
+           activation: Callable[[Tensor], Tensor] | None, inference: str, num_samples: int, sharing: str, *,
+           generator: torch.Generator | None) -> Tensor | WeightNoise:
     """What is drawn, in the order in which it is drawn."""
     law = Bernoulli(p)
     _check_choices(inference, num_samples, sharing)
-    require_features(input, weight, bias)
     if not training:
         if inference != "sampled" or activation is None:
-            raise ValueError("drop_connect_linear draws nothing with training=False, unless inference='sampled' has an "
+            raise ValueError("DropConnect draws nothing with training=False, unless inference='sampled' has an "
                              f"activation to average: got inference={inference!r}, activation={activation!r}")
-        return _normal(_pre_activation(input, weight, bias, law).mean, num_samples, generator=generator)
-    batch = _batch(input, law, sharing)
+        return _normal(_pre_activation(sums, input, weight, bias, law).mean, num_samples, generator=generator)
+    batch = _batch(sums, input, law, sharing)
     keep_bias = None if bias is None else law.sample(bias.expand(*batch, -1), generator=generator)
-    keep = masks_of_weight(input, weight, law, generator=generator) if batch else law.sample(
-        weight, generator=generator)
+    keep = sums.masks(input, weight, law, generator=generator) if batch else law.sample(weight, generator=generator)
     return keep if keep_bias is None else WeightNoise(keep, keep_bias)
 
 
@@ -101,20 +176,92 @@ def drop_connect_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         tensor([[ 6.],
                 [14.]])
     """
+    require_features(input, weight, bias)
+    return _drop_connect(_LINEAR, input, weight, bias, p, training, activation, inference, num_samples, sharing,
+                         noise=noise, generator=generator)
+
+
+def _drop_connect_conv(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+                       groups: int, p: float, training: bool, activation: Callable[[Tensor], Tensor] | None,
+                       inference: str, num_samples: int, sharing: str, axes: int, *, noise: Any,
+                       generator: torch.Generator | None) -> Tensor:
+    """A convolution of {maps} with dropped weights, and an activation.
+
+    See :class:`~dropoutlib.DropConnectConv{axes}d`.
+
+    Args:
+        {sequence_or_maps} {filters} {of_channels} It is dropped like a weight.
+        {geometry} {p} {training} {activation} {inference} {num_samples} {sharing}
+        noise: keep mask of the weight that replaces the draw, 0 or 1, of the shape of the weight with the batch in
+            front; where there is a bias, a pair of this and of the bias's mask, ``(batch, out_channels)``
+            (:class:`~dropoutlib.dense.dropconnect.WeightNoise`, or any tuple). Both are without the batch for
+            ``sharing="batch"`` and for an input without batch axis. For ``"sampled"`` in evaluation: standard normal
+            numbers of the shape of the output, with ``num_samples`` in front.
+        {generator}
+
+    Returns:
+        {convolved}
+
+    Raises:
+        {Raises}
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import functional
+        {>>>} weight, x = torch.tensor([3.0, 4.0]).reshape(1, 2{ones}), torch.ones(2, 2{ones})
+        {>>>} keep = torch.tensor([1, 0, 1, 1]).reshape(2, 1, 2{ones})
+        {>>>} functional.drop_connect_conv{axes}d(x, weight, p=0.5, noise=keep).flatten()
+        tensor([ 6., 14.])
+    """
+    require_channels(input, weight, axes, groups)
+    return _drop_connect(_convolution(axes, stride, padding, dilation, groups), input, weight, bias, p, training,
+                         activation, inference, num_samples, sharing, noise=noise, generator=generator)
+
+
+@draws(partial(_draw_conv, axes=1))
+@describe("dropconnect", drop_connect_linear, like=_drop_connect_conv, **RANKS[1])
+def drop_connect_conv1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int] = 1,
+                        padding: str | int | tuple[int] = 0, dilation: int | tuple[int] = 1, groups: int = 1,
+                        p: float = 0.5, training: bool = True, *,
+                        activation: Callable[[Tensor], Tensor] | None = None,
+                        inference: Literal["gaussian", "mean", "sampled"] = "gaussian", num_samples: int = 100,
+                        sharing: Literal["sample", "batch"] = "sample",
+                        noise: Tensor | tuple[Tensor, Tensor] | None = None,
+                        generator: torch.Generator | None = None) -> Tensor:
+    return _drop_connect_conv(input, weight, bias, stride, padding, dilation, groups, p, training, activation,
+                              inference, num_samples, sharing, 1, noise=noise, generator=generator)
+
+
+@draws(partial(_draw_conv, axes=2))
+@describe("dropconnect", drop_connect_linear, like=_drop_connect_conv, **RANKS[2])
+def drop_connect_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int, int] = 1,
+                        padding: str | int | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, groups: int = 1,
+                        p: float = 0.5, training: bool = True, *,
+                        activation: Callable[[Tensor], Tensor] | None = None,
+                        inference: Literal["gaussian", "mean", "sampled"] = "gaussian", num_samples: int = 100,
+                        sharing: Literal["sample", "batch"] = "sample",
+                        noise: Tensor | tuple[Tensor, Tensor] | None = None,
+                        generator: torch.Generator | None = None) -> Tensor:
+    return _drop_connect_conv(input, weight, bias, stride, padding, dilation, groups, p, training, activation,
+                              inference, num_samples, sharing, 2, noise=noise, generator=generator)
+
+
+def _drop_connect(sums: _Sums, input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool,
+                  activation: Callable[[Tensor], Tensor] | None, inference: str, num_samples: int, sharing: str, *,
+                  noise: Any, generator: torch.Generator | None) -> Tensor:
     law = Bernoulli(p)
     _check_choices(inference, num_samples, sharing)
-    require_features(input, weight, bias)
     if boolean("training", training):
-        pre_activation = _drop(input, weight, bias, law, sharing, noise=noise, generator=generator)
+        pre_activation = _dropped(sums, input, weight, bias, law, sharing, noise=noise, generator=generator)
         return pre_activation if activation is None else activation(pre_activation)
     if inference == "sampled" and activation is not None:
-        return _sampled(_pre_activation(input, weight, bias, law), activation, num_samples, noise=noise,
+        return _sampled(_pre_activation(sums, input, weight, bias, law), activation, num_samples, noise=noise,
                         generator=generator)
     refuse_noise(noise)
     if inference == "mean" or activation is None:
-        mean = F.linear(input, *_mean_weights(weight, bias, law))
+        mean = sums.product(input, *_mean_weights(weight, bias, law))
         return mean if activation is None else activation(mean)
-    return _activated(activation, _pre_activation(input, weight, bias, law)).mean
+    return _activated(activation, _pre_activation(sums, input, weight, bias, law)).mean
 
 
 def _check_choices(inference: str, num_samples: int, sharing: str) -> None:
@@ -130,13 +277,15 @@ def _mean_weights(weight: Tensor, bias: Tensor | None, law: Bernoulli) -> tuple[
     return nothing(weight), None if bias is None else nothing(bias)
 
 
-def _pre_activation(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli) -> Moments:
-    mean = F.linear(input, *_mean_weights(weight, bias, law))
+def _pre_activation(sums: _Sums, input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli) -> Moments:
+    mean = sums.product(input, *_mean_weights(weight, bias, law))
     if law.p in (0, 1):
         return Moments(mean, nothing(mean))
     ratio = law.p / (1 - law.p)
-    variance = moments.sum_variance(input, weight, ratio)
-    return Moments(mean, variance if bias is None else variance + ratio * bias.to(variance.dtype).square())
+    variance = moments.sum_variance(input, weight, ratio, sums.product)
+    if bias is None:
+        return Moments(mean, variance)
+    return Moments(mean, variance + ratio * bias.to(variance.dtype).square().view(-1, *[1] * sums.axes))
 
 
 def _activated(activation: Callable[[Tensor], Tensor], value: Moments) -> Moments:
@@ -171,30 +320,26 @@ def _normal(mean: Tensor, num_samples: int, *, noise: Any = None, generator: tor
 # Training
 
 
-def _drop(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sharing: str, *, noise: Any,
-          generator: torch.Generator | None) -> Tensor:
+def _dropped(sums: _Sums, input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, sharing: str, *,
+             noise: Any, generator: torch.Generator | None) -> Tensor:
     of_weight, of_bias = (noise, None) if noise is None or bias is None else noise_pair(
         noise, "the masks of the weight and of the bias")
     if noise is None:
-        batch = _batch(input, law, sharing)
+        batch = _batch(sums, input, law, sharing)
     else:
         is_shared = _fits_all(of_weight, weight) and (bias is None or _fits_all(of_bias, bias))
-        batch = torch.Size() if is_shared else _examples(input, sharing)
+        batch = torch.Size() if is_shared else _examples(sums, input, sharing)
     scale = inverted_scale(law.p)
     masked_bias = None if bias is None else apply(bias.expand(*batch, -1), law, scale, noise=of_bias,
                                                   generator=generator)
     if not batch:
-        return F.linear(input, apply(weight, law, scale, noise=of_weight, generator=generator), masked_bias)
-    rows = input.unsqueeze(1) if input.dim() == 2 else input.flatten(1, -2)  # (batch, rows that share a mask, in)
-    output = scale * masked_product(rows, weight, law, noise=of_weight, generator=generator)
-    if masked_bias is not None:
-        output = output + masked_bias.unsqueeze(1).to(output.dtype)
-    return output.view(*input.shape[:-1], -1) if input.numel() else output.reshape(*input.shape[:-1], weight.shape[0])
+        return sums.product(input, apply(weight, law, scale, noise=of_weight, generator=generator), masked_bias)
+    return sums.for_examples(input, weight, masked_bias, law, noise=of_weight, generator=generator)
 
 
-def _examples(input: Tensor, sharing: str) -> torch.Size:
+def _examples(sums: _Sums, input: Tensor, sharing: str) -> torch.Size:
     """The axis of examples that have masks of their own."""
-    if sharing == "batch" or input.dim() == 1:
+    if sharing == "batch" or input.dim() == (sums.axes + 1):
         return torch.Size()
     if input.is_nested:
         raise RuntimeError("input has to be a tensor of examples of one size for sharing='sample', but got a nested "
@@ -202,9 +347,9 @@ def _examples(input: Tensor, sharing: str) -> torch.Size:
     return input.shape[:1]
 
 
-def _batch(input: Tensor, law: Bernoulli, sharing: str) -> torch.Size:
+def _batch(sums: _Sums, input: Tensor, law: Bernoulli, sharing: str) -> torch.Size:
     """The same, for masks that are drawn: where there is nothing to draw, one is enough."""
-    return _examples(input, sharing) if 0 < law.p < 1 else torch.Size()
+    return _examples(sums, input, sharing) if 0 < law.p < 1 else torch.Size()
 
 
 def _fits_all(mask: Any, parameter: Tensor) -> bool:
@@ -213,9 +358,68 @@ def _fits_all(mask: Any, parameter: Tensor) -> bool:
         n == 1 or n == size for n, size in zip(reversed(mask.shape), reversed(parameter.shape), strict=False))
 
 
-@describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn",
-          refused="Refused in evaluation, unless ``inference=\"sampled\"`` averages an activation.")
-class DropConnectLinear(FromLinear, NoisyLayer, nn.Linear):
+_REFUSED = "Refused in evaluation, unless ``inference=\"sampled\"`` averages an activation."
+
+
+def _checked(p: float, activation: Any, inference: str, num_samples: int, sharing: str) -> float:
+    _check_choices(inference, num_samples, sharing)
+    if activation is not None:
+        require_callable("activation", activation)
+    return Bernoulli(p).p
+
+
+@describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn", refused=_REFUSED)
+class _DropConnect(NoisyLayer):
+    weight: Tensor
+    bias: Any
+
+    def _set_options(self, p: float, activation: Callable[[Tensor], Tensor] | None, inference: str, num_samples: int,
+                     sharing: str) -> None:
+        self.p, self.activation = p, activation
+        self.inference, self.num_samples, self.sharing = inference, num_samples, sharing
+
+    def _sums(self, input: Tensor) -> tuple[Tensor, _Sums]:
+        """The input, checked and padded, and what is made of it and the weight."""
+        require_features(input, self.weight, self.bias)
+        return input, _LINEAR
+
+    def extra_repr(self) -> str:
+        """{shown}"""
+        name = "" if self.activation is None or isinstance(self.activation, nn.Module) else (
+            f", activation={getattr(self.activation, '__name__', repr(self.activation))}")
+        return f"{super().extra_repr()}, p={self.p}{name}, inference={self.inference!r}, sharing={self.sharing!r}"
+
+    def forward(self, input: Tensor, *, noise: Tensor | tuple[Tensor, Tensor] | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Drops weights in training and applies the test rule in evaluation. {call}"""
+        input, sums = self._sums(input)
+        return _drop_connect(sums, input, self.weight, self.bias, self.p, self.training, self.activation,
+                             self.inference, self.num_samples, self.sharing, noise=noise, generator=generator)
+
+    def _is_noisy(self) -> bool:
+        return self.training or (self.inference == "sampled" and self.activation is not None)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor | WeightNoise:
+        input, sums = self._sums(input)
+        return _drawn(sums, input, self.weight, self.bias, self.p, self.training, self.activation, self.inference,
+                      self.num_samples, self.sharing, generator=generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """{output_mean}: exact without activation, else for the matched Gaussian. {moment}"""
+        return self._moments(input).mean
+
+    def variance(self, input: Tensor) -> Tensor:
+        """{output_variance}: exact without activation, else for the Gaussian. {moment}"""
+        return self._moments(input).variance
+
+    def _moments(self, input: Tensor) -> Moments:
+        input, sums = self._sums(input)
+        value = _pre_activation(sums, input, self.weight, self.bias, Bernoulli(self.p))
+        return _in_type_of(value.mean, value) if self.activation is None else _activated(self.activation, value)
+
+
+@describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn", refused=_REFUSED)
+class DropConnectLinear(FromLinear, _DropConnect, nn.Linear):
     r"""A linear layer whose weights are dropped, with a mask of its own for every example, and an activation.
 
     In training a weight w becomes w/(1 - p) with probability 1 - p and 0 with probability p, and so does the bias.
@@ -274,43 +478,89 @@ class DropConnectLinear(FromLinear, NoisyLayer, nn.Linear):
                  inference: Literal["gaussian", "mean", "sampled"] = "gaussian", num_samples: int = 100,
                  sharing: Literal["sample", "batch"] = "sample", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
-        p = Bernoulli(p).p
-        _check_choices(inference, num_samples, sharing)
-        if activation is not None:
-            require_callable("activation", activation)
+        p = _checked(p, activation, inference, num_samples, sharing)
         super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
-        self.p, self.activation = p, activation
-        self.inference, self.num_samples, self.sharing = inference, num_samples, sharing
+        self._set_options(p, activation, inference, num_samples, sharing)
 
-    def extra_repr(self) -> str:
-        """{shown}"""
-        name = "" if self.activation is None or isinstance(self.activation, nn.Module) else (
-            f", activation={getattr(self.activation, '__name__', repr(self.activation))}")
-        return f"{super().extra_repr()}, p={self.p}{name}, inference={self.inference!r}, sharing={self.sharing!r}"
 
-    def forward(self, input: Tensor, *, noise: Tensor | tuple[Tensor, Tensor] | None = None,
-                generator: torch.Generator | None = None) -> Tensor:
-        """Drops weights in training and applies the test rule in evaluation. {call}"""
-        return drop_connect_linear(
-            input, self.weight, self.bias, self.p, self.training, activation=self.activation, inference=self.inference,
-            num_samples=self.num_samples, sharing=self.sharing, noise=noise, generator=generator)
+@describe("dropconnect", drop_connect_linear)
+class _DropConnectConv(FromConv, _DropConnect):
+    """A convolution of {maps} whose weights are dropped, with a mask of its own for every example, and an activation.
 
-    def _is_noisy(self) -> bool:
-        return self.training or (self.inference == "sampled" and self.activation is not None)
+    What :class:`DropConnectLinear` is in the place of :class:`torch.nn.Linear`, this layer is in that of
+    :class:`torch.nn.Conv{axes}d`. All positions of an example share its mask, so they are correlated; mean, variance
+    and test rules are those of single outputs, as they are of the linear layer.
 
-    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor | WeightNoise:
-        return _draw(input, self.weight, self.bias, self.p, self.training, self.activation, self.inference,
-                     self.num_samples, self.sharing, generator=generator)
+    {four_answers}
 
-    def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: exact without activation, else for the matched Gaussian. {moment}"""
-        return self._moments(input).mean
+    {loads_convolution} A mask for every example makes the filters of all examples groups of one convolution: they are
+    held at once, as many numbers as the batch times the weight. Dropping selects: a dropped ``inf`` or ``nan`` weight
+    leaves nothing behind.
 
-    def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}: exact without activation, else for the Gaussian. {moment}"""
-        return self._moments(input).variance
+    Args:
+        {in_channels} {out_channels} {kernel} {geometry}
+        bias: whether a bias is added; it is dropped like a weight.
+        {padding_mode} {p} {assigned} {activation} {inference} {num_samples} {sharing} {device} {dtype}
 
-    def _moments(self, input: Tensor) -> Moments:
-        require_features(input, self.weight)
-        value = _pre_activation(input, self.weight, self.bias, Bernoulli(self.p))
-        return _in_type_of(value.mean, value) if self.activation is None else _activated(self.activation, value)
+    Shape:
+        {convolved_shape}
+
+    Raises:
+        {Raises}
+
+    Source:
+        Wan, Zeiler, Zhang, LeCun and Fergus, *Regularization of Neural Networks using DropConnect* (2013), for linear
+        layers; p is there the probability of keeping.
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import DropConnectConv{axes}d
+        {>>>} layer = DropConnectConv{axes}d(3, 8, kernel_size=3, padding=1, p=0.5, activation=torch.relu)
+        {>>>} layer(torch.rand(2, 3{size})).shape == torch.Size([2, 8{size}])
+        True
+    """
+
+    stride: Any
+    dilation: Any
+    groups: int
+
+    def _sums(self, input: Tensor) -> tuple[Tensor, _Sums]:
+        axes = self.weight.dim() - 2
+        require_channels(input, self.weight, axes, self.groups)
+        layer: Any = self
+        input, padding = padded(layer, input)
+        return input, _convolution(axes, self.stride, padding, self.dilation, self.groups)
+
+
+@describe("dropconnect", drop_connect_conv1d, DropConnectLinear, like=_DropConnectConv,
+          unwanted="where nothing is drawn", refused=_REFUSED, **RANKS[1])
+class DropConnectConv1d(_DropConnectConv, nn.Conv1d):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int],
+                 stride: int | tuple[int] = 1, padding: str | int | tuple[int] = 0,
+                 dilation: int | tuple[int] = 1, groups: int = 1, bias: bool = True,
+                 padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+                 p: float = 0.5, activation: Callable[[Tensor], Tensor] | None = None,
+                 inference: Literal["gaussian", "mean", "sampled"] = "gaussian", num_samples: int = 100,
+                 sharing: Literal["sample", "batch"] = "sample", *, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None) -> None:
+        p = _checked(p, activation, inference, num_samples, sharing)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+                         boolean("bias", bias), padding_mode, device, dtype)
+        self._set_options(p, activation, inference, num_samples, sharing)
+
+
+@describe("dropconnect", drop_connect_conv2d, DropConnectLinear, like=_DropConnectConv,
+          unwanted="where nothing is drawn", refused=_REFUSED, **RANKS[2])
+class DropConnectConv2d(_DropConnectConv, nn.Conv2d):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
+                 stride: int | tuple[int, int] = 1, padding: str | int | tuple[int, int] = 0,
+                 dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool = True,
+                 padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+                 p: float = 0.5, activation: Callable[[Tensor], Tensor] | None = None,
+                 inference: Literal["gaussian", "mean", "sampled"] = "gaussian", num_samples: int = 100,
+                 sharing: Literal["sample", "batch"] = "sample", *, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None) -> None:
+        p = _checked(p, activation, inference, num_samples, sharing)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+                         boolean("bias", bias), padding_mode, device, dtype)
+        self._set_options(p, activation, inference, num_samples, sharing)

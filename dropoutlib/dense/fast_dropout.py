@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -10,20 +12,33 @@ from torch.nn import functional as F
 
 import dropoutlib.moments as moments
 
-from ..arguments import applies_noise, boolean, require_features
-from ..from_torch import FromLinear
+from ..arguments import applies_noise, boolean, require_channels, require_features
+from ..documentation import RANKS
+from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
-from ..local_reparameterization import drawn
+from ..local_reparameterization import Product, convolution, drawn
 from ..methods import describe
 from ..moments import JointMoments, Moments
 from ..noise import Bernoulli, Gaussian, nothing, odds
 
-__all__ = ["FastDropoutLinear", "fast_dropout_linear"]
+__all__ = ["FastDropoutConv1d", "FastDropoutConv2d", "FastDropoutLinear", "fast_dropout_conv1d",
+           "fast_dropout_conv2d", "fast_dropout_linear"]
 
 
 def _law(p: float) -> Gaussian:
     """Standard normal numbers; with p = 0 there is nothing to draw."""
     return Gaussian(0.0, 1.0 if odds(p, "fast dropout") > 0 else 0.0)
+
+
+def _outputs(product: Product, input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool, *,
+             noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    ratio = odds(p, "fast dropout")
+    mean = product(input, weight, bias)
+    if not applies_noise(training, noise):
+        return mean
+    if p == 0 and noise is None:
+        return mean
+    return drawn(mean, moments.sum_variance(input, weight, ratio, product), noise=noise, generator=generator)
 
 
 def _normal(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, *,
@@ -62,18 +77,103 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         >>> functional.fast_dropout_linear(torch.ones(2), weight, p=0.5, noise=torch.tensor([1.0]))
         tensor([12.])
     """
-    ratio = odds(p, "fast dropout")
+    odds(p, "fast dropout")
     require_features(input, weight, bias)
-    mean = F.linear(input, weight, bias)
-    if not applies_noise(training, noise):
-        return mean
-    if p == 0 and noise is None:
-        return mean
-    return drawn(mean, moments.sum_variance(input, weight, ratio), noise=noise, generator=generator)
+    return _outputs(F.linear, input, weight, bias, p, training, noise=noise, generator=generator)
+
+
+def _normal_conv(input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, p: float,
+                 axes: int, *, generator: torch.Generator | None) -> Tensor:
+    require_channels(input, weight, axes, groups)
+    product = convolution(axes, stride, padding, dilation, groups)
+    return _law(p).sample(product(input, weight, None), generator=generator)
+
+
+def _fast_dropout_conv(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+                       groups: int, p: float, training: bool, axes: int, *, noise: Tensor | None,
+                       generator: torch.Generator | None) -> Tensor:
+    """A convolution of {maps} behind inverted dropout, its outputs drawn from their Gaussians.
+
+    See :class:`~dropoutlib.FastDropoutConv{axes}d`.
+
+    Args:
+        {sequence_or_maps} {filters} {of_channels} {geometry} {p} {training} {noise} {generator}
+
+    Returns:
+        {convolved}
+
+    Raises:
+        {Raises}
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import functional
+        {>>>} weight, x = torch.tensor([3.0, 4.0]).reshape(1, 2{ones}), torch.ones(2{ones})
+        {>>>} functional.fast_dropout_conv{axes}d(x, weight, p=0.5, noise=torch.ones(1{ones})).flatten()
+        tensor([12.])
+    """
+    odds(p, "fast dropout")
+    require_channels(input, weight, axes, groups)
+    return _outputs(convolution(axes, stride, padding, dilation, groups), input, weight, bias, p, training,
+                    noise=noise, generator=generator)
+
+
+@draws(partial(_normal_conv, axes=1))
+@describe("fast_dropout", fast_dropout_linear, like=_fast_dropout_conv, fits="the output", **RANKS[1])
+def fast_dropout_conv1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int] = 1,
+                        padding: str | int | tuple[int] = 0, dilation: int | tuple[int] = 1, groups: int = 1,
+                        p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
+                        generator: torch.Generator | None = None) -> Tensor:
+    return _fast_dropout_conv(input, weight, bias, stride, padding, dilation, groups, p, training, 1, noise=noise,
+                              generator=generator)
+
+
+@draws(partial(_normal_conv, axes=2))
+@describe("fast_dropout", fast_dropout_linear, like=_fast_dropout_conv, fits="the output", **RANKS[2])
+def fast_dropout_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int, int] = 1,
+                        padding: str | int | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1,
+                        groups: int = 1, p: float = 0.5, training: bool = True, *, noise: Tensor | None = None,
+                        generator: torch.Generator | None = None) -> Tensor:
+    return _fast_dropout_conv(input, weight, bias, stride, padding, dilation, groups, p, training, 2, noise=noise,
+                              generator=generator)
 
 
 @describe("fast_dropout", fast_dropout_linear)
-class FastDropoutLinear(FromLinear, NoisyLayer, nn.Linear):
+class _FastDropout(NoisyLayer):
+    weight: Tensor
+    bias: Any
+    p: float
+    _taken: Callable[[Tensor], tuple[Tensor, Product]]   # of FromLinear or FromConv
+
+    def extra_repr(self) -> str:
+        """{shown}"""
+        return f"{super().extra_repr()}, p={self.p}"
+
+    def forward(self, input: Tensor, *, noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Draws the outputs in training and returns their means in evaluation. {call}"""
+        odds(self.p, "fast dropout")
+        input, product = self._taken(input)
+        return _outputs(product, input, self.weight, self.bias, self.p, self.training, noise=noise,
+                        generator=generator)
+
+    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
+        input, product = self._taken(input)
+        return _law(self.p).sample(product(input, self.weight, self.bias), generator=generator)
+
+    def mean(self, input: Tensor) -> Tensor:
+        """{output_mean}: the output without noise. {moment}"""
+        input, product = self._taken(input)
+        return product(input, self.weight, self.bias)
+
+    def variance(self, input: Tensor) -> Tensor:
+        """{output_variance}. {moment}"""
+        input, product = self._taken(input)
+        return moments.sum_variance(input, self.weight, odds(self.p, "fast dropout"), product).to(input.dtype)
+
+
+@describe("fast_dropout", fast_dropout_linear)
+class FastDropoutLinear(FromLinear, _FastDropout, nn.Linear):
     r"""A linear layer that knows mean and variance of its outputs behind dropout, and draws nothing else.
 
     With inverted dropout on its inputs, an output :math:`z = \sum_j w_j \frac{m_j}{1-p} x_j + b` has the mean
@@ -130,19 +230,6 @@ class FastDropoutLinear(FromLinear, NoisyLayer, nn.Linear):
         super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self.p = float(p)
 
-    def extra_repr(self) -> str:
-        """{shown}"""
-        return f"{super().extra_repr()}, p={self.p}"
-
-    def forward(self, input: Tensor, *, noise: Tensor | None = None,
-                generator: torch.Generator | None = None) -> Tensor:
-        """Draws the outputs in training and returns their means in evaluation. {call}"""
-        return fast_dropout_linear(input, self.weight, self.bias, self.p, self.training, noise=noise,
-                                   generator=generator)
-
-    def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
-        return _normal(input, self.weight, self.bias, self.p, generator=generator)
-
     @overload
     def moments(self, mean: Tensor | Moments, variance: Tensor | None = None, *,
                 covariance: Literal[False] = False) -> Moments: ...
@@ -192,12 +279,69 @@ class FastDropoutLinear(FromLinear, NoisyLayer, nn.Linear):
         dropped = moments.multiply(value, Bernoulli(self.p), 1 / (1 - self.p))
         return moments.linear(dropped, self.weight, self.bias, covariance=boolean("covariance", covariance))
 
-    def mean(self, input: Tensor) -> Tensor:
-        """{output_mean}: the output without noise. {moment}"""
-        require_features(input, self.weight)
-        return F.linear(input, self.weight, self.bias)
 
-    def variance(self, input: Tensor) -> Tensor:
-        """{output_variance}. {moment}"""
-        require_features(input, self.weight)
-        return moments.sum_variance(input, self.weight, odds(self.p, "fast dropout")).to(input.dtype)
+@describe("fast_dropout", fast_dropout_linear)
+class _FastDropoutConv(FromConv, _FastDropout):
+    """A convolution of {maps} that knows mean and variance of its outputs behind dropout, and draws nothing else.
+
+    What :class:`FastDropoutLinear` is in the place of :class:`torch.nn.Linear`, this layer is in that of
+    :class:`torch.nn.Conv{axes}d`: it stands for dropout of single elements *and* the convolution behind it, so put no
+    other dropout before it. Every output, at every position, is drawn from its own Gaussian, independently, while
+    behind dropout positions share the elements that are dropped: single outputs have the right mean and variance,
+    sums over a map have too small a variance. A filter on few inputs, such as the first one of an image of one channel,
+    adds few terms, whose sum is not close to Gaussian.
+
+    {four_answers}
+
+    {loads_convolution} In evaluation it is torch's.
+
+    Args:
+        {in_channels} {out_channels} {kernel} {geometry}
+        bias: whether a bias is added; it is not dropped.
+        {padding_mode} {p} {assigned} {device} {dtype}
+
+    Shape:
+        {convolved_shape}
+
+    Raises:
+        {Raises}
+
+    Source:
+        Wang and Manning, *Fast dropout training* (2013), whose p is the probability of keeping; for convolutions the
+        same sums over the inputs of a filter.
+
+    Example:
+        {>>>} import torch
+        {>>>} from dropoutlib import FastDropoutConv{axes}d
+        {>>>} layer = FastDropoutConv{axes}d(3, 8, kernel_size=3, padding=1, p=0.5)
+        {>>>} layer(torch.rand(2, 3{size})).shape == torch.Size([2, 8{size}])
+        True
+    """
+
+
+@describe("fast_dropout", fast_dropout_conv1d, FastDropoutLinear, like=_FastDropoutConv, **RANKS[1])
+class FastDropoutConv1d(_FastDropoutConv, nn.Conv1d):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int],
+                 stride: int | tuple[int] = 1, padding: str | int | tuple[int] = 0,
+                 dilation: int | tuple[int] = 1, groups: int = 1, bias: bool = True,
+                 padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+                 p: float = 0.5, *, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None) -> None:
+        odds(p, "fast dropout")
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+                         boolean("bias", bias), padding_mode, device, dtype)
+        self.p = float(p)
+
+
+@describe("fast_dropout", fast_dropout_conv2d, FastDropoutLinear, like=_FastDropoutConv, **RANKS[2])
+class FastDropoutConv2d(_FastDropoutConv, nn.Conv2d):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
+                 stride: int | tuple[int, int] = 1, padding: str | int | tuple[int, int] = 0,
+                 dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool = True,
+                 padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+                 p: float = 0.5, *, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None) -> None:
+        odds(p, "fast dropout")
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+                         boolean("bias", bias), padding_mode, device, dtype)
+        self.p = float(p)

@@ -366,7 +366,8 @@ def test_the_table_of_the_chapter_is_that_of_the_command() -> None:
     assert text.startswith("# python -m dropoutlib.experiments.unit_pruning --seeds 5\n# torch ")
     assert text.partition("; ")[2].splitlines()[:2] == [unit_pruning._ABOUT[0], f"# {unit_pruning._ABOUT[1]}"]
     scores = read_scores(text)
-    assert list(scores) == [key for noise in ("none", "log-normal") for key in unit_pruning._keys(unit_pruning.Run(noise, 0))]
+    assert list(scores) == [key for noise in ("none", "log-normal")
+                            for key in unit_pruning._keys(unit_pruning.Run(noise, 0))]
     assert all(len(by_seed) == 5 for by_seed in scores.values())
 
 

@@ -289,6 +289,8 @@ FIRST, SECOND = 0, 1
 OURS = {
     "Dropout": ((3, 9), FIRST), "WeightScalingDropout": ((3, 9), FIRST), "GaussianDropout": ((3, 9), FIRST),
     "DropConnectLinear": ((3, 9), FIRST), "FastDropoutLinear": ((3, 9), FIRST),
+    **{f"{name}Conv{axes}d": ((3, 9, 4, 4)[:2 + axes], FIRST)
+       for name in ("DropConnect", "FastDropout", "VariationalDropout") for axes in (1, 2)},
     "VariationalDropoutLinear": ((3, 9), FIRST), "ConcreteDropout": ((3, 9), FIRST),
     "ConcreteDropout2d": ((3, 9, 4, 4), FIRST), "SpatialDropout1d": ((3, 9, 4), FIRST),
     "SpatialDropout2d": ((3, 9, 4, 4), FIRST), "SpatialDropout3d": ((3, 9, 4, 4, 2), FIRST),
@@ -317,6 +319,8 @@ def of_ours(name):
         return layer(2, p=0.4)
     if name.endswith(("LSTM", "GRU")):
         return layer(9, 9)
+    if "Conv" in name:
+        return layer(9, 9, 1)
     return layer(9, 9) if name.endswith("Linear") else layer(0.4)
 
 

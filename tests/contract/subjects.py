@@ -300,6 +300,13 @@ class LayerWithFactors(LayerWithWeights):
         return y.unsqueeze(2)
 
 
+class LayerWithFilters(LayerWithWeights):
+    """Makes convolutions with one mask for all positions of an example, whose outputs are not equal, though."""
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.flatten(3)
+
+
 def linear_in(module: nn.Module) -> nn.Module:
     return next(part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d)))
 
@@ -333,14 +340,30 @@ WITH_WEIGHTS = {
         lambda p, n, **where: dropoutlib.DropConnectLinear(n, n, bias=False, p=p, **where)),
     "DropConnectLinear with bias": LayerWithWeights(
         lambda p, n, **where: dropoutlib.DropConnectLinear(n, n, p=p, **where), few=(1, 2)),
+    "DropConnectConv1d": LayerWithFilters(
+        lambda p, n, **where: dropoutlib.DropConnectConv1d(n, n, 1, bias=False, p=p, **where), axes=(3,),
+        few=(2, 2, 2)),
+    "DropConnectConv1d with bias": LayerWithFilters(
+        lambda p, n, **where: dropoutlib.DropConnectConv1d(n, n, 1, p=p, **where), axes=(3,), few=(1, 2, 2)),
+    "DropConnectConv2d": LayerWithFilters(
+        lambda p, n, **where: dropoutlib.DropConnectConv2d(n, n, 1, bias=False, p=p, **where), axes=(3, 2),
+        few=(2, 2, 2, 1)),
     "StandoutLinear": LayerWithBelief(
         lambda p, n, **where: dropoutlib.StandoutLinear(n, n, bias=False, beta=keep_all(p), **where)),
     "FastDropoutLinear": LayerWithWeights(
         lambda p, n, **where: dropoutlib.FastDropoutLinear(n, n, bias=False, p=p, **where)),
+    "FastDropoutConv1d": LayerWithWeights(
+        lambda p, n, **where: dropoutlib.FastDropoutConv1d(n, n, 1, bias=False, p=p, **where), axes=(3,)),
+    "FastDropoutConv2d": LayerWithWeights(
+        lambda p, n, **where: dropoutlib.FastDropoutConv2d(n, n, 1, bias=False, p=p, **where), axes=(3, 2)),
     "VariationalDropoutLinear": LayerWithWeights(
         lambda p, n, **where: dropoutlib.VariationalDropoutLinear(n, n, bias=False, p=p, **where)),
     "VariationalDropoutLinear of kind B": LayerWithFactors(
         lambda p, n, **where: dropoutlib.VariationalDropoutLinear(n, n, bias=False, p=p, kind="B", **where)),
+    "VariationalDropoutConv1d": LayerWithWeights(
+        lambda p, n, **where: dropoutlib.VariationalDropoutConv1d(n, n, 1, bias=False, p=p, **where), axes=(3,)),
+    "VariationalDropoutConv2d": LayerWithWeights(
+        lambda p, n, **where: dropoutlib.VariationalDropoutConv2d(n, n, 1, bias=False, p=p, **where), axes=(3, 2)),
     "SparseVariationalLinear": LayerWithWeights(
         lambda p, n, **where: sparse(dropoutlib.SparseVariationalLinear(n, n, bias=False, **where), p)),
     "SparseVariationalConv1d": LayerWithWeights(

@@ -120,6 +120,8 @@ def called(name: str, **options: object) -> Tensor:
                 if parameter.default is parameter.empty}
     if name.endswith(("1d", "2d", "3d")):
         required["input"] = torch.ones(1, 4, 4, 4, 4)[(0,) * (3 - int(name[-2]))]
+        if "weight" in required:
+            required["weight"] = torch.ones(4, 4, *[1] * int(name[-2]))
     return function(**required, **options)
 
 

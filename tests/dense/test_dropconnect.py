@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.profiler import profile
 
-from dropoutlib import DropConnectLinear, Dropout, functional, moments
+from dropoutlib import DropConnectConv1d, DropConnectConv2d, DropConnectLinear, Dropout, functional, moments
 from dropoutlib.enumeration import distribution
 from dropoutlib.noise import Bernoulli, Replay
 
@@ -268,3 +268,99 @@ def test_the_readme_layer_compiles_in_evaluation() -> None:
     x = torch.randn(3, 6)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x))
+
+
+# Convolutions
+
+
+CONVOLUTIONS = {
+    "of a sequence": (lambda **more: DropConnectConv1d(2, 4, 3, padding="same", groups=2, **more), (2, 2, 5)),
+    "with strides": (lambda **more: DropConnectConv2d(2, 3, (3, 2), 2, 1, **more), (2, 2, 5, 4)),
+    "dilated": (lambda **more: DropConnectConv2d(2, 3, 2, dilation=2, bias=False, **more), (3, 2, 4, 5)),
+    "reflected": (lambda **more: DropConnectConv2d(2, 3, 3, padding=(1, 2), padding_mode="reflect", **more),
+                  (2, 2, 4, 5)),
+    "without padding": (lambda **more: DropConnectConv1d(2, 2, 2, padding="valid", **more), (1, 2, 5))}
+
+
+def convolution_of(name: str, **arguments: object) -> tuple[nn.Module, torch.Tensor]:
+    make, shape = CONVOLUTIONS[name]
+    torch.manual_seed(1)
+    return make(dtype=torch.float64, **{"p": P, **arguments}), torch.randn(shape, dtype=torch.float64)
+
+
+def plainly(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What torch's convolution of this geometry gives with other weights."""
+    return layer._conv_forward(x, weight, bias)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_each_example_has_its_own_filters(name: str) -> None:
+    """Values and gradients: those of torch's convolution, example by example, with the masked weights."""
+    layer, x = convolution_of(name)
+    x.requires_grad_()
+    noise = layer.draw(x)
+    keep, keep_bias = noise if layer.bias is not None else (noise, None)
+    assert keep.shape == (len(x), *layer.weight.shape) and len(keep.flatten(1).unique(dim=0)) == len(x)
+    expected = torch.cat([plainly(
+        layer, x[i:i + 1], layer.weight * keep[i] / (1 - P),
+        None if keep_bias is None else layer.bias * keep_bias[i] / (1 - P)) for i in range(len(x))])
+    y = layer(x, noise=noise)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    gradient, leaves = torch.randn_like(y), [x, *layer.parameters()]
+    for got, wanted in zip(torch.autograd.grad(y, leaves, gradient), torch.autograd.grad(expected, leaves, gradient),
+                           strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+
+
+def test_moments_of_a_convolution_over_all_masks() -> None:
+    """Two filters of two weights and a bias each: 64 masks; positions share them, filters do not."""
+    torch.manual_seed(1)
+    layer, x = DropConnectConv1d(1, 2, 2, p=P, dtype=torch.float64), torch.randn(1, 1, 3, dtype=torch.float64)
+    law = distribution(lambda keep: layer(x, noise=(keep[..., :2].reshape(1, 2, 1, 2), keep[..., 2])), (1, 2, 3), P)
+    torch.testing.assert_close(layer.mean(x), law.mean(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.variance(x), law.variance(), rtol=0, atol=1e-12)
+    covariance = law.covariance()
+    assert covariance[:2, 2:].abs().max() < 1e-12 < covariance[0, 1].abs()
+    for inference in ("gaussian", "mean"):
+        layer.inference = inference
+        torch.testing.assert_close(layer.eval()(x), law.mean(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_one_mask_for_the_batch_of_a_convolution(name: str) -> None:
+    layer, x = convolution_of(name, sharing="batch")
+    noise = layer.draw(x)
+    keep, keep_bias = noise if layer.bias is not None else (noise, None)
+    assert keep.shape == layer.weight.shape
+    expected = plainly(layer, x, layer.weight * keep / (1 - P),
+                       None if keep_bias is None else layer.bias * keep_bias / (1 - P))
+    torch.testing.assert_close(layer(x, noise=noise), expected, rtol=0, atol=1e-12)
+    if name != "reflected":  # torch pads no single example so
+        torch.testing.assert_close(layer(x[0], noise=noise), expected[0], rtol=0, atol=1e-12)
+
+
+def test_a_convolution_averages_its_activation_as_the_linear_layer_does() -> None:
+    """A filter as large as the map is a linear layer."""
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    for activation, inference in ((torch.relu, "gaussian"), (torch.tanh, "gaussian"), (torch.relu, "mean"),
+                                  (torch.relu, "sampled")):
+        conv, linear = DropConnectConv1d(2, 5, 3, p=P, dtype=torch.float64), layer_of(6, 5)
+        for layer in (conv, linear):
+            layer.activation, layer.inference = activation, inference
+        with torch.no_grad():
+            linear.weight.copy_(conv.weight.flatten(1))
+            linear.bias.copy_(conv.bias)
+        noise = torch.randn(100, 4, 5, dtype=torch.float64) if inference == "sampled" else None
+        y = conv.eval()(x, noise=noise if noise is None else noise.unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(y, linear.eval()(x.flatten(1), noise=noise), rtol=0, atol=1e-12)
+        torch.testing.assert_close(conv.variance(x).squeeze(-1), linear.variance(x.flatten(1)), rtol=0, atol=1e-12)
+
+
+def test_an_empty_batch_and_all_weights_dropped() -> None:
+    layer = DropConnectConv2d(2, 3, 2)
+    y = layer(torch.ones(0, 2, 4, 4))
+    assert y.shape == (0, 3, 3, 3)
+    y.sum().backward()
+    assert not layer.weight.grad.any() and not layer.bias.grad.any()
+    layer.p = 1.0
+    assert not layer(torch.ones(2, 2, 4, 4)).any() and not layer.eval()(torch.ones(2, 2, 4, 4)).any()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dropoutlib import Dropout, FastDropoutLinear, functional, moments
+from dropoutlib import Dropout, FastDropoutConv1d, FastDropoutConv2d, FastDropoutLinear, audit, functional, moments
 from dropoutlib.enumeration import distribution
 
 P = 0.3
@@ -184,3 +184,34 @@ def test_refuses_p_one_and_says_why() -> None:
         with pytest.raises(ValueError, match=r"less than 1.*variance, which contains.*would be infinite"):
             call()
     assert math.isfinite(FastDropoutLinear(2, 2, p=1 - 1e-9)(torch.ones(2)).sum().item())
+
+
+# Convolutions
+
+
+CONVOLUTIONS = {
+    "of a sequence": (lambda: FastDropoutConv1d(2, 4, 3, padding="same", groups=2, p=P), (1, 2, 4)),
+    "with strides": (lambda: FastDropoutConv2d(2, 3, (3, 2), 2, 1, p=P), (1, 2, 2, 2)),
+    "circular": (lambda: FastDropoutConv1d(2, 3, 3, padding=1, padding_mode="circular", bias=False, p=P), (1, 2, 4))}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_moments_are_those_of_a_convolution_behind_dropout(name: str) -> None:
+    make, shape = CONVOLUTIONS[name]
+    torch.manual_seed(1)
+    layer, dropout, x = make().double(), Dropout(P), torch.randn(shape, dtype=torch.float64)
+    law = distribution(lambda keep: layer._conv_forward(dropout(x, noise=keep), layer.weight, layer.bias), shape, P)
+    torch.testing.assert_close(layer.mean(x), law.mean(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.variance(x), law.variance(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.eval()(x), law.mean(), rtol=0, atol=1e-12)
+    layer.train()
+    torch.testing.assert_close(layer(x, noise=torch.full((1,), -2.0)), layer.mean(x) - 2 * layer.variance(x).sqrt())
+    noise = layer.draw(x, generator=torch.Generator().manual_seed(0))
+    assert noise.shape == law.mean().shape and len(noise.unique()) == noise.numel()  # every position has its own
+    assert torch.equal(layer(x, noise=noise), layer(x, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_convolution_stands_for_dropout_too() -> None:
+    model = nn.Sequential(nn.Dropout(), FastDropoutConv1d(2, 2, 1))
+    assert "1, a FastDropoutConv1d, which stands for dropout and the layer behind it" in str(
+        audit(model, torch.ones(1, 2, 3)))

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from dropoutlib import GaussianDropout, VariationalDropoutLinear, functional
+from dropoutlib import (
+    GaussianDropout,
+    VariationalDropoutConv1d,
+    VariationalDropoutConv2d,
+    VariationalDropoutLinear,
+    functional,
+)
 from dropoutlib.divergence import log_uniform_kl
 
 KINDS = [("A", "layer"), ("A", "unit"), ("A", "weight"), ("B", "layer"), ("B", "unit")]
@@ -211,3 +217,80 @@ def test_every_log_alpha_gives_finite_values_and_gradients(dtype, kind, logarith
     assert y.isfinite().all() and layer.kl().isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
     assert (layer.log_alpha.grad != 0).all() or logarithm > 0  # from below, the divergence leads back
+
+
+# Convolutions
+
+
+CONVOLUTIONS = {
+    "of a sequence": (lambda **more: VariationalDropoutConv1d(4, 6, 3, padding="same", groups=2, **more), (2, 4, 5)),
+    "with strides": (lambda **more: VariationalDropoutConv2d(2, 3, (3, 2), 2, 1, **more), (2, 2, 5, 4)),
+    "circular": (lambda **more: VariationalDropoutConv1d(2, 3, 3, padding=1, padding_mode="circular", **more),
+                 (2, 2, 5))}
+
+
+def convolution_of(name: str, **arguments: object) -> tuple[nn.Module, torch.Tensor]:
+    make, shape = CONVOLUTIONS[name]
+    torch.manual_seed(1)
+    layer, x = make(dtype=torch.float64, **arguments), torch.randn(shape, dtype=torch.float64)
+    with torch.no_grad():
+        layer.log_alpha += torch.randn_like(layer.log_alpha)
+    return layer, x
+
+
+@pytest.mark.parametrize("alpha_per", ["layer", "unit", "weight"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_moments_are_those_of_noise_on_every_weight(name: str, alpha_per: str) -> None:
+    """An output is linear in the factors, so one factor at a time gives its variance."""
+    layer, x = convolution_of(name, alpha_per=alpha_per)
+    filters, inputs, *_ = layer.weight.shape
+    variance = torch.zeros_like(layer.mean(x))
+    for place in torch.ones_like(layer.weight).nonzero():
+        alone = torch.zeros_like(layer.weight)
+        alone[tuple(place)] = layer.weight[tuple(place)]
+        channel = place[0] // (filters // layer.groups) * inputs + place[1]  # of the input
+        alpha = {"layer": layer.alpha, "unit": layer.alpha[channel] if alpha_per == "unit" else None,
+                 "weight": layer.alpha[tuple(place)] if alpha_per == "weight" else None}[alpha_per]
+        variance = variance + alpha * layer._conv_forward(x, alone, None).square()
+    mean = layer._conv_forward(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer.mean(x), mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.variance(x), variance, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer(x, noise=torch.full((1,), -2.0)), mean - 2 * variance.sqrt())
+    torch.testing.assert_close(layer.eval()(x), mean, rtol=0, atol=1e-12)
+    if layer.padding_mode == "zeros":
+        function = getattr(functional, f"variational_dropout_conv{x.dim() - 2}d")
+        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        y = function(x, layer.weight, layer.bias, layer.alpha, *geometry, noise=torch.full((1,), -2.0))
+        torch.testing.assert_close(y, mean - 2 * variance.sqrt())
+
+
+@pytest.mark.parametrize("alpha_per", ["layer", "unit", "weight"])
+def test_every_weight_of_a_convolution_counts_in_the_divergence(alpha_per: str) -> None:
+    layer, _ = convolution_of("of a sequence", alpha_per=alpha_per)
+    shape = {"layer": (), "unit": (2, 1, 2, 1), "weight": (2, 3, 2, 3)}[alpha_per]  # by groups
+    of_weights = layer.alpha.reshape(shape).expand(2, 3, 2, 3)
+    torch.testing.assert_close(layer.kl(), log_uniform_kl(of_weights).sum())
+
+
+def test_a_convolution_with_a_filter_as_large_as_the_map_is_the_linear_layer() -> None:
+    conv, x = VariationalDropoutConv2d(2, 5, (2, 3), dtype=torch.float64), torch.randn(4, 2, 2, 3, dtype=torch.float64)
+    linear = VariationalDropoutLinear(12, 5, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.copy_(conv.weight.flatten(1))
+        linear.bias.copy_(conv.bias)
+    noise = torch.randn(4, 5, dtype=torch.float64)
+    torch.testing.assert_close(conv(x, noise=noise[..., None, None]).flatten(1), linear(x.flatten(1), noise=noise))
+    torch.testing.assert_close(conv.kl(), linear.kl())
+    conv.p = 0.2
+    assert conv.alpha.item() == pytest.approx(0.25) and "p=0.2" in repr(conv)
+
+
+@pytest.mark.parametrize(("words", "call"), [
+    ("alpha_per has to be", lambda: VariationalDropoutConv1d(2, 2, 1, alpha_per="channel")),
+    ("probability has to be between 0 and 1", lambda: VariationalDropoutConv2d(2, 2, 1, p=1.0)),
+    (r"alpha has to be one number, one for each of 4 inputs.*\(3,\)", lambda: functional.variational_dropout_conv1d(
+        torch.ones(4, 5), torch.ones(2, 2, 1), None, torch.ones(3), groups=2)),
+    ("alpha.*-1", lambda: functional.variational_dropout_conv1d(torch.ones(2, 5), torch.ones(2, 2, 1), None, -1.0))])
+def test_bad_input_of_a_convolution(words: str, call: object) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
