@@ -288,7 +288,7 @@ class _FastDropoutConv(FromConv, _FastDropout):
     :class:`torch.nn.Conv{axes}d`: it stands for dropout of single elements *and* the convolution behind it, so put no
     other dropout before it. Every output, at every position, is drawn from its own Gaussian, independently, while
     behind dropout positions share the elements that are dropped: single outputs have the right mean and variance,
-    sums over a map have too small a variance. A filter on few inputs, such as the first one of an image of one channel,
+    sums over a map have another variance. A filter on few inputs, such as the first one of an image of one channel,
     adds few terms, whose sum is not close to Gaussian.
 
     {four_answers}
