@@ -16,14 +16,18 @@ from torch.overrides import TorchFunctionMode
 
 import dropoutlib.moments as moments
 
-from .arguments import boolean, require_tensor
+from .arguments import boolean, is_autocast, require_tensor
 from .bayesian.log_normal_dropout import LogNormalDropout
-from .bayesian.sparse_variational_dropout import SparseVariationalLinear
+from .bayesian.sparse_variational_dropout import (
+    SparseVariationalConv1d,
+    SparseVariationalConv2d,
+    SparseVariationalLinear,
+)
 from .convolutional.spatial_dropout import SpatialDropout1d, SpatialDropout2d, SpatialDropout3d
 from .dense.dropconnect import _LINEAR, DropConnectLinear, _pre_activation
-from .dense.fast_dropout import FastDropoutLinear
+from .dense.fast_dropout import FastDropoutConv1d, FastDropoutConv2d, FastDropoutLinear
 from .dense.gaussian_dropout import GaussianDropout
-from .dense.variational_dropout import VariationalDropoutLinear
+from .dense.variational_dropout import VariationalDropoutConv1d, VariationalDropoutConv2d, VariationalDropoutLinear
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
@@ -88,10 +92,10 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
       :class:`~dropoutlib.GaussianDropout`, exactly;
     * dropout of whole maps, torch's and :class:`~dropoutlib.SpatialDropout2d`, with ``covariance=True``: to count the
       elements of one map as independent would miss nearly all of its noise;
-    * :class:`~dropoutlib.DropConnectLinear` without activation or with ReLU, :class:`~dropoutlib.FastDropoutLinear`,
-      for the dropout that it stands for, :class:`~dropoutlib.VariationalDropoutLinear`,
-      :class:`~dropoutlib.SparseVariationalLinear` and :class:`~dropoutlib.LogNormalDropout` (on maps with
-      ``covariance=True``), with all units and weights, as in training.
+    * :class:`~dropoutlib.DropConnectLinear` without activation or with ReLU, :class:`~dropoutlib.FastDropoutLinear`
+      and its convolutions, for the dropout that they stand for, :class:`~dropoutlib.VariationalDropoutLinear`,
+      :class:`~dropoutlib.SparseVariationalLinear` and their convolutions, and :class:`~dropoutlib.LogNormalDropout` (on
+      maps with ``covariance=True``), with all units and weights, as in training.
 
     Everything else is refused with its place.
 
@@ -122,7 +126,8 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
         ValueError: if the model has no noise at all, if ``x`` has no axis of examples, or a layer gets another number
             of axes than those of a batch; if the model has lazy layers that have no weights yet.
         TypeError: if the model is no module or is scripted, ``x`` is no tensor, or ``covariance`` no truth value.
-        RuntimeError: if shapes do not fit, or ``x`` holds no real floating point numbers.
+        RuntimeError: if shapes do not fit, or ``x`` holds no real floating point numbers, or those of float16, in
+            which variances overflow.
 
     Source:
         Postels et al., *Sampling-Free Epistemic Uncertainty Estimation Using Approximated Variance Propagation* (2019),
@@ -153,6 +158,9 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
     if x.is_complex() or x.is_nested:
         raise RuntimeError("x has to hold real numbers, and examples of one size, but got "
                            f"{'a nested tensor' if x.is_nested else x.dtype}")
+    if torch.float16 in (x.dtype, torch.get_autocast_dtype(x.device.type) if is_autocast(x) else None):
+        raise RuntimeError("x has to be float32, float64 or bfloat16, but got float16, in which the square of 256 is "
+                           "infinite")
     if x.dim() < 2:
         raise ValueError("x has to be of shape (N, ...), with examples along the first axis, "
                          f"but got the shape {tuple(x.shape)}: x[None] is one example")
@@ -363,9 +371,9 @@ def _log_normal(layer: LogNormalDropout, value: _Value) -> _Value:
     return _elementwise(lambda flat: moments.multiply(flat, law), value)
 
 
-def _fast_dropout(layer: FastDropoutLinear, value: _Value) -> _Value:
+def _fast_dropout(layer: Any, value: _Value) -> _Value:
     odds(layer.p, "fast dropout")
-    return _linear(layer, _drop(layer, value))
+    return _sums(layer, _drop(layer, value))
 
 
 def _plus(value: _Value, variance: Tensor) -> _Value:
@@ -396,8 +404,13 @@ def _drop_connect(layer: DropConnectLinear, value: _Value) -> _Value:
     return _relu(layer, behind)
 
 
+def _sums(layer: Any, value: _Value) -> _Value:
+    """Behind the weights without their noise."""
+    return _linear(layer, value) if isinstance(layer, nn.Linear) else _convolution(layer, value)
+
+
 def _noisy_weights(layer: Any, value: _Value) -> _Value:
-    return _plus(_linear(layer, value), layer.variance(_root_mean_square(value)))
+    return _plus(_sums(layer, value), layer.variance(_root_mean_square(value)))
 
 
 def _variational(layer: VariationalDropoutLinear, value: _Value) -> _Value:
@@ -420,9 +433,10 @@ _RULES: dict[type[nn.Module], Callable[[Any, Any], _Value]] = {
     WeightScalingDropout: _times(lambda layer: (Bernoulli(layer.p), 1.0)),
     GaussianDropout: _times(lambda layer: (Gaussian(1.0, odds(layer.p, "Gaussian dropout")), 1.0)),
     **dict.fromkeys(_MAPS, _drop_maps),
-    FastDropoutLinear: _fast_dropout,
+    **dict.fromkeys((FastDropoutLinear, FastDropoutConv1d, FastDropoutConv2d), _fast_dropout),
     DropConnectLinear: _drop_connect,
     VariationalDropoutLinear: _variational,
-    SparseVariationalLinear: _noisy_weights,
+    **dict.fromkeys((VariationalDropoutConv1d, VariationalDropoutConv2d, SparseVariationalLinear,
+                     SparseVariationalConv1d, SparseVariationalConv2d), _noisy_weights),
     LogNormalDropout: _log_normal,
 }

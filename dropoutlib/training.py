@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -28,7 +29,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Raises:
         TypeError: if ``model`` is no module, or ``weight_decay`` no real number.
-        ValueError: if ``weight_decay`` is negative.
+        ValueError: if ``weight_decay`` is negative or infinite.
 
     Example:
         >>> import torch
@@ -41,8 +42,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
-    if not real("weight_decay", weight_decay) >= 0:
-        raise ValueError(f"weight_decay has to be at least 0, but got {weight_decay}")
+    if not 0 <= real("weight_decay", weight_decay) < math.inf:
+        raise ValueError(f"weight_decay has to be a finite number of at least 0, but got {weight_decay}")
     of_noise = {parameter for layer in model.modules() if isinstance(layer, NoisyLayer)
                 for name, parameter in layer.named_parameters(recurse=False)
                 if "weight" not in name and "bias" not in name}
@@ -67,7 +68,7 @@ def warm_up(step: float, start: float, end: float, first: float = 0.0, last: flo
 
     Raises:
         TypeError: if an argument is no real number.
-        ValueError: if ``end`` is before ``start``.
+        ValueError: if ``end`` is before ``start``, or an argument is nan.
 
     Example:
         >>> from dropoutlib.training import warm_up
@@ -76,6 +77,9 @@ def warm_up(step: float, start: float, end: float, first: float = 0.0, last: flo
     """
     step, start, end = real("step", step), real("start", start), real("end", end)
     first, last = real("first", first), real("last", last)
+    for name, value in (("step", step), ("first", first), ("last", last)):
+        if math.isnan(value):
+            raise ValueError(f"{name} has to be a number, but got nan")
     if not start <= end:
         raise ValueError(f"end has to be at or behind start, but got start={start:g} and end={end:g}")
     if step >= end:

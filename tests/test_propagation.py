@@ -8,13 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
+import dropoutlib
 from dropoutlib import (
+    DropConnectConv1d,
     DropConnectLinear,
     Dropout,
     FastDropoutLinear,
     GaussianDropout,
     LogNormalDropout,
-    SparseVariationalConv1d,
     SparseVariationalLinear,
     SpatialDropout1d,
     SpatialDropout2d,
@@ -250,8 +251,27 @@ def test_sparse_noise_on_weights_is_that_of_variational_dropout():
         one, other = (propagate_moments(nn.Sequential(drop, layer), x, covariance=covariance)
                       for layer in (plain, sparse))
         torch.testing.assert_close(one, other, **EXACT)
-    with pytest.raises(NotImplementedError, match=r"0 \(SparseVariationalConv1d\) cannot be followed: no rule"):
-        propagate_moments(nn.Sequential(SparseVariationalConv1d(3, 2, 1)), x[..., None].float())
+
+
+@pytest.mark.parametrize("kind", ["FastDropout", "VariationalDropout", "SparseVariational"])
+@pytest.mark.parametrize("covariance", [False, True])
+def test_a_convolution_with_noise_is_a_linear_layer_on_windows(kind, covariance):
+    """Filters as large as the map, behind dropout; then windows that overlap, on certain inputs."""
+    torch.manual_seed(0)
+    drop, x = Dropout(0.4), randn(2, 2, 3)
+    conv = getattr(dropoutlib, f"{kind}Conv1d")(2, 4, 3).double()
+    linear = getattr(dropoutlib, f"{kind}Linear")(6, 4).double()
+    linear.load_state_dict({name: part.flatten(1) if part.dim() > 1 else part
+                            for name, part in conv.state_dict().items()})
+    with torch.no_grad():
+        one = propagate_moments(nn.Sequential(drop, conv, nn.Flatten()), x, covariance=covariance)
+        other = propagate_moments(nn.Sequential(drop, nn.Flatten(), linear), x, covariance=covariance)
+        torch.testing.assert_close(one, other, **EXACT)
+        layer = getattr(dropoutlib, f"{kind}Conv2d")(2, 3, 2, padding=1, groups=1).double()
+        maps = randn(2, 2, 3, 3)
+        value = propagate_moments(layer, maps, covariance=covariance)
+        torch.testing.assert_close(value.mean.flatten(), layer.mean(maps).flatten(), **EXACT)
+        torch.testing.assert_close(value.variance.flatten(), layer.variance(maps).flatten(), **EXACT)
 
 
 def test_noise_of_a_layer_on_rows_is_drawn_for_each():
@@ -424,6 +444,8 @@ REFUSED = {
     "a function that drops": (lambda: [Residual(nn.Identity(), 0.5), Dropout()],
                               r"0 \(Residual\) cannot be followed: it calls dropout\(\)"),
     "a changed forward": (lambda: [Dropout(), Other(3, 3)], r"1 \(Other\) cannot be followed behind noise: no rule"),
+    "filters that positions share": (lambda: [nn.Unflatten(1, (3, 1)), DropConnectConv1d(3, 3, 1)],
+                                     r"1 \(DropConnectConv1d\) cannot be followed: no rule"),
     "another law": (lambda: [StandoutLinear(3, 3)], r"0 \(StandoutLinear\) cannot be followed: no rule"),
     "alpha dropout": (lambda: [nn.AlphaDropout()], r"0 \(AlphaDropout\) cannot be followed: no rule"),
     "a hook": (lambda: [Dropout(), hooked()], r"1 \(Linear\) cannot be followed: it has hooks"),
@@ -471,6 +493,7 @@ def test_masks_shared_by_positions_are_refused_with_covariances():
 
 
 BAD = {
+    "half precision": (RuntimeError, "x has to be float32.*float16", lambda x: (Dropout(), x.half())),
     "no module": (TypeError, "model has to be a module, but got type", lambda x: (Dropout, x)),
     "no noise": (ValueError, "Sequential has no noise", lambda x: (nn.Sequential(nn.Linear(3, 3)), x)),
     "a rate of 0": (ValueError, "Sequential has no noise", lambda x: (nn.Sequential(Dropout(0.0)), x)),
