@@ -14,7 +14,7 @@ from torch.fx import Proxy
 
 from dropoutlib.documentation import document
 
-__all__ = ["applies_noise", "boolean", "in_forward_mode", "is_autocast", "is_differentiated", "is_eager",
+__all__ = ["applies_noise", "boolean", "in_forward_mode", "integer", "is_autocast", "is_differentiated", "is_eager",
            "is_recorded", "noise_pair", "not_negative", "one_of", "positive", "positive_integer", "real",
            "refuse_noise", "require_broadcastable", "require_callable", "require_channels", "require_features",
            "require_images", "require_jagged", "require_one_size", "require_tensor", "unchanged"]
@@ -66,6 +66,24 @@ def positive(name: str, value: object) -> float:
 
 
 @document(real)
+def integer(name: str, value: object) -> int:
+    """A whole number.
+
+    Args:
+        {name} {value}
+
+    Returns:
+        {Returns}
+
+    Raises:
+        TypeError: if it is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} has to be a whole number, but got {value!r} of type {type(value).__name__}")
+    return int(value)
+
+
+@document(real)
 def positive_integer(name: str, value: object) -> int:
     """A whole number, at least 1.
 
@@ -79,11 +97,9 @@ def positive_integer(name: str, value: object) -> int:
         TypeError: if it is no whole number.
         ValueError: if it is below 1.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} has to be a whole number, but got {value!r} of type {type(value).__name__}")
-    if value < 1:
+    if (number := integer(name, value)) < 1:
         raise ValueError(f"{name} has to be at least 1, but got {value}")
-    return int(value)
+    return number
 
 
 @document(real)

@@ -20,7 +20,7 @@ from .channels import Flow, Run, Units, fold_scales, name_of
 from .plain_layers import Scale, exchanged
 from .surgery import _call, _copied, _tensors
 
-__all__ = ["Change", "Compressed", "CompressionReport", "Units", "compress"]
+__all__ = ["Change", "Compressed", "CompressionReport", "compress"]
 
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 _UNCHANGED = "The given model is as it was"
@@ -173,6 +173,9 @@ def _require_what_can_be_copied(model: Any) -> None:
                              "remove_weight_norm do so for theirs)")
         if parametrize.is_parametrized(module):
             raise ValueError(f"{place} has a parametrization: call torch.nn.utils.parametrize.remove_parametrizations")
+    for name, part in (*model.named_parameters(), *model.named_buffers()):
+        if part.is_meta:
+            raise ValueError(f"{name} has no values: it lies on the device meta")
     owners: dict[Tensor, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if owners.setdefault(parameter, name) != name and not _is_one_module(model, owners[parameter], name):

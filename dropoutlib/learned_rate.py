@@ -39,8 +39,9 @@ def finite_logarithm(log: Tensor) -> Tensor:
 
 
 def clamped(x: Tensor, low: float, high: float) -> Tensor:
-    """Numbers within bounds, with the gradient 1 beyond them, too."""
-    return x + (x.clamp(low, high) - x).detach()
+    """Numbers within bounds, with the gradient 1 beyond them, too; at infinity it is 0."""
+    within = x.clamp(low, high).detach()
+    return within + torch.where(x.isinf(), 0, x - x.detach())
 
 
 def logit_of(p: float) -> float:

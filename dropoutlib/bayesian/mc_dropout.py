@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from dropoutlib.arguments import one_of, positive, positive_integer
+from dropoutlib.arguments import integer, one_of, positive, positive_integer
 from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import describe, facts
 from dropoutlib.prefix import Apart, Diverged, Prefix
@@ -584,7 +584,7 @@ def _summary(samples: Tensor, precision: float | None) -> Prediction:
 
 def _class_summary(samples: Tensor, class_axis: int) -> ClassPrediction:
     shape = tuple(samples.shape[1:])
-    if not -len(shape) <= class_axis < len(shape):
+    if not -len(shape) <= integer("class_axis", class_axis) < len(shape):
         raise ValueError(f"class_axis has to be an axis of the output, which has the shape {shape}, but got "
                          f"{class_axis}")
     axis = class_axis % len(shape)

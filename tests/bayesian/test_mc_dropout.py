@@ -814,6 +814,8 @@ DROP = nn.Dropout(0.5)
      lambda: predict(DROP, torch.ones(2, 2), task="classification", precision=2.0)),
     (ValueError, r"class_axis has to be an axis of the output, which has the shape \(2,\), but got 1",
      lambda: predict(DROP, torch.ones(2), task="classification")),
+    (TypeError, "class_axis has to be a whole number, but got 1.0",
+     lambda: predict(DROP, torch.ones(2, 2), task="classification", class_axis=1.0)),
     (ValueError, "at least 2 classes", lambda: predict(DROP, torch.ones(2, 1), task="classification")),
     (ValueError, "memory_limit has to be at least 1", lambda: predict(DROP, torch.ones(2), memory_limit=0)),
     (TypeError, "generator has to be a torch.Generator, but got int",

@@ -174,7 +174,8 @@ WEIGHTS = {torch.float16: (0.0, 1e-3, 1.0, -100.0)}  # it holds neither the outp
 def test_every_weight_and_variance_give_finite_values_and_gradients(dtype: torch.dtype) -> None:
     weights = WEIGHTS.get(dtype, (0.0, 1e-42, 1e-30, 1e-6, 1.0, -1e4))
     for (make, shape), weight, log_sigma2 in itertools.product(
-            (LAYERS["Linear"], LAYERS["Conv2d"]), weights, (-1e4, -200.0, -90.0, 0.0, 90.0, 1e4)):
+            (LAYERS["Linear"], LAYERS["Conv2d"]), weights, (
+                -math.inf, -1e4, -200.0, -90.0, 0.0, 90.0, 1e4, math.inf)):
         layer = make(dtype=dtype)
         nn.init.constant_(layer.weight, weight)
         nn.init.constant_(layer.log_sigma2, log_sigma2)
