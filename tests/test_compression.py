@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 import dropoutlib
 from dropoutlib import channels, compress
-from dropoutlib.compression import Units
+from dropoutlib.channels import Units
 from dropoutlib.plain_layers import Scale, _plain
 
 _IMAGES, _VECTORS, _SEQUENCES = (3, 3, 12, 12), (5, 9), (4, 3, 20)
