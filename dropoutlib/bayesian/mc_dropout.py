@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves
 
 from dropoutlib.arguments import integer, one_of, positive, positive_integer
@@ -65,8 +65,8 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     What it cannot see stays off: functions of :mod:`dropoutlib.functional` that are told ``training=False``, stochastic
     depth of other libraries, kernels that are no functions of torch. At the end everything is as it was, also after an
     error. Contexts nest; for a module that is in several, the innermost one counts. A compiled model runs uncompiled:
-    its graph was made without the noise. Do not call the model from other threads meanwhile, as ``nn.DataParallel``
-    does, nor enter a context for it there: layers are shared, functions of torch are not reached.
+    its graph was made without the noise. Other threads may call the model, too, but none may enter a
+    context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are not followed.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -208,6 +208,10 @@ class _Noise(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.stack:
             self.local.calls.clear()
+            # off in other threads, and where backward() runs the forward of a checkpoint again
+            self.local.is_pushed = self not in _get_current_function_mode_stack()
+            if self.local.is_pushed:
+                self.__enter__()
         self.stack.append(module)
         if not (self._counts(module) and isinstance(module, NoisyLayer) and _is_noisy(module)):
             return None
@@ -222,6 +226,8 @@ class _Noise(TorchFunctionMode):
 
     def _leave(self, *_: Any) -> None:
         self.stack.pop()
+        if not self.stack and self.local.is_pushed:
+            self.__exit__(None, None, None)
 
     def _require_noise(self, *_: Any) -> None:
         if self._counts(self.model) and not self.places:

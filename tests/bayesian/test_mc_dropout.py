@@ -4,6 +4,7 @@ import math
 import random
 import warnings
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 import dropoutlib
 from dropoutlib import NoisyLayer, functional, monte_carlo, predict
@@ -280,6 +282,38 @@ def test_models_that_others_wrote(library, make, shape, expected):
     assert not torch.equal(one, other) and set(places) == expected
     assert len(predict(model, numbers(*shape), 4).samples.unique(dim=0)) == 4
     assert all(torch.equal(old, new) for old, new in zip(buffers, model.buffers(), strict=True))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, body, is_on):
+        super().__init__()
+        self.body, self.is_on = body, is_on
+
+    def forward(self, x):
+        return checkpoint(self.body, x, use_reentrant=False) if self.is_on else self.body(x)
+
+
+@pytest.mark.parametrize("masks", ["example", "call", "fixed"])
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), dropoutlib.Dropout(0.5)])
+def test_a_checkpoint_draws_the_same_masks_again(layer, masks):
+    """backward() runs the forward again, in a function of torch, inside of which no mode is on."""
+    body = nn.Sequential(nn.Linear(3, 40), layer, nn.Tanh(), nn.Linear(40, 40), nn.Dropout(0.3), nn.Linear(40, 3))
+    found = []
+    for is_on in (False, True):
+        model, x = Checkpointed(body, is_on), torch.ones(4, 3, requires_grad=True)
+        torch.manual_seed(1)
+        with monte_carlo(model, masks):
+            y = model(x)
+            y.sum().backward()
+        found.append((y, x.grad))
+    torch.testing.assert_close(*found)
+
+
+def test_threads_call_a_model_in_its_context():
+    model, x = nn.Sequential(nn.Linear(3, 40), nn.Dropout(), nn.Linear(40, 3)), torch.ones(2, 3)
+    with monte_carlo(model) as places, ThreadPoolExecutor(4) as threads:
+        outputs = torch.stack(list(threads.map(lambda _: model(x), range(20))))
+    assert len(outputs.unique(dim=0)) == 20 and places == ["1"]
 
 
 # Masks that are shared
