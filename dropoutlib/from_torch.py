@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from .arguments import require_channels, require_features
 from .local_reparameterization import Product, convolution, padded
 
-__all__ = ["FromConv", "FromLinear"]
+__all__ = ["FromConv", "FromLinear", "FromRNN"]
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
@@ -87,12 +87,56 @@ class FromConv(nn.Module):
         return input, convolution(axes, layer.stride, padding, layer.dilation, layer.groups)
 
 
+class FromRNN(nn.Module):
+    """A layer in the place of :class:`torch.nn.LSTM` or :class:`torch.nn.GRU`."""
+
+    mode: ClassVar[Literal["LSTM", "GRU"]]
+
+    @classmethod
+    def from_rnn(cls: type[_Layer], rnn: nn.RNNBase, **options: Any) -> _Layer:
+        """Makes a layer of one of torch's, whose weights and biases it takes: the parameters themselves, not copies.
+
+        So an optimizer that has them goes on. No random number is drawn from torch's global generators.
+
+        Args:
+            rnn: a :class:`torch.nn.LSTM`, or :class:`torch.nn.GRU` for a class of that name; it may be trained.
+            **options: further arguments of the class, by name; all those that torch's has are those of ``rnn``.
+
+        Returns:
+            A layer of this class, in training or evaluation as ``rnn`` is.
+
+        Raises:
+            TypeError: if ``rnn`` is another layer.
+            ValueError: if its weights are computed from other parameters, as by weight norm, or it has ``proj_size``.
+        """
+        mode: str = cls.mode  # type: ignore[attr-defined]
+        if not isinstance(rnn, getattr(nn, mode)):
+            raise TypeError(f"rnn has to be a torch.nn.{mode}, but got {type(rnn).__name__}")
+        names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
+        taken = {name: getattr(rnn, name) for name in names}
+        made = _made(cls, (rnn.input_size, rnn.hidden_size), {**options, **taken}, rnn.weight_hh_l0)
+        for name, _ in made.named_parameters():
+            parameter = getattr(rnn, name)
+            if not isinstance(parameter, nn.Parameter):
+                raise _computed(name, rnn)
+            setattr(made, name, parameter)
+        return made.train(rnn.training)
+
+
 def _with_weights_of(layer: Any, kind: type[_Layer], sizes: tuple[Any, ...], options: dict[str, Any]) -> _Layer:
     if not isinstance(layer.weight, nn.Parameter):
-        raise ValueError(f"the weight of the {type(layer).__name__} is computed from other parameters: remove its "
-                         "parametrization, or weight norm, first")
-    device, bias = layer.weight.device, layer.bias is not None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        made = kind(*sizes, **options, bias=bias, device=device, dtype=layer.weight.dtype)
+        raise _computed("weight", layer)
+    made = _made(kind, sizes, {**options, "bias": layer.bias is not None}, layer.weight)
     made.weight, made.bias = layer.weight, layer.bias
     return made.train(layer.training)
+
+
+def _made(kind: type[_Layer], sizes: tuple[Any, ...], options: dict[str, Any], like: Tensor) -> _Layer:
+    """A new layer; the random numbers of its weights are not those of the caller."""
+    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        return kind(*sizes, **options, device=like.device, dtype=like.dtype)
+
+
+def _computed(name: str, layer: nn.Module) -> ValueError:
+    return ValueError(f"the {name} of the {type(layer).__name__} is computed from other parameters: remove its "
+                      "parametrization, or weight norm, first")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .arguments import boolean, is_autocast, noise_pair, positive_integer, refuse_noise, require_tensor
 from .documentation import document
+from .from_torch import FromRNN
 from .layer import NoisyLayer
 from .noise import Bernoulli, inverted
 from .recurrence import GATES, Noise, State, Weights, run
@@ -33,7 +34,7 @@ class StackNoise(NamedTuple):
 
 
 @document()
-class RecurrentNetwork(NoisyLayer):
+class RecurrentNetwork(FromRNN, NoisyLayer):
     """A stack of LSTM or GRU layers with noise inside: shapes, names of parameters and errors are those of torch's own.
 
     A subclass says in ``_masks`` what is drawn for an input, or checks what is given; in ``_layer`` what one layer does
@@ -45,7 +46,6 @@ class RecurrentNetwork(NoisyLayer):
         {dtype}
     """
 
-    mode: ClassVar[Literal["LSTM", "GRU"]]
     rates: ClassVar[tuple[str, ...]] = ("p",)       # attributes that are probabilities of dropping
     dropout: float
     batch_first: bool

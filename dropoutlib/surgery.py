@@ -217,8 +217,9 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     the function into the model's code. So does dropout that the model only asks for its p, as the attention of
     other libraries may: :func:`~dropoutlib.audit` finds a new layer that nothing calls.
 
-    A factory for layers with weights loads them, as in the second example, or they start anew. Make optimizers, and
-    freeze parameters, after the exchange: they know the old ones.
+    A factory for layers with weights takes them, or they start anew: ``from_linear``, ``from_conv`` and ``from_rnn`` of
+    this library's layers do. Of other factories, make optimizers, and freeze parameters, after the exchange: they know
+    the old ones.
 
     Args:
         model: the module to search.
@@ -244,15 +245,13 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.2))
         >>> replace(model, {nn.Dropout: lambda old: SpatialDropout2d(old.p)})[1]
         SpatialDropout2d(p=0.2, inplace=False)
-        >>> from dropoutlib import DropConnectLinear
-        >>> def with_the_same_weights(old):
-        ...     new = DropConnectLinear(old.in_features, old.out_features, old.bias is not None,
-        ...                             device=old.weight.device, dtype=old.weight.dtype)
-        ...     new.load_state_dict(old.state_dict())
-        ...     return new
+        >>> from dropoutlib import DropConnectLinear, ZoneoutLSTM
         >>> linear = nn.Linear(4, 2)
-        >>> bool((replace(linear, {nn.Linear: with_the_same_weights}).weight == linear.weight).all())
+        >>> replace(linear, {nn.Linear: DropConnectLinear.from_linear}).weight is linear.weight
         True
+        >>> model = nn.ModuleDict({"read": nn.LSTM(8, 16), "say": nn.Linear(16, 2)})
+        >>> replace(model, {nn.LSTM: lambda old: ZoneoutLSTM.from_rnn(old, p_hidden=0.1)})["read"]
+        ZoneoutLSTM(8, 16, p_hidden=0.1, p_cell=0.5)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")

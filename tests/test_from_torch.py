@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import dropoutlib
+from dropoutlib import methods
 
 FACTS = [layer for row in dropoutlib.catalogue().values() for layer in row.facts]
 IN_PLACE_OF_LINEAR = [layer.name for layer in FACTS if layer.replaces == "Linear"]
@@ -48,6 +50,31 @@ def test_a_convolution_keeps_its_geometry(name: str, mode: str) -> None:
     else:
         assert torch.equal(layer(x), conv(x))
     assert layer.train()(x).shape == conv(x).shape
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False}])
+@pytest.mark.parametrize("layer", [layer for layer in FACTS if layer.replaces in ("LSTM", "GRU")],
+                         ids=lambda layer: layer.name)
+def test_a_recurrent_layer_takes_the_parameters(layer: methods.Layer, options: dict[str, object]) -> None:
+    rnn = getattr(nn, layer.replaces)(3, 4, **options, dtype=torch.float64).eval()
+    before = torch.get_rng_state()
+    made = getattr(dropoutlib, layer.name).from_rnn(rnn)
+    assert torch.equal(torch.get_rng_state(), before) and not made.training
+    assert dict(made.named_parameters()).keys() == dict(rnn.named_parameters()).keys()
+    assert all(made.get_parameter(name) is parameter for name, parameter in rnn.named_parameters())
+    for rate in made.rates:
+        setattr(made, rate, 0.0)
+    x = torch.rand(5, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(made(x), rnn(x))
+    torch.testing.assert_close(made.train()(x), rnn(x))
+
+
+def test_other_recurrent_layers_are_refused() -> None:
+    for rnn, kind, words in ((nn.GRU(2, 2), TypeError, "rnn has to be a torch.nn.LSTM, but got GRU"),
+                             (nn.LSTM(2, 2, proj_size=1), ValueError, "proj_size"),
+                             (weight_norm(nn.LSTM(2, 2), "weight_hh_l0"), ValueError, "weight_hh_l0.*computed")):
+        with pytest.raises(kind, match=words):
+            dropoutlib.ZoneoutLSTM.from_rnn(rnn)
 
 
 def test_a_layer_is_exchanged_in_a_model_with_ties() -> None:

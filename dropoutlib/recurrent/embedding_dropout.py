@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.rnn import PackedSequence
 
 from ..arguments import applies_noise, boolean, one_of, require_one_size, unchanged
 from ..layer import NoisyLayer, draws
@@ -16,6 +18,7 @@ from ..noise import Bernoulli, inverted, inverted_mean, inverted_variance
 
 __all__ = ["EmbeddingDropout", "LockedDropout", "embedding_dropout", "locked_dropout"]
 
+_Sequences = TypeVar("_Sequences", Tensor, PackedSequence)
 _BATCH_FIRST = ("batch_first: whether the batch is the first axis, in front of time; by default time is, as for "
                 "recurrent layers.")
 
@@ -218,7 +221,9 @@ class EmbeddingDropout(NoisyLayer, nn.Embedding):
 # Features
 
 
-def _require_sequences(input: Tensor) -> None:
+def _require_sequences(input: Tensor | PackedSequence) -> None:
+    if isinstance(input, PackedSequence):
+        input = input.data.unsqueeze(1)
     require_one_size(input)
     if input.dim() not in (2, 3):
         raise RuntimeError("input has to be of shape (T, B, features), (B, T, features) with batch_first, or "
@@ -230,28 +235,40 @@ def _time(input: Tensor, batch_first: bool) -> tuple[int, ...]:
     return (1,) if boolean("batch_first", batch_first) and input.dim() == 3 else (0,)
 
 
-def _locked_mask(input: Tensor, p: float, batch_first: bool, *, generator: torch.Generator | None) -> Tensor:
+def _locked_mask(input: Tensor | PackedSequence, p: float, batch_first: bool, *, noise: Tensor | None = None,
+                 generator: torch.Generator | None) -> Tensor:
     _require_sequences(input)
+    if isinstance(input, PackedSequence):
+        like = input.data.new_empty(1, int(input.batch_sizes[0]), input.data.shape[-1])
+        return Bernoulli(p).sample(like, noise=noise, generator=generator)
     return Bernoulli(p).sample(input, shared=_time(input, batch_first), generator=generator)
+
+
+def _examples_of_rows(input: PackedSequence) -> Tensor:
+    """For each row of a packed sequence, the number of its example in the batch."""
+    rows = torch.cat([torch.arange(int(size)) for size in input.batch_sizes]).to(input.data.device)
+    return rows if input.sorted_indices is None else input.sorted_indices[rows]
 
 
 @draws(_locked_mask)
 @describe("embedding_dropout", batch_first=_BATCH_FIRST)
-def locked_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False,
+def locked_dropout(input: _Sequences, p: float = 0.5, training: bool = True, inplace: bool = False,
                    batch_first: bool = False, *, noise: Tensor | None = None,
-                   generator: torch.Generator | None = None) -> Tensor:
+                   generator: torch.Generator | None = None) -> _Sequences:
     """Inverted dropout of the features of sequences, with one mask for all steps.
 
     See :class:`~dropoutlib.LockedDropout`.
 
     Args:
         input: floating point or complex tensor of shape ``(T, B, features)``, with ``batch_first``
-            ``(B, T, features)``, or ``(T, features)``.
+            ``(B, T, features)``, or ``(T, features)``; or a :class:`~torch.nn.utils.rnn.PackedSequence` of these.
         p: probability of dropping a feature of a sequence.
-        {training} {inplace} {batch_first} {mask} {generator}
+        {training} {inplace} {batch_first} {mask} For packed sequences it is of shape ``(1, B, features)``, with the
+            batch in the order in which it was before it was packed.
+        {generator}
 
     Returns:
-        {same}
+        {same} For packed sequences they are packed in the same way.
 
     Raises:
         {bad_values}
@@ -268,8 +285,21 @@ def locked_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace
                 [2., 0.],
                 [2., 0.]])
     """
+    if isinstance(input, PackedSequence):
+        keep, rate = None, Bernoulli(p).p
+        if applies_noise(training, noise) and (rate > 0 or noise is not None):
+            keep = _locked_mask(input, p, False, noise=noise, generator=generator)
+            keep = keep.expand(1, int(input.batch_sizes[0]), -1)[0, _examples_of_rows(input)]
+        return input._replace(data=inverted(input.data, p, training, inplace, noise=keep))
     unchanged(input, _require_sequences)
     return inverted(input, p, training, inplace, _time(input, batch_first), noise=noise, generator=generator)
+
+
+def _moment(moment: Callable[[Tensor, float], Tensor], input: _Sequences, p: float) -> _Sequences:
+    _require_sequences(input)
+    if isinstance(input, PackedSequence):
+        return input._replace(data=moment(input.data, p))
+    return moment(input, p)
 
 
 @describe("embedding_dropout", locked_dropout)
@@ -287,8 +317,8 @@ class LockedDropout(NoisyLayer, _DropoutNd):
         {p} {assigned} {inplace} {batch_first}
 
     Shape:
-        Input ``(T, B, features)``, with ``batch_first`` ``(B, T, features)``, or ``(T, features)``; the output has the
-        same one. {given}
+        Input ``(T, B, features)``, with ``batch_first`` ``(B, T, features)``, ``(T, features)``, or a
+        :class:`~torch.nn.utils.rnn.PackedSequence` of these; the output has the same one. {given}
 
     Raises:
         {bad_rate}
@@ -310,8 +340,8 @@ class LockedDropout(NoisyLayer, _DropoutNd):
         super().__init__(Bernoulli(p).p, boolean("inplace", inplace))
         self.batch_first = boolean("batch_first", batch_first)
 
-    def forward(self, input: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
-                ) -> Tensor:
+    def forward(self, input: _Sequences, *, noise: Tensor | None = None, generator: torch.Generator | None = None
+                ) -> _Sequences:
         """Applies dropout.{call}"""
         return locked_dropout(input, self.p, self.training, self.inplace, self.batch_first, noise=noise,
                               generator=generator)
@@ -319,15 +349,13 @@ class LockedDropout(NoisyLayer, _DropoutNd):
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return _locked_mask(input, self.p, self.batch_first, generator=generator)
 
-    def mean(self, input: Tensor) -> Tensor:
+    def mean(self, input: _Sequences) -> _Sequences:
         """{output_mean}: the input, and zero if p = 1.{moment}"""
-        _require_sequences(input)
-        return inverted_mean(input, self.p)
+        return _moment(inverted_mean, input, self.p)
 
-    def variance(self, input: Tensor) -> Tensor:
+    def variance(self, input: _Sequences) -> _Sequences:
         """{output_variance}: p/(1 - p) times its square, and zero if p = 1.{moment}"""
-        _require_sequences(input)
-        return inverted_variance(input, self.p)
+        return _moment(inverted_variance, input, self.p)
 
     def extra_repr(self) -> str:
         """{shown}"""

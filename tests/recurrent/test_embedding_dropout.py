@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dropoutlib import Dropout, EmbeddingDropout, LockedDropout, functional
 from dropoutlib.enumeration import distribution
@@ -379,3 +380,29 @@ def test_a_table_that_is_there_is_taken() -> None:
     assert layer.weight.requires_grad is of_torch.weight.requires_grad is False
     assert (layer.p, layer.sharing, layer.padding_idx) == (0.3, "sample", 1)
     assert EmbeddingDropout.from_pretrained(table, freeze=False).weight.requires_grad
+
+
+@pytest.mark.parametrize("lengths", [[5, 2, 3], [5, 5, 1]])
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_packed_sequences_have_the_masks_of_their_examples(lengths: list[int], is_sorted: bool) -> None:
+    lengths = sorted(lengths, reverse=True) if is_sorted else lengths
+    x, layer = torch.randn(5, 3, 4), LockedDropout(P)
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=is_sorted)
+    padded, _ = pad_packed_sequence(packed)
+    noise = layer.draw(packed, generator=torch.Generator().manual_seed(1))
+    assert noise.shape == (1, 3, 4) and torch.equal(
+        noise, layer.draw(padded, generator=torch.Generator().manual_seed(1)))
+    for output in (layer(packed, noise=noise), layer(packed, generator=torch.Generator().manual_seed(1))):
+        assert torch.equal(pad_packed_sequence(output)[0], layer(padded, noise=noise))
+        assert torch.equal(output.batch_sizes, packed.batch_sizes)
+    assert torch.equal(layer(packed, noise=noise[:, :1]).data, layer(packed.data, noise=noise[0, :1]))
+    for moment in ("mean", "variance"):
+        assert torch.equal(getattr(layer, moment)(packed).data, getattr(layer, moment)(packed.data))
+    assert layer.eval()(packed).data is packed.data or torch.equal(layer(packed).data, packed.data)
+    assert torch.equal(LockedDropout(0.0)(packed).data, packed.data) and not LockedDropout(1.0)(packed).data.any()
+    network = nn.LSTM(4, 4)
+    assert network(LockedDropout(P)(network(packed)[0]))[0].data.shape == (sum(lengths), 4)
+    with pytest.raises(ValueError, match="noise"):
+        LockedDropout(P)(packed, noise=torch.ones(1, 2, 4))
+    with pytest.raises(RuntimeError, match="floating point"):
+        LockedDropout(P)(packed.to(torch.int64))
