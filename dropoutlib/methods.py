@@ -680,16 +680,16 @@ _ROWS = (
         used_by="image segmentation, medical images, active learning; torch-uncertainty, baal, Lightning UQ Box",
         use="For softer probabilities under shift, with a network that was trained with dropout and cannot be trained "
             "again; roughly, to tell doubt of the network from noise of the data.",
-        avoid="For an error bar that more data should make smaller: at a fixed p it does not. Before the entropy of "
-              "one pass was tried: on digits it found unknown classes as well.",
+        avoid="For an error bar that more data should shrink to zero: at a fixed p it settles above. Before the "
+              "entropy of one pass was tried: on digits it found unknown classes as well.",
         first="100 samples, with the p of training; the last dropout alone where time matters.",
         evidence="*Proved*: with an approximate divergence, the loss of dropout with weight decay has the slope of [a "
                  "bound on the evidence](/book/bayesian/mc_dropout.ipynb#a-loss-that-is-a-bound), with [one "
                  "precision](/book/bayesian/mc_dropout.ipynb#the-precision-and-six-ways-to-miss-it). *Measured here*: "
                  "[calibration and unknown classes](/book/bayesian/mc_dropout.ipynb#what-it-does-in-practice) on "
-                 "digits, and a spread that [does not shrink](/book/bayesian/mc_dropout.ipynb#what-it-does-not-know) "
-                 "with data. *Literature*: {cite:t}`gal2016dropout`; ensembles by "
-                 "{cite:t}`lakshminarayanan2017simple`.",
+                 "digits, and a spread that [does not go to "
+                 "zero](/book/bayesian/mc_dropout.ipynb#what-it-does-not-know) with data. *Literature*: "
+                 "{cite:t}`gal2016dropout`; ensembles by {cite:t}`lakshminarayanan2017simple`.",
     ),
     Method(
         name="sparse_variational_dropout",

@@ -50,8 +50,7 @@ class _RecurrentDropout(RecurrentNetwork):
         {bad_sizes}
 
     Source:
-        Semeniuta, Severyn and Barth, *Recurrent dropout without memory loss* (2016), whose p is the probability of
-        keeping.
+        Semeniuta, Severyn and Barth, *Recurrent dropout without memory loss* (2016).
 
     Example:
         {>>>} import torch
