@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TypeVar
 
-__all__ = ["RANKS", "WORDS", "document"]
+__all__ = ["RANKS", "UNDER_SHAPE", "WORDS", "document"]
 
 _Documented = TypeVar("_Documented", bound=Callable[..., object])
 
@@ -123,6 +123,11 @@ WORDS = {
                          "makes a layer of one.",
     "loads": "Trained weights of :class:`torch.nn.Linear` load and mean the same.",
 }
+
+# Words for the methods that a linear layer and convolutions share.
+UNDER_SHAPE = {"input": "input: of the shape that the layer says under Shape.",
+               "noise": "noise: replaces the draw; its shape is said there, too.",
+               "Returns": "Tensor of the shape that is said there."}
 
 # Words for the ranks of a layer on maps.
 RANKS = {

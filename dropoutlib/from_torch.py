@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -35,12 +37,12 @@ class FromLinear(nn.Module):
             A layer of this class, in training or evaluation as ``linear`` is.
 
         Raises:
-            TypeError: if ``linear`` is no linear layer.
-            ValueError: if its weight is computed from other parameters, as by weight norm.
+            TypeError: if ``linear`` is no linear layer, or an option is one of those that it decides, or none at all.
+            ValueError: if it has no weights yet, or they are computed from other parameters, as by weight norm.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear has to be a torch.nn.Linear, but got {type(linear).__name__}")
-        return _with_weights_of(linear, cls, (linear.in_features, linear.out_features), options)
+        return _with_weights_of(linear, cls, ("in_features", "out_features"), options)
 
     def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
         """The input, checked, and what is made of it and a weight."""
@@ -67,16 +69,15 @@ class FromConv(nn.Module):
             A layer of this class, in training or evaluation as ``conv`` is.
 
         Raises:
-            TypeError: if ``conv`` is no convolution of as many axes.
-            ValueError: if its weight is computed from other parameters, as by weight norm.
+            TypeError: if ``conv`` is no convolution of as many axes, or an option is one of those that it decides, or
+                none at all.
+            ValueError: if it has no weights yet, or they are computed from other parameters, as by weight norm.
         """
         kind = next(base for base in cls.__mro__ if base.__module__ == _ConvNd.__module__)
         if not isinstance(conv, kind):
             raise TypeError(f"conv has to be a torch.nn.{kind.__name__}, but got {type(conv).__name__}")
-        taken: Any = conv
-        names = ("stride", "padding", "dilation", "groups", "padding_mode")
-        return _with_weights_of(conv, cls, (taken.in_channels, taken.out_channels, taken.kernel_size),
-                                {**options, **{name: getattr(taken, name) for name in names}})
+        return _with_weights_of(conv, cls, ("in_channels", "out_channels", "kernel_size", "stride", "padding",
+                                            "dilation", "groups", "padding_mode"), options)
 
     def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
         """The input, checked and padded, and what is made of it and a weight."""
@@ -106,37 +107,43 @@ class FromRNN(nn.Module):
             A layer of this class, in training or evaluation as ``rnn`` is.
 
         Raises:
-            TypeError: if ``rnn`` is another layer.
+            TypeError: if ``rnn`` is another layer, or an option is one of those that it decides, or none at all.
             ValueError: if its weights are computed from other parameters, as by weight norm, or it has ``proj_size``.
         """
         mode: str = cls.mode  # type: ignore[attr-defined]
         if not isinstance(rnn, getattr(nn, mode)):
             raise TypeError(f"rnn has to be a torch.nn.{mode}, but got {type(rnn).__name__}")
-        names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
-        taken = {name: getattr(rnn, name) for name in names}
-        made = _made(cls, (rnn.input_size, rnn.hidden_size), {**options, **taken}, rnn.weight_hh_l0)
-        for name, _ in made.named_parameters():
-            parameter = getattr(rnn, name)
-            if not isinstance(parameter, nn.Parameter):
-                raise _computed(name, rnn)
-            setattr(made, name, parameter)
-        return made.train(rnn.training)
+        decided = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
+                   "proj_size")
+        made = _made(cls, rnn, {name: getattr(rnn, name) for name in decided}, options, rnn.weight_hh_l0)
+        return _taking(made, rnn, [name for name, _ in made.named_parameters()])
 
 
-def _with_weights_of(layer: Any, kind: type[_Layer], sizes: tuple[Any, ...], options: dict[str, Any]) -> _Layer:
-    if not isinstance(layer.weight, nn.Parameter):
-        raise _computed("weight", layer)
-    made = _made(kind, sizes, {**options, "bias": layer.bias is not None}, layer.weight)
-    made.weight, made.bias = layer.weight, layer.bias
-    return made.train(layer.training)
+def _with_weights_of(layer: Any, kind: type[_Layer], decided: tuple[str, ...], options: dict[str, Any]) -> _Layer:
+    if any(nn.parameter.is_lazy(parameter) for parameter in layer.parameters()):
+        raise ValueError(f"the {type(layer).__name__} has no weights yet: run the model once")
+    taken = {**{name: getattr(layer, name) for name in decided}, "bias": layer.bias is not None}
+    made = _made(kind, layer, taken, options, layer.weight)
+    return _taking(made, layer, ["weight", "bias"] if taken["bias"] else ["weight"])
 
 
-def _made(kind: type[_Layer], sizes: tuple[Any, ...], options: dict[str, Any], like: Tensor) -> _Layer:
+def _made(kind: type[_Layer], layer: nn.Module, taken: dict[str, Any], options: dict[str, Any], like: Tensor) -> _Layer:
     """A new layer; the random numbers of its weights are not those of the caller."""
+    taken = {**taken, "device": like.device, "dtype": like.dtype}
+    for name in options:
+        if name in taken:
+            raise TypeError(f"{name} is that of the {type(layer).__name__}, {taken[name]!r}, and cannot be given")
+        if name not in inspect.signature(kind).parameters:
+            raise TypeError(f"{kind.__name__} has no argument {name!r}")
     with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-        return kind(*sizes, **options, device=like.device, dtype=like.dtype)
+        return kind(**taken, **options)
 
 
-def _computed(name: str, layer: nn.Module) -> ValueError:
-    return ValueError(f"the {name} of the {type(layer).__name__} is computed from other parameters: remove its "
-                      "parametrization, or weight norm, first")
+def _taking(made: _Layer, layer: nn.Module, names: Sequence[str]) -> _Layer:
+    for name in names:
+        parameter = getattr(layer, name)
+        if not isinstance(parameter, nn.Parameter):
+            raise ValueError(f"the {name} of the {type(layer).__name__} is computed from other parameters: remove its "
+                             "parametrization, or weight norm, first")
+        setattr(made, name, parameter)
+    return made.train(layer.training)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropoutlib.arguments import boolean, require_one_size
+from dropoutlib.arguments import boolean, is_eager, require_one_size
 from dropoutlib.documentation import document
 
 __all__ = ["Windows", "in_format_of", "on_each_process", "squares"]
@@ -19,7 +19,7 @@ _SHAPES = {1: "(N, C, L) or (C, L)", 2: "(N, C, H, W) or (C, H, W)", 3: "(N, C, 
 
 
 def in_format_of(input: Tensor, output: Tensor) -> Tensor:
-    """Keeps channels last, as torch's pools and convolutions do.
+    """Keeps channels last, as torch's pools and convolutions do; under a transform there is no such question.
 
     Args:
         input: with or without channels last.
@@ -29,7 +29,7 @@ def in_format_of(input: Tensor, output: Tensor) -> Tensor:
         Tensor: the output, in the memory format of the input.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    kept = formats.get(input.dim())
+    kept = formats.get(input.dim()) if is_eager(input) or torch.compiler.is_compiling() else None
     if kept is None or input.is_contiguous() or not input.is_contiguous(memory_format=kept):
         return output
     return output.contiguous(memory_format=kept)

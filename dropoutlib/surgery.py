@@ -129,8 +129,8 @@ def audit(model: nn.Module, x: Any) -> Report:
       noise, the one at test time is another,
     * dropout after the last layer with weights, on the output of the model; what a layer with weights takes as well,
       such as hidden states that are returned beside the logits, does not count,
-    * dropout before, or around, :class:`~dropoutlib.FastDropoutLinear`, which stands for dropout and the linear layer
-      behind it,
+    * dropout before, or around, :class:`~dropoutlib.FastDropoutLinear` and its convolutions, which stand for dropout
+      and the layer behind it,
     * ``dropout=`` of a recurrent layer that has only one layer, where torch applies none,
     * dropout on the state of a cell of torch, with another mask at every step, which loses memories,
     * weights of a recurrent layer that its kernel does not read, as weight drop leaves them that puts masked weights in
@@ -547,7 +547,7 @@ class _Trace(TorchFunctionMode):
     def _check_inputs(self, place: str, name: str, source: Tensor) -> None:
         self.found += [_finding(
             "dropout before fast dropout", dropout, f"Its noise reaches {place or 'the model'}, a {name}, which stands "
-            f"for dropout and the linear layer behind it: inputs are dropped twice.{_of_call(self.model, dropout)}")
+            f"for dropout and the layer behind it: inputs are dropped twice.{_of_call(self.model, dropout)}")
             for dropout in dict.fromkeys([*(drop.place for drop in self.facts(source).since_weights),
                                           *(outer for outer in self.stack if self._drops_elements(outer))])]
 
@@ -555,7 +555,8 @@ class _Trace(TorchFunctionMode):
         """Whether the module there drops what goes into the layer that it wraps."""
         module = self.model.get_submodule(place)
         layer = facts(type(module))
-        return layer is not None and layer.has_weights and layer.site == "element" and not _never_drops(module)
+        is_around = layer is not None and layer.has_weights and layer.site in ("element", "map")
+        return is_around and not _never_drops(module)
 
     def _note(self, place: str, name: str, elements: bool, source: Tensor, output: Tensor, inplace: bool,
               axes: int = 0) -> Tensor:

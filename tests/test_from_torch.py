@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import dropoutlib
@@ -92,3 +93,24 @@ def test_no_other_layer_is_taken(name: str) -> None:
         make(nn.Conv1d(5, 3, 1))
     with pytest.raises(TypeError, match="in_features"):
         make(nn.Linear(5, 3), in_features=4)
+
+
+@pytest.mark.parametrize(("kind", "words", "call"), [
+    (TypeError, r"stride is that of the Conv2d, \(1, 1\), and cannot be given",
+     lambda: dropoutlib.VariationalDropoutConv2d.from_conv(nn.Conv2d(4, 6, 3), stride=2)),
+    (TypeError, "bias is that of the Conv1d, True",
+     lambda: dropoutlib.FastDropoutConv1d.from_conv(nn.Conv1d(4, 6, 3), bias=False)),
+    (TypeError, "dtype is that of the Linear, torch.float32",
+     lambda: dropoutlib.FastDropoutLinear.from_linear(nn.Linear(4, 6), dtype=torch.float64)),
+    (TypeError, r"dropout is that of the LSTM, 0\.5",
+     lambda: dropoutlib.VariationalLSTM.from_rnn(nn.LSTM(5, 6, 2, dropout=0.5), dropout=0.1)),
+    (TypeError, "VariationalGRU has no argument 'rate'",
+     lambda: dropoutlib.VariationalGRU.from_rnn(nn.GRU(5, 6), rate=0.1)),
+    (ValueError, "the LazyConv2d has no weights yet",
+     lambda: dropoutlib.DropConnectConv2d.from_conv(nn.LazyConv2d(4, 3))),
+    (ValueError, "the LazyLinear has no weights yet", lambda: dropoutlib.StandoutLinear.from_linear(nn.LazyLinear(4))),
+    (ValueError, "the bias of the Conv2d is computed from other parameters",
+     lambda: dropoutlib.DropConnectConv2d.from_conv(prune.l1_unstructured(nn.Conv2d(4, 4, 3), "bias", amount=0.5)))])
+def test_what_the_layer_decides_is_not_decided_again(kind, words, call) -> None:
+    with pytest.raises(kind, match=words):
+        call()

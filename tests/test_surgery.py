@@ -182,6 +182,8 @@ CASES = {
                                            head=dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("drop", FAST)]),
     "functional before fast dropout": (Calls(lambda m, x: m.head(F.dropout(x, 0.2, m.training)),
                                              head=dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("", FAST)]),
+    "around a convolution with fast dropout": (
+        dropoutlib.ConcreteDropout2d(dropoutlib.FastDropoutConv2d(3, 2, 1)), torch.ones(2, 3, 4, 4), [("", FAST)]),
     "around fast dropout": (dropoutlib.ConcreteDropout(dropoutlib.FastDropoutLinear(6, 2)), VECTORS, [("", FAST)]),
     "before and around fast dropout": (nn.Sequential(nn.Dropout(), dropoutlib.ConcreteDropout(
         dropoutlib.FastDropoutLinear(6, 2))), VECTORS, [("0", FAST), ("1", FAST)]),

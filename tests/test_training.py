@@ -60,6 +60,7 @@ def test_warm_up_is_a_line_between_two_constants() -> None:
     (ValueError, lambda: parameter_groups(nn.Linear(1, 1), math.inf), "weight_decay.*inf"),
     (ValueError, lambda: warm_up(1, 3, 2), "start=3 and end=2"),
     (ValueError, lambda: warm_up(math.nan, 0, 1), "step.*nan"),
+    (ValueError, lambda: warm_up(3, -math.inf, math.inf), "start=-inf and end=inf"),
     (ValueError, lambda: warm_up(1, 0, 1, last=math.nan), "last.*nan"),
     (ValueError, lambda: warm_up(1, 0, math.nan), "end=nan"),
     (TypeError, lambda: warm_up(None, 0, 1), "step.*None")])

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves
 
-from dropoutlib.arguments import integer, one_of, positive, positive_integer
+from dropoutlib.arguments import integer, one_of, positive, positive_integer, require_callable
 from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import describe, facts
 from dropoutlib.prefix import Apart, Diverged, Prefix
@@ -78,7 +78,8 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
             share theirs. ``"fixed"``: they share them, and the calls that follow in the context, too: the model is one
             function, drawn from the posterior. For the last two, the first axis of what a layer gets is the batch; the
             second is it for recurrent layers without ``batch_first`` alone, not for the dropout behind them: use
-            ``batch_first=True``. A dropout has to be called in the same order each time, with or without a batch.
+            ``batch_first=True``. A dropout has to be called in the same order each time, for inputs of one size; where
+            a step has masks of its own, for as many steps.
 
     Yields:
         list: places that have drawn so far, as names of modules, each once. Empty for the model itself.
@@ -221,10 +222,14 @@ class _Noise(TorchFunctionMode):
         if self.masks == "example" or kwargs.get("noise") is not None:
             return None
         input = args[0] if args else kwargs["input"]
-        draw = lambda: module.draw(_first(input, module), generator=kwargs.get("generator"))  # noqa: E731
+        draw = lambda: _draw_for_all(module, input, kwargs.get("generator"))  # noqa: E731
         return args, {**kwargs, "noise": self._shared(type(module).__name__, draw)}
 
-    def _leave(self, *_: Any) -> None:
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        error = sys.exc_info()[1]
+        if self.masks == "fixed" and isinstance(module, NoisyLayer) and isinstance(error, ValueError):
+            error.add_note(f"in {self._place() or 'the model'}, whose masks are fixed: it was called before, with an "
+                           "input of another size behind the batch, or of another number of steps")
         self.stack.pop()
         if not self.stack and self.local.is_pushed:
             self.__exit__(None, None, None)
@@ -280,7 +285,9 @@ class _Noise(TorchFunctionMode):
         """A dropout of torch, with one mask for all examples."""
         x: Tensor = _argument(args, kwargs, "input", 0)
         factor, shift = self._shared(name, lambda: _factor_and_shift(func, name, x, p))
-        if factor.shape[1:] != x.shape[1:]:
+        if factor.dim() > x.dim() and len(factor) == 1:  # one example, after a batch
+            factor, shift = factor[0], shift[0]
+        if (factor.shape[1:] if factor.dim() == x.dim() else factor.shape) != x.shape[1:]:
             raise RuntimeError(f"masks are fixed, but {name} in {self._place() or 'the model'} got the shape "
                                f"{tuple(x.shape)}, and before {tuple(factor.shape[1:])} behind the batch")
         output = torch.where(factor == 0, shift, x * factor + shift)  # a dropped inf or nan is no part of the result
@@ -330,16 +337,23 @@ def _factor_and_shift(func: Callable[..., Any], name: str, x: Tensor, p: float) 
     return func(ones, p, True) - shift, shift
 
 
-def _first(input: Any, module: nn.Module) -> Any:
-    """The first example of what a layer gets; all of it, where that is one example."""
+def _draw_for_all(module: NoisyLayer, input: Any, generator: torch.Generator | None) -> Any:
+    """Noise for one example, which broadcasts to all of them."""
     first = getattr(module, "batch_first", True)
     if isinstance(input, PackedSequence):
         input = pad_packed_sequence(input, batch_first=first)[0]
     layer = facts(type(module))
     rank = re.search(r"(\d)d$", (layer and (layer.replaces or layer.name)) or "")
-    if input.dim() == (int(rank[1]) + 1 if rank else 2 if not first else 1):
-        return input
-    return input[:1] if first else input[:, :1]
+    has_features = not first and not (layer and layer.site == "word")
+    if input.dim() == (int(rank[1]) + 1 if rank else 2 if has_features else 1):
+        return module.draw(input, generator=generator)
+    one = input[:1] if first else input[:, :1]
+    if layer is None:
+        return module.draw(one, generator=generator)
+    try:
+        return module.draw(one.squeeze(0 if first else 1), generator=generator)
+    except RuntimeError:  # some layers take batches alone
+        return module.draw(one, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -465,6 +479,8 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     one_of("task", task, ("regression", "classification"))
     one_of("masks", masks, ("example", "call"))
     positive_integer("memory_limit", memory_limit)
+    if progress is not None:
+        require_callable("progress", progress)
     if precision is not None:
         precision = positive("precision", precision)
         if task == "classification":

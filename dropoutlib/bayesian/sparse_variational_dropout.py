@@ -20,7 +20,7 @@ from ..arguments import (
     require_features,
 )
 from ..divergence import log_uniform_kl, molchanov_kl
-from ..documentation import RANKS
+from ..documentation import RANKS, UNDER_SHAPE
 from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
 from ..learned_rate import clamped, largest_logarithm, starts_if_missing, wide
@@ -169,7 +169,7 @@ def sparse_variational_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None
                                     training, 2, noise=noise, generator=generator)
 
 
-@describe("sparse_variational_dropout", sparse_variational_linear)
+@describe("sparse_variational_dropout", sparse_variational_linear, **UNDER_SHAPE)
 class _SparseVariational(NoisyLayer):
     weight: Tensor
     bias: Any

@@ -22,7 +22,7 @@ from ..arguments import (
     require_channels,
     require_features,
 )
-from ..documentation import RANKS
+from ..documentation import RANKS, UNDER_SHAPE
 from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
 from ..local_reparameterization import Product, convolution, padded
@@ -85,7 +85,7 @@ def _convolution(axes: int, stride: Any, padding: Any, dilation: Any, groups: in
     def for_examples(input: Tensor, weight: Tensor, bias: Tensor | None, law: Bernoulli, *, noise: Tensor | None,
                      generator: torch.Generator | None) -> Tensor:
         """The filters of all examples side by side, as groups of one convolution."""
-        batch = len(input)
+        batch = input.shape[0]  # len() would fix it in an exported graph
         kept = apply(weight.expand(batch, *weight.shape), law, inverted_scale(law.p), noise=noise, generator=generator)
         if batch == 0:
             return product(input, weight, bias if bias is None else bias.sum(0))
@@ -94,7 +94,7 @@ def _convolution(axes: int, stride: Any, padding: Any, dilation: Any, groups: in
         return in_format_of(input, outputs.unflatten(1, (batch, -1)).squeeze(0))
 
     def masks(input: Tensor, weight: Tensor, law: Bernoulli, *, generator: torch.Generator | None) -> Tensor:
-        return law.sample(weight.expand(len(input), *weight.shape), generator=generator)
+        return law.sample(weight.expand(input.shape[0], *weight.shape), generator=generator)
 
     return _Sums(product, axes, for_examples, masks)
 
@@ -251,12 +251,14 @@ def _drop_connect(sums: _Sums, input: Tensor, weight: Tensor, bias: Tensor | Non
                   noise: Any, generator: torch.Generator | None) -> Tensor:
     law = Bernoulli(p)
     _check_choices(inference, num_samples, sharing)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise RuntimeError(f"bias has to be of shape {tuple(weight.shape[:1])}, but got {tuple(bias.shape)}")
     if boolean("training", training):
         pre_activation = _dropped(sums, input, weight, bias, law, sharing, noise=noise, generator=generator)
         return pre_activation if activation is None else activation(pre_activation)
     if inference == "sampled" and activation is not None:
-        return _sampled(_pre_activation(sums, input, weight, bias, law), activation, num_samples, noise=noise,
-                        generator=generator)
+        return _sampled(_pre_activation(sums, input, weight, bias, law), activation, num_samples, sums.axes,
+                        noise=noise, generator=generator)
     refuse_noise(noise)
     if inference == "mean" or activation is None:
         mean = sums.product(input, *_mean_weights(weight, bias, law))
@@ -304,10 +306,14 @@ def _in_type_of(x: Tensor, value: Moments) -> Moments:
     return Moments(value.mean.to(x.dtype), value.variance.to(x.dtype))
 
 
-def _sampled(value: Moments, activation: Callable[[Tensor], Tensor], num_samples: int, *, noise: Any,
+def _sampled(value: Moments, activation: Callable[[Tensor], Tensor], num_samples: int, axes: int, *, noise: Any,
              generator: torch.Generator | None) -> Tensor:
     normal = _normal(value.mean, num_samples, noise=noise, generator=generator)
-    return activation(value.mean + moments.deviation(value.variance).to(normal.dtype) * normal).mean(0)
+    samples = value.mean + moments.deviation(value.variance).to(normal.dtype) * normal
+    if value.mean.dim() == axes + 1:
+        return activation(samples).mean(0)
+    # samples are further examples: an activation may have a parameter for each channel
+    return activation(samples.flatten(0, 1)).unflatten(0, samples.shape[:2]).mean(0)
 
 
 def _normal(mean: Tensor, num_samples: int, *, noise: Any = None, generator: torch.Generator | None) -> Tensor:
@@ -368,7 +374,7 @@ def _checked(p: float, activation: Any, inference: str, num_samples: int, sharin
     return Bernoulli(p).p
 
 
-@describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn", refused=_REFUSED)
+@describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn", refused=_REFUSED, **UNDER_SHAPE)
 class _DropConnect(NoisyLayer):
     weight: Tensor
     bias: Any

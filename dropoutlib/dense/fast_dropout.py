@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import dropoutlib.moments as moments
 
 from ..arguments import applies_noise, boolean, require_channels, require_features
-from ..documentation import RANKS
+from ..documentation import RANKS, UNDER_SHAPE
 from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
 from ..local_reparameterization import Product, convolution, drawn
@@ -138,7 +138,7 @@ def fast_dropout_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = Non
                               generator=generator)
 
 
-@describe("fast_dropout", fast_dropout_linear)
+@describe("fast_dropout", fast_dropout_linear, **UNDER_SHAPE)
 class _FastDropout(NoisyLayer):
     weight: Tensor
     bias: Any

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..arguments import applies_noise, boolean, not_negative, one_of, real, require_channels, require_features
 from ..divergence import log_uniform_kl
-from ..documentation import RANKS
+from ..documentation import RANKS, UNDER_SHAPE
 from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
 from ..learned_rate import (
@@ -167,7 +167,7 @@ def variational_dropout_conv2d(input: Tensor, weight: Tensor, bias: Tensor | Non
                                      noise=noise, generator=generator)
 
 
-@describe("variational_dropout", variational_dropout_linear)
+@describe("variational_dropout", variational_dropout_linear, **UNDER_SHAPE)
 class _VariationalDropout(NoisyLayer):
     weight: Tensor
     bias: Any
@@ -335,7 +335,7 @@ class VariationalDropoutLinear(FromLinear, _VariationalDropout, nn.Linear):
         return self.weight.numel() if self.kind == "A" else self.in_features
 
 
-@describe("variational_dropout", variational_dropout_linear)
+@describe("variational_dropout", variational_dropout_linear, **UNDER_SHAPE)
 class _VariationalDropoutConv(FromConv, _VariationalDropout):
     r"""A convolution of {maps} with Gaussian dropout on its weights, whose variance :math:`\alpha` is learned.
 

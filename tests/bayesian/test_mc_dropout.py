@@ -333,7 +333,8 @@ OURS = {
     "AvgPoolDropout2d": ((3, 9, 4, 4), FIRST), "AvgPoolDropout3d": ((3, 9, 4, 4, 2), FIRST),
     "StochasticPool2d": ((3, 9, 4, 4), FIRST), "MaxDrop": ((3, 9, 4, 4), FIRST),
     "StochasticRateDropout": ((3, 9), FIRST), "LockedDropout": ((5, 3, 9), SECOND),
-    "EmbeddingDropout": ((3, 5), FIRST), "RNNDropLSTM": ((5, 3, 9), SECOND),
+    "EmbeddingDropout": ((5, 3), SECOND), "EmbeddingDropout of examples": ((5, 3), SECOND),
+    "RNNDropLSTM": ((5, 3, 9), SECOND),
     "RecurrentDropoutLSTM": ((5, 3, 9), SECOND), "RecurrentDropoutGRU": ((5, 3, 9), SECOND),
     "VariationalLSTM": ((5, 3, 9), SECOND), "VariationalGRU": ((5, 3, 9), SECOND),
     "ZoneoutLSTM": ((5, 3, 9), SECOND), "ZoneoutGRU": ((5, 3, 9), SECOND), "WeightDropLSTM": ((5, 3, 9), SECOND),
@@ -341,12 +342,14 @@ OURS = {
 }
 MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "ConcreteDropout2d": lambda layer: layer(nn.Conv2d(9, 9, 1), p=0.4),
-        "EmbeddingDropout": lambda layer: layer(20, 9, p=0.4), "StochasticPool2d": lambda layer: layer(2),
+        "EmbeddingDropout": lambda layer: layer(20, 9, p=0.4),
+        "EmbeddingDropout of examples": lambda layer: layer(20, 9, p=0.4, sharing="sample"),
+        "StochasticPool2d": lambda layer: layer(2),
         "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5)}
 
 
 def of_ours(name):
-    layer = getattr(dropoutlib, name)
+    layer = getattr(dropoutlib, name.partition(" ")[0])
     if name in MAKE:
         return MAKE[name](layer)
     if "PoolDropout" in name:
@@ -365,6 +368,51 @@ def test_every_layer_of_the_library_is_in_the_list():
                                    "SparseVariationalConv2d"}
 
 
+BATCHES_ALONE = ("SpatialDropout2d",)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name not in BATCHES_ALONE])
+def test_fixed_masks_are_those_of_a_batch_and_of_one_example(name):
+    """In both orders."""
+    shape, axis = OURS[name]
+    model = of_ours(name)
+    x = torch.randint(20, shape) if name.startswith("EmbeddingDropout") else numbers(*shape)
+    for batch_first in (True, False):
+        with torch.no_grad(), monte_carlo(model, "fixed"):
+            calls = [lambda: output(model, x), lambda: output(model, x.select(axis, 1))]
+            found = [call() for call in (calls if batch_first else calls[::-1])]
+            batch, one = found if batch_first else found[::-1]
+            torch.testing.assert_close(batch.select(axis, 1), one)
+
+
+def test_fixed_masks_of_torch_are_those_of_a_batch_and_of_one_example():
+    for layer, x in ((nn.Dropout(), numbers(3, 9)), (nn.Dropout1d(), numbers(3, 9, 4)),
+                     (nn.Dropout3d(), numbers(3, 9, 2, 2, 2)), (nn.AlphaDropout(), numbers(3, 9))):
+        with monte_carlo(layer, "fixed"):
+            batch, one = layer(x), layer(x[1])
+        torch.testing.assert_close(batch[1], one)
+
+
+def test_an_input_of_another_size_is_told_from_wrong_noise():
+    for layer, x, other in ((dropoutlib.FastDropoutConv2d(2, 3, 3), numbers(2, 2, 8, 8), numbers(2, 2, 9, 9)),
+                            (dropoutlib.ZoneoutLSTM(3, 4), numbers(5, 2, 3), numbers(1, 2, 3))):
+        with monte_carlo(nn.Sequential(layer), "fixed") as _, pytest.raises(ValueError, match="noise") as caught:
+            model = layer
+            model(x), model(other)
+        [note] = caught.value.__notes__
+        assert note.startswith("in 0, whose masks are fixed: it was called before, with an input of another size")
+
+
+def test_samples_of_convolutions_with_noisy_weights_run_at_once():
+    """Behind batch norm, too, which vmap hands on in a form of its own."""
+    model = nn.Sequential(dropoutlib.DropConnectConv2d(1, 4, 3, p=0.2), nn.BatchNorm2d(4),
+                          dropoutlib.DropConnectConv2d(4, 4, 3, p=0.2), nn.BatchNorm2d(4),
+                          dropoutlib.StochasticPool2d(2))
+    done = []
+    predict(model, numbers(3, 1, 8, 8).abs(), 20, progress=lambda *now: done.append(now))
+    assert done == [(1, 20), (20, 20)] or done == [(20, 20)]
+
+
 @pytest.mark.parametrize("masks", ["call", "fixed"])
 @pytest.mark.parametrize("name", OURS)
 def test_all_examples_share_their_masks(name, masks):
@@ -372,8 +420,8 @@ def test_all_examples_share_their_masks(name, masks):
     shape, axis = OURS[name]
     model = nn.Sequential(of_ours(name).eval())
     one = torch.rand((*shape[:axis], 1, *shape[axis + 1:])) + 0.1
-    if name == "EmbeddingDropout":
-        one = torch.randint(20, (1, 5))
+    if name.startswith("EmbeddingDropout"):
+        one = torch.randint(20, (5, 1))
     x = one.expand(shape).contiguous()
     with monte_carlo(model, masks):
         calls = [output(model, x) for _ in range(4)]
@@ -851,6 +899,7 @@ DROP = nn.Dropout(0.5)
     (TypeError, "class_axis has to be a whole number, but got 1.0",
      lambda: predict(DROP, torch.ones(2, 2), task="classification", class_axis=1.0)),
     (ValueError, "at least 2 classes", lambda: predict(DROP, torch.ones(2, 1), task="classification")),
+    (TypeError, "progress has to be", lambda: predict(DROP, torch.ones(2), progress=3)),
     (ValueError, "memory_limit has to be at least 1", lambda: predict(DROP, torch.ones(2), memory_limit=0)),
     (TypeError, "generator has to be a torch.Generator, but got int",
      lambda: predict(DROP, torch.ones(2), generator=3)),

@@ -364,3 +364,36 @@ def test_an_empty_batch_and_all_weights_dropped() -> None:
     assert not layer.weight.grad.any() and not layer.bias.grad.any()
     layer.p = 1.0
     assert not layer(torch.ones(2, 2, 4, 4)).any() and not layer.eval()(torch.ones(2, 2, 4, 4)).any()
+
+
+@pytest.mark.parametrize("batch", [6, 5])
+def test_an_activation_may_have_a_parameter_for_each_channel(batch: int) -> None:
+    """Samples must not be taken for its channels; the batch may have as many examples as there are channels."""
+    activation = nn.PReLU(6, dtype=torch.float64)
+    with torch.no_grad():
+        activation.weight.copy_(torch.linspace(-1, 1, 6))
+    for layer, shape in ((DropConnectLinear(4, 6, p=P, dtype=torch.float64), (batch, 4)),
+                         (DropConnectConv1d(2, 6, 3, p=P, dtype=torch.float64), (batch, 2, 5)),
+                         (DropConnectConv2d(2, 6, 2, p=P, dtype=torch.float64), (batch, 2, 3, 4))):
+        layer.activation, layer.inference, layer.num_samples = activation, "sampled", 3
+        x = torch.randn(shape, dtype=torch.float64)
+        noise = torch.randn(3, *layer.mean(x).shape, dtype=torch.float64)
+        layer.activation = None
+        mean, deviation = layer.mean(x), layer.variance(x).sqrt()
+        layer.activation = activation
+        expected = sum(activation(mean + deviation * one) for one in noise) / 3
+        torch.testing.assert_close(layer.eval()(x, noise=noise), expected, rtol=0, atol=1e-12)
+        assert layer(x[:0]).shape == expected[:0].shape
+
+
+@pytest.mark.parametrize("sharing", ["sample", "batch"])
+def test_a_training_convolution_is_exported_for_any_batch(sharing: str) -> None:
+    layer = DropConnectConv2d(4, 6, 3, sharing=sharing)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(layer, (torch.randn(3, 4, 7, 6),), dynamic_shapes=({0: batch},)).module()
+    assert exported(torch.randn(5, 4, 7, 6)).shape == (5, 6, 5, 4)
+
+
+def test_a_wrong_bias_of_a_convolution_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"bias has to be of shape \(4,\), but got \(3,\)"):
+        functional.drop_connect_conv2d(torch.ones(2, 3, 4, 4), torch.ones(4, 3, 3, 3), torch.ones(3))
