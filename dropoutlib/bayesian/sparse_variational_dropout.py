@@ -169,7 +169,7 @@ def sparse_variational_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None
                                     training, 2, noise=noise, generator=generator)
 
 
-@describe("sparse_variational_dropout", sparse_variational_linear, **UNDER_SHAPE)
+@describe("sparse_variational_dropout", sparse_variational_linear, like=None, **UNDER_SHAPE)
 class _SparseVariational(NoisyLayer):
     weight: Tensor
     bias: Any

@@ -374,7 +374,8 @@ def _checked(p: float, activation: Any, inference: str, num_samples: int, sharin
     return Bernoulli(p).p
 
 
-@describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn", refused=_REFUSED, **UNDER_SHAPE)
+@describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn", refused=_REFUSED, like=None,
+          **UNDER_SHAPE)
 class _DropConnect(NoisyLayer):
     weight: Tensor
     bias: Any
@@ -506,7 +507,7 @@ class _DropConnectConv(FromConv, _DropConnect):
     Args:
         {in_channels} {out_channels} {kernel} {geometry}
         bias: whether a bias is added; it is dropped like a weight.
-        {padding_mode} {p} {assigned} {activation} {inference} {num_samples} {sharing} {device} {dtype}
+        {padding_mode} {p} {activation} {inference} {num_samples} {sharing} {device} {dtype}
 
     Shape:
         {convolved_shape}

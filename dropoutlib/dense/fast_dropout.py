@@ -138,7 +138,7 @@ def fast_dropout_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = Non
                               generator=generator)
 
 
-@describe("fast_dropout", fast_dropout_linear, **UNDER_SHAPE)
+@describe("fast_dropout", fast_dropout_linear, like=None, **UNDER_SHAPE)
 class _FastDropout(NoisyLayer):
     weight: Tensor
     bias: Any
@@ -298,7 +298,7 @@ class _FastDropoutConv(FromConv, _FastDropout):
     Args:
         {in_channels} {out_channels} {kernel} {geometry}
         bias: whether a bias is added; it is not dropped.
-        {padding_mode} {p} {assigned} {device} {dtype}
+        {padding_mode} {p} {device} {dtype}
 
     Shape:
         {convolved_shape}

@@ -167,7 +167,7 @@ def variational_dropout_conv2d(input: Tensor, weight: Tensor, bias: Tensor | Non
                                      noise=noise, generator=generator)
 
 
-@describe("variational_dropout", variational_dropout_linear, **UNDER_SHAPE)
+@describe("variational_dropout", variational_dropout_linear, like=None, **UNDER_SHAPE)
 class _VariationalDropout(NoisyLayer):
     weight: Tensor
     bias: Any
@@ -335,7 +335,7 @@ class VariationalDropoutLinear(FromLinear, _VariationalDropout, nn.Linear):
         return self.weight.numel() if self.kind == "A" else self.in_features
 
 
-@describe("variational_dropout", variational_dropout_linear, **UNDER_SHAPE)
+@describe("variational_dropout", variational_dropout_linear, like=None, **UNDER_SHAPE)
 class _VariationalDropoutConv(FromConv, _VariationalDropout):
     r"""A convolution of {maps} with Gaussian dropout on its weights, whose variance :math:`\alpha` is learned.
 
