@@ -25,7 +25,7 @@ import dropoutlib
 from dropoutlib import DropConnectLinear
 from dropoutlib.functional import dropout, gaussian_dropout, max_pool_dropout2d, spatial_dropout2d
 
-__all__ = ["dropconnect_table", "main", "maps_table", "measure", "recurrent_table", "table"]
+__all__ = ["dropconnect_table", "main", "maps_table", "measure", "prediction_table", "recurrent_table", "table"]
 
 Function = Callable[[Tensor], Tensor]
 _SECONDS = 2e-3  # of repetitions that one timing covers, so that the clock's own resolution does not matter
@@ -227,6 +227,60 @@ def recurrent_table(device: str = "cpu", sizes: Sequence[tuple[int, int, int]] =
                       *_markdown(["", *heads], [[name, *cells] for name, cells in found.items()])])
 
 
+def prediction_table(device: str = "cpu", samples: int = 100, batch: int = 32, channels: int = 32, rounds: int = 5
+                     ) -> str:
+    """Compares ``predict`` with a loop over passes of a model whose dropout layers are in training.
+
+    Args:
+        device: where the tensors lie.
+        samples: number of passes.
+        batch: number of examples.
+        channels: of the first convolution; the second one has twice as many.
+        rounds: how often each variant is timed; the variants take turns.
+
+    Returns:
+        A Markdown table under a line that says where it was measured.
+    """
+    nn, units = torch.nn, 8 * channels
+    convolutional = nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(channels, 2 * channels, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        nn.Dropout(0.5), nn.Linear(32 * channels, units), nn.ReLU(), nn.Dropout(0.5), nn.Linear(units, 10))
+    dense = nn.Sequential(nn.Dropout(0.2), nn.Linear(64, units), nn.ReLU(), nn.Dropout(0.5), nn.Linear(units, 10))
+    models = {"convolutions, and two dropout layers in the head": (convolutional, (batch, 3, 32, 32)),
+              "dense, dropout in front of every layer": (dense, (batch, 64))}
+    rows = []
+    for name, (model, shape) in models.items():
+        model, x = model.to(device).eval(), torch.randn(shape, device=device)
+        timers: dict[str, Callable[[int], float]] = {
+            "loop": partial(_seconds_of, partial(_loop_of_passes, model, x, samples), x),
+            "predict": partial(_seconds_of, partial(dropoutlib.predict, model, x, samples), x)}
+        seconds = _in_turn(timers, rounds, name)
+        rows.append([name, *(_milliseconds(times) for times in seconds.values()),
+                     f"{_ratio(seconds['loop'], seconds['predict']):.1f}"])
+    return "\n".join([f"{_where(device)}; {samples} samples of {batch} examples, {channels} and {2 * channels} "
+                      f"channels on 32 x 32 pixels, {units} units, float32.", "",
+                      *_markdown(["", "a loop: ms", "`predict`: ms", "times as fast"], rows)])
+
+
+def _loop_of_passes(model: torch.nn.Module, x: Tensor, samples: int) -> Tensor:
+    """What one writes: dropout in training, all else in evaluation."""
+    with torch.no_grad():
+        for part in model.modules():
+            part.train(isinstance(part, torch.nn.Dropout))
+        return torch.stack([model(x) for _ in range(samples)])
+
+
+def _seconds_of(function: Callable[[], object], x: Tensor, repetitions: int) -> float:
+    clock = time.perf_counter if x.is_cuda or torch.get_num_threads() > 1 else time.process_time
+    start = clock()
+    for _ in range(repetitions):
+        function()
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return (clock() - start) / repetitions
+
+
 def _output_of(layer: torch.nn.Module, x: Tensor) -> Tensor:
     output: Tensor = layer(x)[0]
     return output
@@ -309,12 +363,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--maps", action="store_true", help="compare layers on feature maps instead")
     parser.add_argument("--output", type=Path, help="write the table to this file, with the command that made it")
     parser.add_argument("--recurrent", action="store_true", help="compare recurrent layers instead")
+    parser.add_argument("--prediction", action="store_true", help="compare predict with a loop of passes instead")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.dropconnect:
         text = dropconnect_table(options.device)
     elif options.recurrent:
         text = recurrent_table(options.device)
+    elif options.prediction:
+        text = prediction_table(options.device)
     elif options.maps:
         text = maps_table(options.device)
     else:

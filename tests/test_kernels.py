@@ -196,6 +196,15 @@ def test_benchmark_of_recurrent_layers(device):
     assert len(rows) == 2 + 2 + 11
 
 
+def test_benchmark_of_predictions(device):
+    lines = benchmark.prediction_table(device, samples=3, batch=2, channels=2, rounds=2).splitlines()
+    assert "3 samples of 2 examples, 2 and 4 channels" in lines[0]
+    for row in lines[4:]:
+        *times, ratio = row.strip("| ").split(" | ")[1:]
+        assert all(float(time) > 0 for time in times) and float(ratio) > 0
+    assert len(lines) == 6
+
+
 def test_benchmark_on_maps(device):
     lines = benchmark.maps_table(device, shapes=[(2, 3, 4, 4)], rounds=2).splitlines()
     assert lines[0].startswith(f"torch {torch.__version__}")
