@@ -431,6 +431,15 @@ def test_cumulants_of_a_mask_follow_the_recursion():
     assert cumulant(normal_input.law, 3) == 0
 
 
+def test_a_product_of_one_copy_is_a_power_of_it():
+    one_mask = Product(m[1] / (1 - p), (j, 1, n))
+    assert prove(Expectation(one_mask), (1 - p)**(1 - n))
+    for wrong in (1, (1 - p)**(-n)):
+        with pytest.raises(Unproved, match="false"):
+            prove(Expectation(one_mask), wrong)
+
+
+
 def test_cumulants_of_a_unit_are_the_derivatives_of_its_log_mgf():
     generating = exact(Expectation(Product(exp(t * w[j] * x[j] * m[j]), (j, 1, n))))
     log_mgf = sympy.expand_log(log(generating), force=True)

@@ -154,9 +154,20 @@ def _mean_by_law(inside: Any, ranges: Ranges) -> Any:
     if inside.has(*MOMENTS):
         return Expectation(inside)          # a mean inside a mean
     result = S.One
-    for group in _independent_groups(Mul.make_args(inside)):
+    for group in _independent_groups(Mul.make_args(_repeated_as_powers(inside, ranges))):
         result *= _mean_of_group(group, ranges)
     return result
+
+
+def _repeated_as_powers(expression: Any, ranges: Ranges) -> Any:
+    """A product whose factor does not depend on its index is a power."""
+    def power(e: Any) -> Any:
+        (index, low, high), *more = e.limits
+        if more or index in e.function.free_symbols or not at_least_zero(high - low + 1, ranges):
+            return e
+        return e.function ** (high - low + 1)
+
+    return expression.replace(lambda e: isinstance(e, Product), power) if expression.has(Product) else expression
 
 
 def _independent_groups(factors: tuple[Any, ...]) -> list[list[Any]]:
