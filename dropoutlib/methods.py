@@ -675,7 +675,8 @@ _ROWS = (
         references={"gal2016dropout": "sections 3 to 5"},
         facts=(
             Layer("monte_carlo", None, "none", "none", "element"),
-            Layer("predict", None, "none", "none", "element"),
+            Layer("predict", None, "none", "none", "element", answers={
+                "sharing": "none: one draw for every example (`masks=\"call\"`: one for all examples)"}),
         ),
         used_by="image segmentation, medical images, active learning; torch-uncertainty, baal, Lightning UQ Box",
         use="For softer probabilities under shift, with a network that was trained with dropout and cannot be trained "

@@ -21,9 +21,10 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves
 
-from dropoutlib.arguments import integer, one_of, positive, positive_integer, require_callable
+from dropoutlib.arguments import integer, is_eager, one_of, positive, positive_integer, require_callable
 from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import describe, facts
+from dropoutlib.noise.given import in_checkpoint
 from dropoutlib.prefix import Apart, Diverged, Prefix
 from dropoutlib.surgery import (
     _argument,
@@ -40,6 +41,8 @@ __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _IN_KERNELS = {*_RECURRENT, "multi_head_attention_forward", "native_dropout"}
+_PREDICTING = threading.RLock()     # contexts change a model, and a seed is that of the process
+_ENTERING = threading.Lock()
 # The contexts that a module is in; the innermost one counts.
 _CONTEXTS: WeakKeyDictionary[nn.Module, list[_Noise]] = WeakKeyDictionary()
 
@@ -62,11 +65,13 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     * attention that drops its weights only while it is in training: a module whose attributes name the rate, such as
       ``attention_dropout`` in transformers. That module alone is then in training, without what it contains.
 
-    What it cannot see stays off: functions of :mod:`dropoutlib.functional` that are told ``training=False``, stochastic
-    depth of other libraries, kernels that are no functions of torch. At the end everything is as it was, also after an
+    What it cannot see stays off: functions of :mod:`dropoutlib.functional` that are told ``training=False``, functions
+    of torch in a method of the model that is called instead of the model, stochastic depth of other libraries, kernels
+    that are no functions of torch. At the end everything is as it was, also after an
     error. Contexts nest; for a module that is in several, the innermost one counts. A compiled model runs uncompiled:
-    its graph was made without the noise. Other threads may call the model, too, but none may enter a
-    context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are not followed.
+    its graph was made without the noise; compile it before. Other threads may call the model, too, but none may enter a
+    context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are not followed. Under
+    activation checkpointing masks have to be those of examples, and ``backward`` has to run in the context, too.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -93,7 +98,8 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
         ValueError: if ``masks`` is another word; if it is not ``"example"`` and the model has a layer whose masks
             depend on their example, such as :class:`~dropoutlib.StandoutLinear`; if the model has lazy layers that have
             no weights yet.
-        RuntimeError: in a call of the model that draws nothing; with shared masks where a kernel of torch would draw.
+        RuntimeError: in calls of the model as long as nothing was drawn; with shared masks where a kernel of torch
+            would draw, or under activation checkpointing; if the model is in a context of another thread.
 
     Source:
         Gal and Ghahramani, *Dropout as a Bayesian Approximation* (2016), section 4.
@@ -161,6 +167,8 @@ class _Noise(TorchFunctionMode):
         self.warned: set[str] = set()
         self.kept: dict[tuple[str, str, int], Any] = {}
         self.local = threading.local()
+        self.drawing = threading.RLock()
+        self.thread = threading.get_ident()
         if masks != "example":
             for module, name in self.names.items():
                 layer = facts(type(module))
@@ -176,9 +184,13 @@ class _Noise(TorchFunctionMode):
             stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
             torch.backends.mha.set_fastpath_enabled(False)
             stack.callback(_restore, modes)
-            for module in modes:
-                stack.callback(_CONTEXTS.setdefault(module, []).remove, self)
-                _CONTEXTS[module].append(self)
+            with _ENTERING:
+                if any(other.thread != self.thread for module in modes for other in _CONTEXTS.get(module, [])):
+                    raise RuntimeError(f"the model {type(self.model).__name__} is in a context of another thread, "
+                                       "which has its layers draw: leave that first")
+                for module in modes:
+                    stack.callback(_CONTEXTS.setdefault(module, []).remove, self)
+                    _CONTEXTS[module].append(self)
             self.model.eval()
             for module in modes:
                 if (isinstance(module, NoisyLayer) and _is_noisy(module)) or _drops_in_training_only(module):
@@ -203,13 +215,21 @@ class _Noise(TorchFunctionMode):
             yield module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
             yield module.register_forward_hook(self._leave, always_call=True)
 
+    def __deepcopy__(self, memo: Any) -> _Noise:
+        return self     # the hooks of a model that is copied in a context; for the copy they do nothing
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("a model cannot be pickled in a context of monte_carlo: save its state_dict(), or leave the "
+                           "context first")
+
     def _counts(self, module: nn.Module) -> bool:
-        return _CONTEXTS[module][-1] is self
+        return _CONTEXTS.get(module, [None])[-1:] == [self]
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.stack:
             self.local.calls.clear()
             # off in other threads, and where backward() runs the forward of a checkpoint again
+            self.local.may_repeat = torch.is_grad_enabled()     # in backward, under activation checkpointing
             self.local.is_pushed = self not in _get_current_function_mode_stack()
             if self.local.is_pushed:
                 self.__enter__()
@@ -221,6 +241,7 @@ class _Noise(TorchFunctionMode):
             self._note()
         if self.masks == "example" or kwargs.get("noise") is not None:
             return None
+        self._refuse_checkpoint()
         input = args[0] if args else kwargs["input"]
         draw = lambda: _draw_for_all(module, input, kwargs.get("generator"))  # noqa: E731
         return args, {**kwargs, "noise": self._shared(type(module).__name__, draw)}
@@ -234,8 +255,13 @@ class _Noise(TorchFunctionMode):
         if not self.stack and self.local.is_pushed:
             self.__exit__(None, None, None)
 
-    def _require_noise(self, *_: Any) -> None:
-        if self._counts(self.model) and not self.places:
+    def _refuse_checkpoint(self) -> None:
+        """A recomputation in backward has the random numbers of the forward, but not its masks."""
+        if self.local.may_repeat and in_checkpoint():
+            raise RuntimeError(f"masks has to be 'example' under activation checkpointing, but got {self.masks!r}")
+
+    def _require_noise(self, module: nn.Module, *_: Any) -> None:
+        if self._counts(module) and not self.places:
             raise RuntimeError(f"nothing in the model {type(self.model).__name__} drew: it has no dropout with p > 0 "
                                "that this call reached and monte_carlo can turn on")
 
@@ -254,9 +280,15 @@ class _Noise(TorchFunctionMode):
             return draw()
         self.local.calls[self._place(), name] += 1
         key = (self._place(), name, self.local.calls[self._place(), name])
-        if key not in self.kept:
-            self.kept[key] = draw()
-        return self.kept[key]
+        with self.drawing:      # other threads call the same function
+            if key not in self.kept:
+                drawn = draw()
+                if not all(type(part) is Tensor and is_eager(part) for part in tree_leaves(drawn)):
+                    raise RuntimeError(f"masks are fixed, and those of {self._place() or 'the model'} would be drawn "
+                                       "inside of a transform, such as torch.vmap: call the model once outside of it "
+                                       "first")
+                self.kept[key] = drawn
+            return self.kept[key]
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -269,6 +301,9 @@ class _Noise(TorchFunctionMode):
         p, key, position = _switch(name, args, kwargs)
         if p == 0:
             return func(*args, **kwargs)
+        if self.local.may_repeat and in_checkpoint(within_module=True):
+            raise RuntimeError(f"{name} is called by a function under activation checkpointing, which monte_carlo does "
+                               f"not reach when it runs again: checkpoint a module of {self._place() or 'the model'}")
         self._note()
         if self.masks == "example":
             if not key:
@@ -283,6 +318,7 @@ class _Noise(TorchFunctionMode):
     def _apply(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
                p: float) -> Tensor:
         """A dropout of torch, with one mask for all examples."""
+        self._refuse_checkpoint()
         x: Tensor = _argument(args, kwargs, "input", 0)
         factor, shift = self._shared(name, lambda: _factor_and_shift(func, name, x, p))
         if factor.dim() > x.dim() and len(factor) == 1:  # one example, after a batch
@@ -290,6 +326,7 @@ class _Noise(TorchFunctionMode):
         if (factor.shape[1:] if factor.dim() == x.dim() else factor.shape) != x.shape[1:]:
             raise RuntimeError(f"masks are fixed, but {name} in {self._place() or 'the model'} got the shape "
                                f"{tuple(x.shape)}, and before {tuple(factor.shape[1:])} behind the batch")
+        factor, shift = factor.to(x.dtype), shift.to(x.dtype)
         output = torch.where(factor == 0, shift, x * factor + shift)  # a dropped inf or nan is no part of the result
         inplace = name.endswith("_") or bool(_argument(args, kwargs, "inplace", 3, False))
         return x.copy_(output) if inplace else output
@@ -328,7 +365,7 @@ def _with(args: tuple[Any, ...], kwargs: dict[str, Any], key: str, position: int
 def _factor_and_shift(func: Callable[..., Any], name: str, x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """A draw for one example: what the function multiplies with and adds, element by element."""
     is_single = x.dim() == 1 or (name in ("dropout1d", "dropout3d") and x.dim() == int(name[-2]) + 1)
-    ones = torch.ones_like(x if is_single else x[:1])
+    ones = torch.ones_like(x) if is_single else x.new_ones(1, *x.shape[1:])
     if "alpha" not in name:
         factor = func(ones, p, True)
         return factor, torch.zeros_like(factor)
@@ -347,11 +384,13 @@ def _draw_for_all(module: NoisyLayer, input: Any, generator: torch.Generator | N
     has_features = not first and not (layer and layer.site == "word")
     if input.dim() == (int(rank[1]) + 1 if rank else 2 if has_features else 1):
         return module.draw(input, generator=generator)
-    one = input[:1] if first else input[:, :1]
+    axis = 0 if first else 1
+    is_empty = input.shape[axis] == 0
+    one = input.new_ones((*input.shape[:axis], 1, *input.shape[axis + 1:])) if is_empty else input.narrow(axis, 0, 1)
     if layer is None:
         return module.draw(one, generator=generator)
     try:
-        return module.draw(one.squeeze(0 if first else 1), generator=generator)
+        return module.draw(one.squeeze(axis), generator=generator)
     except RuntimeError:  # some layers take batches alone
         return module.draw(one, generator=generator)
 
@@ -486,7 +525,7 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
         if task == "classification":
             raise ValueError(f"precision is that of the noise around a regression, but got {precision:g} for "
                              "task='classification'")
-    with torch.no_grad(), _drawing_from(generator, model):
+    with _PREDICTING, torch.no_grad(), _drawing_from(generator, model):
         samples = _samples(model, x, int(num_samples), masks, memory_limit, progress)
         return _summary(samples, precision) if task == "regression" else _class_summary(samples, class_axis)
 

@@ -57,17 +57,26 @@ def check_generator(generator: torch.Generator, x: Tensor) -> None:
     if generator.device.type != x.device.type:
         raise RuntimeError(f"generator has to be on the device {x.device} of the input, "
                            f"but is on {generator.device}")
-    if _in_checkpoint():
+    if in_checkpoint():
         raise RuntimeError("generator= cannot be used under activation checkpointing: torch restores only its "
                            "global generators for the second forward pass, which would draw other noise than the "
                            "first. Leave it out and seed with torch.manual_seed, or pass noise=")
 
 
-def _in_checkpoint() -> bool:
-    """Whether torch.utils.checkpoint, of either kind, calls; its first forward leaves no other trace."""
+def in_checkpoint(within_module: bool = False) -> bool:
+    """Whether torch.utils.checkpoint, of either kind, calls; its first forward leaves no other trace.
+
+    Args:
+        within_module: whether a call of a module in between counts as the end.
+
+    Returns:
+        Whether it does.
+    """
+    ends = {"torch.utils.checkpoint", *(["torch.nn.modules.module"] if within_module else [])}
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            return True
+        name = frame.f_globals.get("__name__")
+        if name in ends:
+            return name == "torch.utils.checkpoint"
         frame = frame.f_back  # type: ignore[assignment]
     return False

@@ -1,6 +1,8 @@
 """Monte Carlo dropout: what is turned on and what stays, shared masks, and predictions against the exact law."""
 
+import copy
 import math
+import pickle
 import random
 import warnings
 from collections import OrderedDict
@@ -293,20 +295,38 @@ class Checkpointed(nn.Module):
         return checkpoint(self.body, x, use_reentrant=False) if self.is_on else self.body(x)
 
 
-@pytest.mark.parametrize("masks", ["example", "call", "fixed"])
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), dropoutlib.Dropout(0.5)])
-def test_a_checkpoint_draws_the_same_masks_again(layer, masks):
+def test_a_checkpoint_draws_the_same_masks_again(layer):
     """backward() runs the forward again, in a function of torch, inside of which no mode is on."""
     body = nn.Sequential(nn.Linear(3, 40), layer, nn.Tanh(), nn.Linear(40, 40), nn.Dropout(0.3), nn.Linear(40, 3))
     found = []
     for is_on in (False, True):
         model, x = Checkpointed(body, is_on), torch.ones(4, 3, requires_grad=True)
         torch.manual_seed(1)
-        with monte_carlo(model, masks):
+        with monte_carlo(model):
             y = model(x)
             y.sum().backward()
         found.append((y, x.grad))
     torch.testing.assert_close(*found)
+    for masks in ("call", "fixed"):
+        with monte_carlo(model, masks):
+            with pytest.raises(RuntimeError, match=f"'example' under activation checkpointing, but got '{masks}'"):
+                model(x)
+            with torch.no_grad():       # nothing is computed again
+                model(x)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_function_that_a_checkpoint_calls_is_refused_where_it_drops(use_reentrant):
+    model = Of(lambda self, x: checkpoint(lambda z: self.out(F.dropout(z, 0.5, self.training)), x,
+                                          use_reentrant=use_reentrant), out=nn.Linear(3, 2))
+    x = torch.ones(4, 3, requires_grad=True)
+    with monte_carlo(model):
+        with pytest.raises(RuntimeError, match="dropout is called by a function under activation checkpointing"):
+            model(x)
+        with torch.no_grad():
+            model(x)
+    assert len(predict(model, x, 4).samples.unique(dim=0)) == 4
 
 
 def test_threads_call_a_model_in_its_context():
@@ -314,6 +334,54 @@ def test_threads_call_a_model_in_its_context():
     with monte_carlo(model) as places, ThreadPoolExecutor(4) as threads:
         outputs = torch.stack(list(threads.map(lambda _: model(x), range(20))))
     assert len(outputs.unique(dim=0)) == 20 and places == ["1"]
+    with monte_carlo(model, "fixed"), ThreadPoolExecutor(4) as threads:
+        outputs = torch.stack(list(threads.map(lambda _: model(x), range(20))))
+        assert torch.equal(outputs, model(x).expand_as(outputs))
+
+
+def test_threads_predict_one_after_the_other():
+    models = [nn.Sequential(nn.Linear(3, 40), layer, nn.Linear(40, 3)).eval()
+              for layer in (nn.Dropout(), dropoutlib.Dropout())]
+    x, before = torch.ones(2, 3), torch.get_rng_state()
+
+    def sampled(number):
+        return predict(models[number % 2], x, 5, generator=torch.Generator().manual_seed(number)).samples
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(sampled, range(12)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(samples, sampled(number)) for number, samples in enumerate(found))
+    assert all(torch.equal(model(x), model(x)) for model in models)
+
+
+def test_a_context_of_another_thread_is_refused():
+    model = nn.Sequential(nn.Linear(3, 3), dropoutlib.Dropout())
+    with monte_carlo(model), ThreadPoolExecutor(1) as threads, pytest.raises(RuntimeError, match="of another thread"):
+        threads.submit(predict, model, torch.ones(2, 3), 3).result()
+    assert model.training and len(predict(model, torch.ones(2, 3), 3).samples) == 3
+
+
+def test_models_are_copied_and_not_pickled_in_a_context():
+    model, x = nn.Sequential(nn.Linear(3, 40), nn.Dropout()).eval(), torch.ones(2, 3)
+    with monte_carlo(model):
+        other = copy.deepcopy(model)
+        assert torch.equal(other(x), other(x)) and not torch.equal(model(x), model(x))
+        with pytest.raises(RuntimeError, match="cannot be pickled in a context of monte_carlo"):
+            pickle.dumps(model)
+    assert torch.equal(other(x), other(x)) and torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.Dropout()])
+def test_fixed_masks_are_drawn_by_a_plain_call(layer):
+    """Not inside of a transform; for an empty batch as for others; in any type."""
+    model, x = nn.Sequential(layer), torch.ones(2, 40)
+    with monte_carlo(model, "fixed"):
+        with pytest.raises(RuntimeError, match=r"masks are fixed.*call the model once outside"):
+            torch.vmap(model, randomness="same")(x)
+        assert model(x[:0]).shape == (0, 40)
+        y = model(x)
+        assert torch.equal(torch.vmap(model, randomness="same")(x), y)
+        assert torch.equal(model(x.double()), y.double()) and torch.equal(model(x.bfloat16()), y.bfloat16())
 
 
 # Masks that are shared
