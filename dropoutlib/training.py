@@ -68,7 +68,7 @@ def warm_up(step: float, start: float, end: float, first: float = 0.0, last: flo
 
     Raises:
         TypeError: if an argument is no real number.
-        ValueError: if ``end`` is before ``start``, one of them is infinite, or an argument is nan.
+        ValueError: if ``end`` is before ``start``, or an argument is nan, or infinite but for ``step``.
 
     Example:
         >>> from dropoutlib.training import warm_up
@@ -78,8 +78,8 @@ def warm_up(step: float, start: float, end: float, first: float = 0.0, last: flo
     step, start, end = real("step", step), real("start", start), real("end", end)
     first, last = real("first", first), real("last", last)
     for name, value in (("step", step), ("first", first), ("last", last)):
-        if math.isnan(value):
-            raise ValueError(f"{name} has to be a number, but got nan")
+        if math.isnan(value) or (math.isinf(value) and name != "step"):
+            raise ValueError(f"{name} has to be a finite number, but got {value}")
     if math.isinf(start) or math.isinf(end):
         raise ValueError(f"start and end have to be finite, but got start={start:g} and end={end:g}")
     if not start <= end:

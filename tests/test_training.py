@@ -62,6 +62,7 @@ def test_warm_up_is_a_line_between_two_constants() -> None:
     (ValueError, lambda: warm_up(math.nan, 0, 1), "step.*nan"),
     (ValueError, lambda: warm_up(3, -math.inf, math.inf), "start=-inf and end=inf"),
     (ValueError, lambda: warm_up(1, 0, 1, last=math.nan), "last.*nan"),
+    (ValueError, lambda: warm_up(3, 0, 5, first=math.inf), "first.*inf"),
     (ValueError, lambda: warm_up(1, 0, math.nan), "end=nan"),
     (TypeError, lambda: warm_up(None, 0, 1), "step.*None")])
 def test_bad_input(kind, call, words) -> None:

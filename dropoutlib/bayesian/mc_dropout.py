@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dropoutlib.arguments import integer, is_eager, one_of, positive, positive_integer, require_callable
 from dropoutlib.layer import NoisyLayer
@@ -287,7 +287,8 @@ class _Noise(TorchFunctionMode):
                     raise RuntimeError(f"masks are fixed, and those of {self._place() or 'the model'} would be drawn "
                                        "inside of a transform, such as torch.vmap: call the model once outside of it "
                                        "first")
-                self.kept[key] = drawn
+                with torch.inference_mode(False):   # a later call may have a gradient
+                    self.kept[key] = tree_map(lambda part: part.clone() if part.is_inference() else part, drawn)
             return self.kept[key]
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
@@ -484,7 +485,8 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
         memory_limit: bytes that what a model computes for the samples of one chunk may take, as estimated from the
             first sample.
         progress: called with the number of samples that are done, and of all, after each chunk: ``progress=print``.
-        {generator}
+        {generator} Meanwhile torch's global generator is seeded from it, and then put back: no other thread may draw,
+            but for ``predict``, which waits.
 
     Returns:
         Prediction: a :class:`~dropoutlib.bayesian.mc_dropout.Prediction`, for a classification a

@@ -223,7 +223,11 @@ class EmbeddingDropout(NoisyLayer, nn.Embedding):
 
 def _require_sequences(input: Tensor | PackedSequence) -> None:
     if isinstance(input, PackedSequence):
-        input = input.data.unsqueeze(1)
+        require_one_size(input.data)
+        if input.data.dim() != 2:
+            raise RuntimeError("input has to hold packed sequences of features, but got data of the shape "
+                               f"{tuple(input.data.shape)}")
+        return
     require_one_size(input)
     if input.dim() not in (2, 3):
         raise RuntimeError("input has to be of shape (T, B, features), (B, T, features) with batch_first, or "
@@ -286,6 +290,7 @@ def locked_dropout(input: _Sequences, p: float = 0.5, training: bool = True, inp
                 [2., 0.]])
     """
     if isinstance(input, PackedSequence):
+        _require_sequences(input)
         keep, rate = None, Bernoulli(p).p
         if applies_noise(training, noise) and (rate > 0 or noise is not None):
             keep = _locked_mask(input, p, False, noise=noise, generator=generator)

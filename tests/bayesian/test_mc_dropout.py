@@ -371,6 +371,17 @@ def test_models_are_copied_and_not_pickled_in_a_context():
     assert torch.equal(other(x), other(x)) and torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.GaussianDropout(), dropoutlib.FastDropoutLinear(4, 4)])
+def test_fixed_masks_of_inference_serve_a_gradient(layer):
+    model, x = nn.Sequential(nn.Linear(4, 4), layer), torch.ones(3, 4)
+    with monte_carlo(model, "fixed"):
+        with torch.inference_mode():
+            y = model(x)
+        again = model(x)
+        again.sum().backward()
+    assert torch.equal(y, again)
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.Dropout()])
 def test_fixed_masks_are_drawn_by_a_plain_call(layer):
     """Not inside of a transform; for an empty batch as for others; in any type."""

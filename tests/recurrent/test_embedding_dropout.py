@@ -406,3 +406,6 @@ def test_packed_sequences_have_the_masks_of_their_examples(lengths: list[int], i
         LockedDropout(P)(packed, noise=torch.ones(1, 2, 4))
     with pytest.raises(RuntimeError, match="floating point"):
         LockedDropout(P)(packed.to(torch.int64))
+    for call in (LockedDropout(P), LockedDropout(P).eval(), LockedDropout(P).variance):
+        with pytest.raises(RuntimeError, match=r"sequences of features.*\(10,\)"):
+            call(pack_padded_sequence(torch.ones(5, 2), torch.tensor([5, 5])))
