@@ -79,13 +79,18 @@ class FromConv(nn.Module):
         return _with_weights_of(conv, cls, ("in_channels", "out_channels", "kernel_size", "stride", "padding",
                                             "dilation", "groups", "padding_mode"), options)
 
-    def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
-        """The input, checked and padded, and what is made of it and a weight."""
+    def _geometry(self, input: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+        """The input, checked and padded, and what :func:`convolution` takes."""
         layer: Any = self
         axes = layer.weight.dim() - 2
         require_channels(input, layer.weight, axes, layer.groups)
         input, padding = padded(layer, input)
-        return input, convolution(axes, layer.stride, padding, layer.dilation, layer.groups)
+        return input, (axes, layer.stride, padding, layer.dilation, layer.groups)
+
+    def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
+        """The input, checked and padded, and what is made of it and a weight."""
+        input, geometry = self._geometry(input)
+        return input, convolution(*geometry)
 
 
 class FromRNN(nn.Module):

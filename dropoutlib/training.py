@@ -80,10 +80,8 @@ def warm_up(step: float, start: float, end: float, first: float = 0.0, last: flo
     for name, value in (("step", step), ("first", first), ("last", last)):
         if math.isnan(value) or (math.isinf(value) and name != "step"):
             raise ValueError(f"{name} has to be a finite number, but got {value}")
-    if math.isinf(start) or math.isinf(end):
-        raise ValueError(f"start and end have to be finite, but got start={start:g} and end={end:g}")
-    if not start <= end:
-        raise ValueError(f"end has to be at or behind start, but got start={start:g} and end={end:g}")
+    if not -math.inf < start <= end < math.inf:
+        raise ValueError(f"end has to be at or behind start, both finite, but got start={start:g} and end={end:g}")
     if step >= end:
         return last
     return first if step <= start else first + (last - first) * (step - start) / (end - start)

@@ -25,7 +25,7 @@ from ..arguments import (
 from ..documentation import RANKS, UNDER_SHAPE
 from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
-from ..local_reparameterization import Product, convolution, padded
+from ..local_reparameterization import Product, convolution
 from ..maps import in_format_of
 from ..methods import describe
 from ..moments import Moments
@@ -385,10 +385,7 @@ class _DropConnect(NoisyLayer):
         self.p, self.activation = p, activation
         self.inference, self.num_samples, self.sharing = inference, num_samples, sharing
 
-    def _sums(self, input: Tensor) -> tuple[Tensor, _Sums]:
-        """The input, checked and padded, and what is made of it and the weight."""
-        require_features(input, self.weight, self.bias)
-        return input, _LINEAR
+    _sums: Callable[[Tensor], tuple[Tensor, _Sums]]     # the input, checked and padded, and what is made of it
 
     def extra_repr(self) -> str:
         """{shown}"""
@@ -489,6 +486,10 @@ class DropConnectLinear(FromLinear, _DropConnect, nn.Linear):
         super().__init__(in_features, out_features, boolean("bias", bias), device, dtype)
         self._set_options(p, activation, inference, num_samples, sharing)
 
+    def _sums(self, input: Tensor) -> tuple[Tensor, _Sums]:
+        input, _ = self._taken(input)
+        return input, _LINEAR
+
 
 @describe("dropconnect", drop_connect_linear)
 class _DropConnectConv(FromConv, _DropConnect):
@@ -527,16 +528,9 @@ class _DropConnectConv(FromConv, _DropConnect):
         True
     """
 
-    stride: Any
-    dilation: Any
-    groups: int
-
     def _sums(self, input: Tensor) -> tuple[Tensor, _Sums]:
-        axes = self.weight.dim() - 2
-        require_channels(input, self.weight, axes, self.groups)
-        layer: Any = self
-        input, padding = padded(layer, input)
-        return input, _convolution(axes, self.stride, padding, self.dilation, self.groups)
+        input, geometry = self._geometry(input)
+        return input, _convolution(*geometry)
 
 
 @describe("dropconnect", drop_connect_conv1d, DropConnectLinear, like=_DropConnectConv,

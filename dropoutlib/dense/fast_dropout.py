@@ -77,7 +77,6 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
         >>> functional.fast_dropout_linear(torch.ones(2), weight, p=0.5, noise=torch.tensor([1.0]))
         tensor([12.])
     """
-    odds(p, "fast dropout")
     require_features(input, weight, bias)
     return _outputs(F.linear, input, weight, bias, p, training, noise=noise, generator=generator)
 
@@ -112,7 +111,6 @@ def _fast_dropout_conv(input: Tensor, weight: Tensor, bias: Tensor | None, strid
         {>>>} functional.fast_dropout_conv{axes}d(x, weight, p=0.5, noise=torch.ones(1{ones})).flatten()
         tensor([12.])
     """
-    odds(p, "fast dropout")
     require_channels(input, weight, axes, groups)
     return _outputs(convolution(axes, stride, padding, dilation, groups), input, weight, bias, p, training,
                     noise=noise, generator=generator)
@@ -152,7 +150,6 @@ class _FastDropout(NoisyLayer):
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
         """Draws the outputs in training and returns their means in evaluation. {call}"""
-        odds(self.p, "fast dropout")
         input, product = self._taken(input)
         return _outputs(product, input, self.weight, self.bias, self.p, self.training, noise=noise,
                         generator=generator)

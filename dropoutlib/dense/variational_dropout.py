@@ -77,12 +77,19 @@ def variational_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | Non
     _check_kind(kind)
     require_features(input, weight, bias)
     _check_alpha(alpha, weight, weight.shape[1:], kind)
-    if not applies_noise(training, noise):
-        return F.linear(input, weight, bias)
-    if kind == "B":
+    if kind == "B" and applies_noise(training, noise):
         factor = 1 + alpha**0.5 * numbers_for(input, noise=noise, generator=generator)
         return F.linear(input * factor.to(input.dtype), weight, bias)
-    return drawn(F.linear(input, weight, bias), sum_variance(input, weight, alpha), noise=noise, generator=generator)
+    return _outputs(F.linear, input, weight, bias, alpha, training, noise=noise, generator=generator)
+
+
+def _outputs(product: Product, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float,
+             training: bool, *, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Noise on every weight, drawn for the sums; alpha broadcasts to the weight."""
+    mean = product(input, weight, bias)
+    if not applies_noise(training, noise):
+        return mean
+    return drawn(mean, sum_variance(input, weight, alpha, product), noise=noise, generator=generator)
 
 
 def _check_kind(kind: str) -> None:
@@ -137,12 +144,8 @@ def _variational_dropout_conv(input: Tensor, weight: Tensor, bias: Tensor | None
     """
     require_channels(input, weight, axes, groups)
     _check_alpha(alpha, weight, (weight.shape[1] * groups,), "A")
-    product = convolution(axes, stride, padding, dilation, groups)
-    mean = product(input, weight, bias)
-    if not applies_noise(training, noise):
-        return mean
-    return drawn(mean, sum_variance(input, weight, _of_filters(alpha, weight, groups), product), noise=noise,
-                 generator=generator)
+    return _outputs(convolution(axes, stride, padding, dilation, groups), input, weight, bias,
+                    _of_filters(alpha, weight, groups), training, noise=noise, generator=generator)
 
 
 @draws(partial(numbers_for_convolution, axes=1))
@@ -379,13 +382,9 @@ class _VariationalDropoutConv(FromConv, _VariationalDropout):
     def forward(self, input: Tensor, *, noise: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
         """Draws outputs in training and applies the mean weights in evaluation. {call}"""
-        noisy = applies_noise(self.training, noise)
         input, product = self._taken(input)
-        mean = product(input, self.weight, self.bias)
-        if not noisy:
-            return mean
-        return drawn(mean, sum_variance(input, self.weight, self._alpha_of_weights(), product), noise=noise,
-                     generator=generator)
+        return _outputs(product, input, self.weight, self.bias, self._alpha_of_weights(), self.training, noise=noise,
+                        generator=generator)
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:
         return numbers_for(self.mean(input), generator=generator)
