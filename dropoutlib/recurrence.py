@@ -125,9 +125,13 @@ def _in_one_piece(weights: list[Tensor]) -> list[Tensor]:
 
 def loop(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise) -> tuple[Tensor, State]:
     """The same as :func:`run`, step by step, in operations that every transform knows."""
-    step = _lstm_step if mode == "LSTM" else _gru_step
+    step, read = _lstm_step if mode == "LSTM" else _gru_step, _read_inputs(x, weights, weights.bias_ih)
     # unbind, and not x[t]: the backward of an index fills a tensor of all steps at every step
-    inputs = _side_by_side(_read_inputs(x, weights, weights.bias_ih)).unbind()
+    if _is_untied(noise):
+        noise, weights = _gates_first(noise), _each_by_itself(weights, read.shape[1])
+        inputs = read.transpose(0, 1).unbind(1)     # as it lies in memory
+    else:
+        inputs = _side_by_side(read).unbind()
     outputs = []
     for read, noise_of_step in zip(inputs, _noises(noise, len(inputs)), strict=True):
         state = step(read, state, weights, noise_of_step)
@@ -174,16 +178,30 @@ def _steps(factor: Tensor | None, count: int) -> Sequence[Tensor | None]:
 
 
 def _read(h: Tensor, weights: Weights, factor: Tensor | None) -> Tensor:
-    """What the gates read of h."""
-    if factor is None or factor.dim() == 2:
+    """What the gates read of h, (B, gates H), or (gates, B, H) where each reads its own."""
+    if weights.hh.dim() == 2:
         return F.linear(_times(h, factor), weights.hh, weights.bias_hh)
-    read = _by_its_gate(_times(h.unsqueeze(-2), factor), weights.hh)
-    return read if weights.bias_hh is None else read + weights.bias_hh
+    seen = _times(h.expand(len(weights.hh), *h.shape), factor)
+    return seen @ weights.hh if weights.bias_hh is None else torch.baddbmm(weights.bias_hh, seen, weights.hh)
+
+
+def _each_by_itself(weights: Weights, gates: int) -> Weights:
+    """Recurrent weights (gates, H, H) and biases (gates, 1, H), as :func:`_read` multiplies them gate by gate.
+
+    They are laid out once: the gradient of a transposed view is copied at every step.
+    """
+    bias = weights.bias_hh
+    return weights._replace(hh=weights.hh.unflatten(0, (gates, -1)).mT.contiguous(),
+                            bias_hh=None if bias is None else bias.unflatten(0, (gates, 1, -1)))
+
+
+def _split(read: Tensor, gates: int) -> Sequence[Tensor]:
+    return read.chunk(gates, -1) if read.dim() == 2 else read.unbind()
 
 
 def _lstm_step(read: Tensor, state: State, weights: Weights, noise: Noise) -> State:
     h, c = state
-    i, f, g, o = (read + _read(h, weights, noise.state)).chunk(4, -1)
+    i, f, g, o = _split(read + _read(h, weights, noise.state), 4)
     new = f.sigmoid() * c + i.sigmoid() * _times(g.tanh(), noise.candidate)
     new = _times(new, noise.cell)
     # the output reads the new cell, as published code does, also where the old one is kept
@@ -192,10 +210,10 @@ def _lstm_step(read: Tensor, state: State, weights: Weights, noise: Noise) -> St
 
 def _gru_step(read: Tensor, state: State, weights: Weights, noise: Noise) -> State:
     (h,) = state
-    of_input, of_state = read.chunk(3, -1), _read(h, weights, noise.state).chunk(3, -1)
+    of_input, of_state = _split(read, 3), _split(_read(h, weights, noise.state), 3)
     r, z = ((a + b).sigmoid() for a, b in zip(of_input[:2], of_state[:2], strict=True))
-    n = _times((of_input[2] + r * of_state[2]).tanh(), noise.candidate)
-    return (_kept(h, _times((1 - z) * n + z * h, noise.output), noise.old_state),)
+    n = _times(torch.addcmul(of_input[2], r, of_state[2]).tanh(), noise.candidate)
+    return (_kept(h, _times(n.lerp(h, z), noise.output), noise.old_state),)
 
 
 def _times(value: Tensor, factor: Tensor | None) -> Tensor:
@@ -378,9 +396,11 @@ def _ready(factors: Sequence[Tensor | None], like: Tensor) -> Noise:
     kept = len(Noise._fields) - 2
     noise = Noise(*(-factor.to(whole) if factor is not None and factor.dtype is torch.bool and place < kept else factor
                     for place, factor in enumerate(factors)))
-    if noise.state is not None and _is_untied(noise):
-        return noise._replace(state=noise.state.transpose(1, 2).contiguous())
-    return noise
+    return _gates_first(noise) if _is_untied(noise) else noise
+
+
+def _gates_first(noise: Noise) -> Noise:
+    return noise if noise.state is None else noise._replace(state=noise.state.transpose(1, 2).contiguous())
 
 
 def _as_factor(keep: Tensor | None, like: Tensor) -> Tensor | None:
@@ -414,12 +434,6 @@ def _keep_(new: Tensor, old: Tensor, keep: Tensor | None) -> Tensor:
     if keep is None:
         return new
     return torch.where(keep, old, new, out=new) if keep.dtype is torch.bool else new.lerp_(old, keep.expand_as(new))
-
-
-def _by_its_gate(h: Tensor, weight: Tensor) -> Tensor:
-    """What the gates read where each reads its own, (B, gates, features)."""
-    by_gate = weight.unflatten(0, (h.shape[-2], -1))
-    return (h.transpose(0, 1) @ by_gate.transpose(1, 2)).transpose(0, 1).flatten(-2)
 
 
 def _noises(factors: Sequence[Tensor | None], steps: int) -> list[Noise]:
