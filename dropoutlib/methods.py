@@ -353,7 +353,7 @@ _ROWS = (
         use="To learn which inputs or weights a network can do without, as a step to a small network.",
         avoid="As a posterior: there is none. With a divergence that is averaged or lacks its 1/N: alpha then comes "
               "out wrong.",
-        first="Start at p = 0.5 with one alpha for every weight; remove weights whose p ends above 0.95.",
+        first="Start at p = 0.5 with an alpha of its own for every weight; remove weights whose p ends above 0.95.",
         evidence="*Proved*: the [divergence](/book/dense/variational_dropout.ipynb#the-divergence-of-one-weight), the "
                  "[alpha that is learned](/book/dense/variational_dropout.ipynb#what-alpha-is-learned) and the "
                  "[missing posterior](/book/dense/variational_dropout.ipynb#the-critique-not-a-posterior). *Measured "
