@@ -278,7 +278,7 @@ class Flow:
         if known.any():
             maps = [self._call(node, {arg: _map_of(channels, self.results[arg], axis, extra)
                                       for arg, channels in inputs.items()}) for extra in ((0, 13) if grows else (0,))]
-            values = torch.cat([one.movedim(axis, 0).flatten(1).cpu().double() for one in maps], 1)
+            values = torch.cat([one.movedim(axis, 0).reshape(len(known), -1).cpu().double() for one in maps], 1)
         value = values[:, :1]
         rounding = 100 * torch.finfo(self.results[node].dtype).eps * value.abs()
         return _Channels(axis, known, known & ((values - value).abs() <= rounding).all(1), value.squeeze(1))

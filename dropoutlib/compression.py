@@ -102,16 +102,17 @@ def compress(model: nn.Module, example: Any) -> Compressed:
 
     Args:
         model: any model that :mod:`torch.fx` can trace. Only what it does in evaluation counts.
-        example: an input, or a tuple or dictionary of arguments. FLOPs and times are those of this input.
+        example: an input, or a tuple or dictionary of arguments. FLOPs and times are those of this input. Arguments
+            that it leaves out keep their defaults: with other values the outputs may be others, as a note says.
 
     Returns:
         Compressed: the named tuple ``(model, report)``.
 
     Raises:
         TypeError: if ``model`` is not a module, or is scripted or compiled.
-        ValueError: if the model cannot be called with ``example``; if it cannot be followed, with the place: a layer
-            that has no plain equal, is called twice or shares its weights, a hook or a parametrization, a branch that
-            depends on values, noise in evaluation.
+        ValueError: if ``example`` is empty, or the model cannot be called with it; if it cannot be followed, with the
+            place: a layer that has no plain equal, is called twice or shares its weights, a hook or a parametrization,
+            a branch that depends on values, noise in evaluation.
         RuntimeError: if the smaller model gives other outputs.
 
     Example:
@@ -132,6 +133,9 @@ def compress(model: nn.Module, example: Any) -> Compressed:
         Change(before=1102, after=112)
     """
     _require_what_can_be_copied(model)
+    for tensor in _tensors(example):
+        if not tensor.numel():
+            raise ValueError(f"example has to hold numbers, but got a tensor of shape {tuple(tensor.shape)}")
     with torch.random.fork_rng(devices=_devices(model)):
         given = copy.deepcopy(model).eval()
         try:
@@ -143,7 +147,11 @@ def compress(model: nn.Module, example: Any) -> Compressed:
                              "keeps a state")
         plain = exchanged(copy.deepcopy(model)).eval()
         graph = _traced(plain, example)
-        outputs, results = _run(plain, graph, example)
+        try:
+            outputs, results = _run(plain, graph, example)
+        except Exception as error:
+            raise ValueError("the model does other things than torch.fx can trace: its trace cannot be called: "
+                             f"{error}") from error
         if not _close(expected, outputs):
             raise ValueError("the model does other things than torch.fx can trace: its trace gives other outputs")
         fold_scales(plain, graph, results)
@@ -153,7 +161,8 @@ def compress(model: nn.Module, example: Any) -> Compressed:
             _require_same(given, smaller, inputs)
         return Compressed(smaller, CompressionReport(
             flow.layers(), Change(_parameters(plain), _parameters(smaller)),
-            Change(_flops(plain, example), _flops(smaller, example)), _seconds(plain, smaller, example), flow.notes()))
+            Change(_flops(plain, example), _flops(smaller, example)), _seconds(plain, smaller, example),
+            (*flow.notes(), *_notes_of_defaults(plain, example))))
 
 
 # What can be followed
@@ -217,14 +226,9 @@ class _NoTraceError(ValueError):
 
 def _traced(model: nn.Module, example: Any) -> fx.Graph:
     """The graph of calls, of which each layer with weights has one at most."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    given = (set(example) if isinstance(example, Mapping) else
-             {parameter.name for parameter, _ in zip(parameters, _arguments(example), strict=False)})
-    defaults = {parameter.name: parameter.default for parameter in parameters
-                if parameter.name not in given and parameter.default is not inspect.Parameter.empty}
     tracer = _Tracer()
     try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
+        graph = tracer.trace(model, concrete_args=_defaults(model, example) or None)
     except _NoTraceError:
         raise
     except Exception as error:
@@ -245,6 +249,20 @@ def _traced(model: nn.Module, example: Any) -> fx.Graph:
         if node.op == "get_attr" and id(_attribute(model, str(node.target))) in of_layers:
             raise ValueError(f"{node.target} is read outside of its layer: it cannot get two sizes")
     return graph
+
+
+def _defaults(model: nn.Module, example: Any) -> dict[str, Any]:
+    """Arguments that the example leaves out; a trace has them as constants."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    given = (set(example) if isinstance(example, Mapping) else
+             {parameter.name for parameter, _ in zip(parameters, _arguments(example), strict=False)})
+    return {parameter.name: parameter.default for parameter in parameters
+            if parameter.name not in given and parameter.default is not inspect.Parameter.empty}
+
+
+def _notes_of_defaults(model: nn.Module, example: Any) -> list[str]:
+    return [f"{name} was {default!r}, as the example does not say it: with another value the outputs may be others"
+            for name, default in _defaults(model, example).items()]
 
 
 def _writes(node: fx.Node, model: nn.Module) -> bool:

@@ -37,11 +37,11 @@ class FromLinear(nn.Module):
             A layer of this class, in training or evaluation as ``linear`` is.
 
         Raises:
-            TypeError: if ``linear`` is no linear layer, or an option is one of those that it decides, or none at all.
+            TypeError: if ``linear`` is no linear layer, or of a class with a forward of its own, or an option is one
+                of those that it decides, or none at all.
             ValueError: if it has no weights yet, or they are computed from other parameters, as by weight norm.
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear has to be a torch.nn.Linear, but got {type(linear).__name__}")
+        _require_kind("linear", linear, nn.Linear)
         return _with_weights_of(linear, cls, ("in_features", "out_features"), options)
 
     def _taken(self, input: Tensor) -> tuple[Tensor, Product]:
@@ -69,13 +69,12 @@ class FromConv(nn.Module):
             A layer of this class, in training or evaluation as ``conv`` is.
 
         Raises:
-            TypeError: if ``conv`` is no convolution of as many axes, or an option is one of those that it decides, or
-                none at all.
+            TypeError: if ``conv`` is no convolution of as many axes, or of a class with a forward of its own, or an
+                option is one of those that it decides, or none at all.
             ValueError: if it has no weights yet, or they are computed from other parameters, as by weight norm.
         """
         kind = next(base for base in cls.__mro__ if base.__module__ == _ConvNd.__module__)
-        if not isinstance(conv, kind):
-            raise TypeError(f"conv has to be a torch.nn.{kind.__name__}, but got {type(conv).__name__}")
+        _require_kind("conv", conv, kind)
         return _with_weights_of(conv, cls, ("in_channels", "out_channels", "kernel_size", "stride", "padding",
                                             "dilation", "groups", "padding_mode"), options)
 
@@ -112,16 +111,26 @@ class FromRNN(nn.Module):
             A layer of this class, in training or evaluation as ``rnn`` is.
 
         Raises:
-            TypeError: if ``rnn`` is another layer, or an option is one of those that it decides, or none at all.
+            TypeError: if ``rnn`` is another layer, or of a class with a forward of its own, or an option is one of
+                those that it decides, or none at all.
             ValueError: if its weights are computed from other parameters, as by weight norm, or it has ``proj_size``.
         """
         mode: str = cls.mode  # type: ignore[attr-defined]
-        if not isinstance(rnn, getattr(nn, mode)):
-            raise TypeError(f"rnn has to be a torch.nn.{mode}, but got {type(rnn).__name__}")
+        _require_kind("rnn", rnn, getattr(nn, mode))
         decided = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
                    "proj_size")
-        made = _made(cls, rnn, {name: getattr(rnn, name) for name in decided}, options, rnn.weight_hh_l0)
+        weight: Any = rnn.weight_hh_l0
+        made = _made(cls, rnn, {name: getattr(rnn, name) for name in decided}, options, weight)
         return _taking(made, rnn, [name for name, _ in made.named_parameters()])
+
+
+def _require_kind(name: str, layer: Any, kind: type[nn.Module]) -> None:
+    if not isinstance(layer, kind):
+        raise TypeError(f"{name} has to be a torch.nn.{kind.__name__}, but got {type(layer).__name__}")
+    for method in ("forward", "_conv_forward"):
+        if getattr(type(layer), method, None) is not getattr(kind, method, None):
+            raise TypeError(f"{name} has to compute what torch.nn.{kind.__name__} does, but {type(layer).__name__} has "
+                            f"a {method} of its own, which would be lost")
 
 
 def _with_weights_of(layer: Any, kind: type[_Layer], decided: tuple[str, ...], options: dict[str, Any]) -> _Layer:

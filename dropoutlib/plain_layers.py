@@ -163,6 +163,12 @@ def _(layer: RecurrentNetwork) -> nn.Module:
     return plain
 
 
+def _require_forward_of_the_library(module: nn.Module) -> None:
+    if isinstance(module, NoisyLayer) and not type(module).forward.__module__.startswith(f"{__package__}."):
+        raise NotImplementedError(f"{type(module).__name__} has a forward of its own: what it gives in evaluation is "
+                                  "not known")
+
+
 def _scaled(p: float) -> Scale:
     return Scale(torch.tensor(1 - p, dtype=torch.float64))
 
@@ -194,6 +200,7 @@ def exchanged(module: nn.Module, place: str = "", done: dict[nn.Module, nn.Modul
     done = {} if done is None else done
     if module not in done:
         try:
+            _require_forward_of_the_library(module)
             done[module] = _plain(module)
         except NotImplementedError as error:
             raise ValueError(f"{place or 'the model'}: {error}") from None

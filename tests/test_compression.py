@@ -489,7 +489,7 @@ _OURS_OF_IMAGES |= {
         8, 8, 5, groups=2, stride=3, bias=False)), nn.Unflatten(2, (-1, 4))],
     "DropConnectConv2d": lambda: [dropoutlib.DropConnectConv2d(8, 8, 3, activation=nn.ReLU(), inference="mean")],
     "DropConnectConv2d, p = 1": lambda: [dropoutlib.DropConnectConv2d(8, 8, 3, p=1.0)],
-    "FastDropoutConv2d": lambda: [dropoutlib.FastDropoutConv2d(8, 8, 3, padding=1, padding_mode="circular")],
+    "FastDropoutConv2d": lambda: [dropoutlib.FastDropoutConv2d(8, 8, 3, padding=1, dilation=2)],
     "VariationalDropoutConv1d": lambda: [nn.Flatten(2), dropoutlib.VariationalDropoutConv1d(8, 8, 5, stride=3),
                                          nn.Unflatten(2, (-1, 4))],
     "LogNormalDropout of maps": lambda: [nn.BatchNorm2d(8), _with_noise_of(dropoutlib.LogNormalDropout(8))]}
@@ -603,6 +603,11 @@ def _pruned() -> nn.Module:
     return model
 
 
+class _Twice(dropoutlib.Dropout):
+    def forward(self, x, **more):
+        return 2 * super().forward(x, **more)
+
+
 _REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no module": (lambda: torch.relu, TypeError, "model has to be a module, but got builtin_function_or_method"),
     "scripted": (lambda: torch.jit.trace(nn.Linear(9, 3), torch.zeros(1, 9)), TypeError,
@@ -636,6 +641,10 @@ _REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
                  "1: StandoutLinear gives in evaluation what no plain layer gives"),
     "expected pooling": (lambda: nn.Sequential(nn.Unflatten(1, (1, 3, 3)), dropoutlib.MaxPoolDropout2d(2)), ValueError,
                          "1: MaxPoolDropout2d with inference='expected'"),
+    "a forward of its own": (lambda: nn.Sequential(_Twice(), nn.Linear(9, 3)), ValueError,
+                             "0: _Twice has a forward of its own"),
+    "a branch on a type": (lambda: _Shared(lambda m, x: m.two(m.one(x)) if isinstance(x, Tensor) else
+                                           m.two(torch.cat([x, x], 1))), ValueError, "the model does other things than torch.fx can trace: its trace"),
     "zoneout": (lambda: _Written(lambda m, x: m.rnn(x)[0], rnn=dropoutlib.ZoneoutLSTM(9, 3, p_hidden=0.5)), ValueError,
                 "rnn: ZoneoutLSTM has a test rule of its own"),
 }
@@ -647,6 +656,35 @@ def test_what_is_out_of_reach_is_refused_with_its_place(name):
     make, error, message = _REFUSED[name]
     with pytest.raises(error, match=message):
         compress(make(), torch.randn(4, 9))
+
+
+def test_an_example_without_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"example has to hold numbers, but got a tensor of shape \(0, 9\)"):
+        compress(nn.Linear(9, 3), torch.randn(0, 9))
+
+
+def test_an_example_may_have_no_batch():
+    model, x = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(9)
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+    smaller, _ = compress(model, x)
+    assert smaller[0].out_features == 4
+    torch.testing.assert_close(smaller(x), model(x))
+
+
+def test_what_the_example_leaves_out_is_noted():
+    """The constants that move into the next bias are those of the default."""
+    class Scaled(_Shared):
+        def forward(self, x, scale=1.0):
+            return self.two(self.one(x).relu() * scale)
+
+    model, x = Scaled(None), torch.randn(4, 9)
+    with torch.no_grad():
+        model.one.weight[:4] = 0
+    assert "scale was 1.0, as the example does not say it" in compress(model, x).report.notes[-1]
+    smaller, report = compress(model, {"x": x, "scale": 2.0})
+    assert not any("scale was" in note for note in report.notes)
+    torch.testing.assert_close(smaller(x, 2.0), model(x, 2.0))
 
 
 # Mistakes that the comparison at the end has to find

@@ -538,6 +538,67 @@ def test_a_condition_without_points_shows_nothing():
             prove(p, p, where=where)
 
 
+# -- sums and products -----------------------------------------------------------
+@pytest.mark.parametrize("polynomial", [binomial(h, 5), h * (h - 1) * (h - 2) * (h - 3),
+                                        h * (h - 1) * (h - 2) * (h - 3) * (h - 4)])
+def test_a_sum_that_sympy_closes_wrongly_is_not_shown(polynomial):
+    """The sum over h of (-1)^h binomial(n, h) times a polynomial of degree d is not 0 at n = d."""
+    alternating = Sum((-1)**h * binomial(n, h) * polynomial, (h, 0, n))
+    masked = Sum((-1)**h * binomial(n, h) * polynomial * m[h], (h, 0, n))
+    for refused in (lambda: prove(alternating, 0), lambda: prove(Expectation(masked), 0),
+                    lambda: derive(Expectation(masked), linear, by_law, (Integer(0), "by hand"))):
+        with pytest.raises((Unproved, NotAClaim)):
+            refused()
+
+
+@pytest.mark.parametrize(("left", "right"), [
+    (Sum(2**j, (j, 1, n)), 2**(n + 1) - 2),
+    (Sum(j * 2**j, (j, 1, n)), (n - 1) * 2**(n + 1) + 2),
+    (Sum(j**3, (j, 1, n)), (n * (n + 1) / 2)**2),
+    (Product(j / (j + 1), (j, 1, n)), 1 / (n + 1)),
+    (Sum(1 / (j * (j + 1)), (j, 1, n)), n / (n + 1)),
+])
+def test_sums_are_closed_where_induction_confirms_it(left, right):
+    assert prove(left, right)
+
+
+def test_an_index_that_is_bound_twice_has_two_ranges():
+    """The inner k may be larger than n, so that the length of the innermost product is not what it is for k <= n."""
+    twice = Noise(Bernoulli("m", 1 - p, 2, 1))
+    inner = Product(twice[k] * Product(twice[k], (j, 5 * k, 5 * n)), (k, 1, 4 * n - 50))
+    wrong = Product((1 - p) * 2**(5 * n - 5 * k + 2) + p, (k, 1, 4 * n - 50))
+    with pytest.raises(Unproved):
+        prove(Sum(x[k] * Expectation(inner), (k, 1, n)), Sum(x[k], (k, 1, n)) * wrong)
+    # the condition is on the k outside
+    inner = Product(twice[k] * Product(twice[k], (j, 5 * k, 60)), (k, 1, n))
+    wrong = Product((1 - p) * 2**(62 - 5 * k) + p, (k, 1, n))
+    with pytest.raises(Unproved):
+        prove(x[k] * Expectation(inner), x[k] * wrong, where=5 * k <= 60)
+
+    def around(part):
+        return x[k] * Product(x[k] * Product(x[j] * Product(x[k] + part, (k, 1, 3)), (j, 1, k)), (k, 1, n))
+
+    with pytest.raises(Unproved):
+        prove(around(Product(x[1], (l, 5 * j, 60))), around(x[1]**(61 - 5 * j)), where=5 * k <= 60)
+    assert prove(Sum(x[k] * Sum(x[k], (k, 1, n)), (k, 1, n)), Sum(x[k], (k, 1, n))**2)
+
+
+def test_a_size_that_the_rules_need_to_be_positive_is_printed():
+    """At n = 0 the inner sum is empty, and 5n - 4 is not 0; the judge's cases at 0 all have an empty outer sum."""
+    shown = prove(Expectation(Sum((k - 1) * Sum(m[j], (j, 1, 5 * n - 4)), (k, 1, 5 * d - 64))),
+                  (1 - p) * (5 * n - 4) * Sum(k - 1, (k, 1, 5 * d - 64)))
+    assert "n = 1, 2, ..." in shown.condition
+
+
+def test_copies_that_are_repeated_are_powers():
+    assert prove(Expectation(Product(m[1] * x[j], (j, 1, n))), (1 - p) * Product(x[j], (j, 1, n)))
+
+
+def test_a_mean_that_the_language_cannot_say_stays_a_mean():
+    shifted = Expectation(Product(Noise(Normal("g", 1, 2))[1], (j, 1, n)))
+    assert by_law(shifted).has(Expectation)
+
+
 # -- means of the normal law ---------------------------------------------------
 RELU = mu * Phi(mu / s) + s * phi(mu / s)
 

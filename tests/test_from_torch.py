@@ -39,6 +39,8 @@ def test_weights_are_those_of_the_linear_layer(name: str, bias: bool) -> None:
 @pytest.mark.parametrize("name", IN_PLACE_OF_CONVOLUTIONS)
 def test_a_convolution_keeps_its_geometry(name: str, mode: str) -> None:
     kind = getattr(dropoutlib, name)
+    if mode != "zeros" and name.startswith("FastDropout"):
+        pytest.skip("fast dropout refuses it, see its own tests")
     conv = getattr(nn, IN_PLACE_OF_CONVOLUTIONS[name])(6, 4, 3, 2, 1, dilation=2, groups=2, padding_mode=mode).eval()
     options = OPTIONS[f"{name[:-6]}Linear"]
     layer = kind.from_conv(conv, **options)
@@ -95,7 +97,29 @@ def test_no_other_layer_is_taken(name: str) -> None:
         make(nn.Linear(5, 3), in_features=4)
 
 
+class _Standardised(nn.Conv2d):
+    def forward(self, input):
+        return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
+
+
+class _Flipped(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight.flip(-1), bias)
+
+
+class _Backwards(nn.LSTM):
+    def forward(self, input, hx=None):
+        return super().forward(input.flip(0), hx)
+
+
 @pytest.mark.parametrize(("kind", "words", "call"), [
+    (TypeError, "_Standardised has a forward of its own, which would be lost",
+     lambda: dropoutlib.FastDropoutConv2d.from_conv(_Standardised(4, 6, 3))),
+    (TypeError, "_Flipped has a _conv_forward of its own",
+     lambda: dropoutlib.DropConnectConv2d.from_conv(_Flipped(4, 6, 3))),
+    (TypeError, "DropConnectLinear has a forward of its own",
+     lambda: dropoutlib.FastDropoutLinear.from_linear(dropoutlib.DropConnectLinear(4, 6))),
+    (TypeError, "_Backwards has a forward of its own", lambda: dropoutlib.ZoneoutLSTM.from_rnn(_Backwards(4, 6))),
     (TypeError, r"stride is that of the Conv2d, \(1, 1\), and cannot be given",
      lambda: dropoutlib.VariationalDropoutConv2d.from_conv(nn.Conv2d(4, 6, 3), stride=2)),
     (TypeError, "bias is that of the Conv1d, True",

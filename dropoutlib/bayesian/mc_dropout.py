@@ -243,6 +243,8 @@ class _Noise(TorchFunctionMode):
             return None
         self._refuse_checkpoint()
         input = args[0] if args else kwargs["input"]
+        if getattr(input, "is_nested", False):
+            raise RuntimeError(f"masks has to be 'example' for a nested tensor, but got {self.masks!r}")
         draw = lambda: _draw_for_all(module, input, kwargs.get("generator"))  # noqa: E731
         return args, {**kwargs, "noise": self._shared(type(module).__name__, draw)}
 
@@ -388,12 +390,11 @@ def _draw_for_all(module: NoisyLayer, input: Any, generator: torch.Generator | N
     axis = 0 if first else 1
     is_empty = input.shape[axis] == 0
     one = input.new_ones((*input.shape[:axis], 1, *input.shape[axis + 1:])) if is_empty else input.narrow(axis, 0, 1)
-    if layer is None:
-        return module.draw(one, generator=generator)
-    try:
-        return module.draw(one.squeeze(axis), generator=generator)
-    except RuntimeError:  # some layers take batches alone
-        return module.draw(one, generator=generator)
+    drawn = module.draw(one, generator=generator)
+    if layer is None or layer.site == "state":  # takes a batch of one for an input without a batch
+        return drawn
+    # an axis of one in front broadcasts to a batch with and without it; a single example takes it without
+    return tree_map(lambda part: part.squeeze(0) if part.dim() else part, drawn)
 
 
 @dataclass(frozen=True)
@@ -527,6 +528,9 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
         if task == "classification":
             raise ValueError(f"precision is that of the noise around a regression, but got {precision:g} for "
                              "task='classification'")
+    if any(leaf.is_nested for leaf in tree_leaves(x) if isinstance(leaf, Tensor)):
+        raise ValueError("x has to be a tensor or several, not nested ones: call the model under monte_carlo, once for "
+                         "every sample")
     with _PREDICTING, torch.no_grad(), _drawing_from(generator, model):
         samples = _samples(model, x, int(num_samples), masks, memory_limit, progress)
         return _summary(samples, precision) if task == "regression" else _class_summary(samples, class_axis)

@@ -275,8 +275,9 @@ class SparseVariationalLinear(FromLinear, _SparseVariational, nn.Linear):
     optimizer's weight decay (:func:`~dropoutlib.training.parameter_groups`), which would pull it to 0, a variance of 1.
 
     ``sparsity`` tells how many weights are zero in evaluation, ``keep`` which are not; :func:`~dropoutlib.compress`
-    makes a smaller model of it. {loads} ``log_sigma2`` then keeps its value; :meth:`from_linear` makes a layer of
-    another one.
+    makes a smaller model of it. {loads} ``log_sigma2`` then keeps its value, though, and in evaluation a weight whose
+    log alpha is above the threshold is zero: as things start, one whose size is below 0.0015. :meth:`from_linear` makes
+    a layer of another one.
 
     Args:
         {in_features} {out_features}

@@ -285,8 +285,9 @@ class _FastDropoutConv(FromConv, _FastDropout):
     :class:`torch.nn.Conv{axes}d`: it stands for dropout of single elements *and* the convolution behind it, so put no
     other dropout before it. Every output, at every position, is drawn from its own Gaussian, independently, while
     behind dropout positions share the elements that are dropped: single outputs have the right mean and variance,
-    sums over a map have another variance. A filter on few inputs, such as the first one of an image of one channel,
-    adds few terms, whose sum is not close to Gaussian.
+    sums over a map have another variance. Padding with anything but zeros is refused: there a filter reads one element
+    in several places, under one mask, and the variance would be another one. A filter on few inputs, such as the first
+    one of an image of one channel, adds few terms, whose sum is not close to Gaussian.
 
     {four_answers}
 
@@ -316,17 +317,24 @@ class _FastDropoutConv(FromConv, _FastDropout):
     """
 
 
+def _zeros(padding_mode: Literal["zeros"]) -> Literal["zeros"]:
+    if padding_mode != "zeros":
+        raise ValueError(f"padding_mode has to be 'zeros' for fast dropout, but got {padding_mode!r}: a filter would "
+                         "read one element in several places, under one mask")
+    return padding_mode
+
+
 @describe("fast_dropout", fast_dropout_conv1d, FastDropoutLinear, like=_FastDropoutConv, **RANKS[1])
 class FastDropoutConv1d(_FastDropoutConv, nn.Conv1d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int],
                  stride: int | tuple[int] = 1, padding: str | int | tuple[int] = 0,
                  dilation: int | tuple[int] = 1, groups: int = 1, bias: bool = True,
-                 padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+                 padding_mode: Literal["zeros"] = "zeros",
                  p: float = 0.5, *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         odds(p, "fast dropout")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), padding_mode, device, dtype)
+                         boolean("bias", bias), _zeros(padding_mode), device, dtype)
         self.p = float(p)
 
 
@@ -335,10 +343,10 @@ class FastDropoutConv2d(_FastDropoutConv, nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
                  stride: int | tuple[int, int] = 1, padding: str | int | tuple[int, int] = 0,
                  dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool = True,
-                 padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+                 padding_mode: Literal["zeros"] = "zeros",
                  p: float = 0.5, *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         odds(p, "fast dropout")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), padding_mode, device, dtype)
+                         boolean("bias", bias), _zeros(padding_mode), device, dtype)
         self.p = float(p)

@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 from sympy import (
@@ -913,11 +913,17 @@ def _with_signs(e: Any, known: dict[Any, Any], random: bool, seen: dict[Any, Any
 
 
 # -- what rules may use -------------------------------------------------------
-_FACTS: ContextVar[tuple[tuple[Any, ...], dict[Any, Any]] | None] = ContextVar("facts", default=None)
+class _Facts(NamedTuple):
+    whole: tuple[Any, ...]                  # 0, 1, 2, ...
+    ranges: dict[Any, Any]                  # of free indices
+    positive: set[Any]                      # what had to be 1, 2, ...: rules add to it
+
+
+_FACTS: ContextVar[_Facts | None] = ContextVar("facts", default=None)
 
 
 @contextmanager
-def _knowing(facts: tuple[tuple[Any, ...], dict[Any, Any]] | None) -> Iterator[None]:
+def _knowing(facts: _Facts | None) -> Iterator[None]:
     token = _FACTS.set(facts)
     try:
         yield
@@ -934,14 +940,14 @@ def assuming(claim: Claim) -> Iterator[None]:
         gap = {"<=": right - left, "<": right - left - 1, ">=": left - right, ">": left - right - 1}
         if relation.rel_op in gap and all(s.is_integer for s in relation.free_symbols):
             facts.append(gap[relation.rel_op])
-    with _knowing((tuple(facts), _known_ranges(claim))):
+    with _knowing(_Facts(tuple(facts), _known_ranges(claim), claim.positive)):
         yield
 
 
 def ranges_of_indices(expression: Any) -> dict[Any, Any]:
     """The ranges (low, high) of the free indices of an expression: of the claim it belongs to, or of its own."""
     if (facts := _FACTS.get()) is not None:
-        return dict(facts[1])
+        return dict(facts.ranges)
     return _known_ranges(read([expression]))
 
 
@@ -958,5 +964,11 @@ def at_least_zero(e: Any, ranges: dict[Any, Any]) -> bool:
             if not slope.is_Integer or index in (e - slope * index).expand().free_symbols:
                 return False
             e = sympy.expand(e.xreplace({index: low if slope > 0 else high}))
-    known = [S.Zero, *(facts[0] if facts else ())]
-    return any(bool(sympy.expand(e - fact).is_nonnegative) for fact in known)
+    gaps = [sympy.expand(e - fact) for fact in (S.Zero, *(facts.whole if facts else ()))]
+    if not any(gap.is_nonnegative for gap in gaps):
+        return False
+    positive = {s: Dummy(integer=True, nonnegative=True) for gap in gaps for s in gap.free_symbols
+                if s.is_integer and s.is_positive}
+    if facts and not any(gap.xreplace(positive).is_nonnegative for gap in gaps):
+        facts.positive.update(positive)
+    return True

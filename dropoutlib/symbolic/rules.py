@@ -31,6 +31,7 @@ from sympy import (
 )
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.sorting import default_sort_key
+from sympy.functions.special.hyper import TupleParametersBase
 from sympy.stats import Covariance, Expectation, Variance
 from sympy.stats.rv import RandomSymbol
 
@@ -55,6 +56,7 @@ from .terms import (
     readable,
     sum_over,
     terms,
+    unshadowed,
     without_powers_of_deltas,
 )
 
@@ -65,7 +67,7 @@ def _each_moment(expression: Any, change: Callable[[Any, Ranges], Any], ranges: 
     """Rewrite every E, Var and Cov of an expression, the innermost first, in the ranges of the indices around it."""
     expression = sympify(expression)
     if ranges is None:
-        ranges = ranges_of_indices(expression)
+        expression, ranges = unshadowed(expression), ranges_of_indices(expression)
     if not isinstance(expression, Expr) or not expression.has(*MOMENTS):
         return expression
     inside = inner_ranges(expression.limits, ranges) if isinstance(expression, Sum | Product) else ranges
@@ -153,21 +155,30 @@ def _mean_by_law(inside: Any, ranges: Ranges) -> Any:
     """E of a product: independent families apart, each by the first rule that fits."""
     if inside.has(*MOMENTS):
         return Expectation(inside)          # a mean inside a mean
-    result = S.One
-    for group in _independent_groups(Mul.make_args(_repeated_as_powers(inside, ranges))):
-        result *= _mean_of_group(group, ranges)
+    for form in dict.fromkeys((_repeated_as_powers(inside, ranges), inside)):
+        result = Mul(*[_mean_of_group(group, ranges) for group in _independent_groups(Mul.make_args(form))])
+        if not result.has(Expectation):
+            break
     return result
 
 
 def _repeated_as_powers(expression: Any, ranges: Ranges) -> Any:
-    """A product whose factor does not depend on its index is a power."""
-    def power(e: Any) -> Any:
-        (index, low, high), *more = e.limits
-        if more or index in e.function.free_symbols or not at_least_zero(high - low + 1, ranges):
-            return e
-        return e.function ** (high - low + 1)
-
-    return expression.replace(lambda e: isinstance(e, Product), power) if expression.has(Product) else expression
+    """A product whose factor does not depend on its index is a power; of another one, the noise that does not."""
+    if expression.is_Atom or isinstance(expression, Indexed) or not expression.has(Product):
+        return expression
+    inside = inner_ranges(expression.limits, ranges) if isinstance(expression, Sum | Product) else ranges
+    changed = expression.func(*[_repeated_as_powers(part, inside) if isinstance(part, Expr) else part
+                                for part in expression.args])
+    if not isinstance(changed, Product) or len(changed.limits) != 1:
+        return changed
+    (index, low, high), = changed.limits
+    if not at_least_zero(high - low + 1, ranges):
+        return changed
+    if index not in changed.function.free_symbols:
+        return changed.function ** (high - low + 1)
+    repeated = [factor for factor in Mul.make_args(changed.function)
+                if index not in factor.free_symbols and has_noise(factor)]
+    return Product(changed.function / Mul(*repeated), (index, low, high)) * Mul(*repeated) ** (high - low + 1)
 
 
 def _independent_groups(factors: tuple[Any, ...]) -> list[list[Any]]:
@@ -207,8 +218,8 @@ def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
 
 
 def _is_finished(mean: Any) -> bool:
-    """A closed and finite result of the law."""
-    return not mean.has(Integral, Piecewise, RandomSymbol, oo, -oo, zoo, nan)
+    """A closed and finite result of the law, in functions of the language."""
+    return not mean.has(Integral, Piecewise, RandomSymbol, TupleParametersBase, oo, -oo, zoo, nan)
 
 
 def _product_of_means(factor: Any, ranges: Ranges) -> Any:
@@ -260,7 +271,7 @@ def exact(expression: Any) -> Any:
 
 def worked_out(expression: Any, ranges: Ranges) -> Any:
     """:func:`exact` where the ranges of the indices around the expression are known."""
-    expression = differentiated(sympify(expression), ranges)
+    expression = differentiated(unshadowed(sympify(expression)), ranges)
     return collapsed(_each_moment(_each_moment(expression, lambda moment, _: _linear(moment), ranges), _by_law, ranges),
                      ranges)
 
@@ -396,13 +407,31 @@ def _closed(expression: Any, ranges: Ranges) -> Any:
         *inner, (index, low, high) = expression.limits
         body = expression.func(expression.function, *inner) if inner else expression.function
         body = _closed(body, inner_ranges([(index, low, high)], ranges))
-        whole = expression.func(body, (index, low, high))
         # a delta is left to collapse(): SymPy finds a j with 41 j = k for every k
-        may_be_closed = at_least_zero(high - low + 1, ranges) and not body.has(KroneckerDelta)
-        done = whole.doit(deep=False) if may_be_closed else whole
-        return done if not done.has(oo, nan) else whole
+        may_be_closed = at_least_zero(high - low + 1, ranges) and not body.has(KroneckerDelta, ExprWithLimits)
+        done = _closed_by_induction(expression.func, body, index, low) if may_be_closed else None
+        return expression.func(body, (index, low, high)) if done is None else done(high)
     closed = expression.func(*[_closed(part, ranges) if isinstance(part, Expr) else part for part in expression.args])
     return with_real_letters(closed, lambda e: e.doit(deep=False)) if isinstance(closed, Limit | Integral) else closed
+
+
+def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any) -> Callable[[Any], Any] | None:
+    """The closed form of SymPy for a sum or product from ``low`` to any end, if induction over the end confirms it.
+
+    An end of its own keeps SymPy from what it gets wrong: a sum over k of (-1)^k binomial(n, k) P(k) up to the same n
+    is 0 for every polynomial P, it says.
+    """
+    length = Dummy("length", integer=True, nonnegative=True)
+    end = low + length - 1
+    form = kind(body, (index, low, end)).doit(deep=False)
+    if form.has(oo, nan, zoo, kind, Piecewise):
+        return None
+    first, step = form.xreplace({length: S.Zero}), form.xreplace({length: length + 1})
+    next_one = body.xreplace({index: low + length})
+    shown = (first, step - form - next_one) if kind is Sum else (first - 1, step - form * next_one)
+    if not all(_simplifies_to_zero(part) for part in shown):
+        return None
+    return lambda high: form.xreplace({length: high - low + 1})
 
 
 def _simplifies_to_zero(expression: Any) -> bool:

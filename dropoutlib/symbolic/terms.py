@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import chain, count, permutations, product
 from typing import Any
 
-from sympy import Add, Dummy, Indexed, KroneckerDelta, Mul, Pow, Product, S, Sum, Symbol, expand, sympify
+from sympy import Add, Basic, Dummy, Indexed, KroneckerDelta, Mul, Pow, Product, S, Sum, Symbol, expand, sympify
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.sorting import default_sort_key
 
@@ -19,7 +19,7 @@ from .language import at_least_zero, ranges_of_indices
 from .notation import MOMENTS, VARYING, textbook
 
 __all__ = ["Ranges", "Term", "collapse", "collapsed", "has_noise", "inner_ranges", "nameless", "readable", "sum_over",
-           "terms", "without_powers_of_deltas"]
+           "terms", "unshadowed", "without_powers_of_deltas"]
 
 Term = tuple[Any, list[Any]]                # (product, limits); the innermost sum first
 Ranges = dict[Any, Any]                     # index -> (low, high); the innermost index first
@@ -60,6 +60,27 @@ def nameless(expression: Any) -> Any:
                                                   for limit in e.limits])
 
     return expression.replace(lambda e: isinstance(e, Sum | Product), renamed)
+
+
+def unshadowed(expression: Any) -> Any:
+    """Other names for indices that a sum or product around them binds as well: a name has one range everywhere."""
+    taken = _names(expression)
+
+    def renamed(e: Any, around: frozenset[Any]) -> Any:
+        if not isinstance(e, Basic) or not e.has(Sum, Product):
+            return e
+        if not isinstance(e, Sum | Product):
+            return e.func(*[renamed(part, around) for part in e.args])
+        new = {}
+        for index, *_ in e.limits:
+            if index in around:
+                name = _new_name(taken)
+                taken.add(name)
+                new[index] = Symbol(name, **index._assumptions_orig)
+        body = renamed(e.function, around | {index for index, *_ in e.limits})
+        return e.func(body.xreplace(new), *[limit.xreplace(new) for limit in e.limits])
+
+    return renamed(expression, frozenset())
 
 
 def readable(expression: Any) -> Any:
@@ -114,7 +135,7 @@ def collapse(expression: Any) -> Any:
     >>> collapse(Sum(KroneckerDelta(j, k)*x[j]*x[k], (j, 1, n), (k, 1, n)))
     Sum(x[j]**2, (j, 1, n))
     """
-    return collapsed(sympify(expression), ranges_of_indices(expression))
+    return collapsed(unshadowed(sympify(expression)), ranges_of_indices(expression))
 
 
 def collapsed(expression: Any, ranges: Ranges) -> Any:

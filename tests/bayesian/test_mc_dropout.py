@@ -511,6 +511,33 @@ def test_all_examples_share_their_masks(name, masks):
 
 
 @pytest.mark.parametrize(("layer", "shape"), [
+    (dropoutlib.DropConnectLinear(8, 6), (3, 3, 8)), (dropoutlib.DropConnectLinear(8, 6), (3, 4, 8)),
+    (dropoutlib.ConcreteDropout(dropoutlib.DropConnectLinear(8, 6)), (3, 3, 8)),
+    (dropoutlib.LogNormalDropout(8), (3, 8, 8, 5)), (dropoutlib.LogNormalDropout(8), (3, 8, 8)),
+])
+def test_examples_of_more_axes_share_their_masks(layer, shape):
+    """The axis behind the batch is no batch, whatever its size is."""
+    x = torch.rand(shape[1:]).expand(shape)
+    for masks in ("call", "fixed"):
+        with monte_carlo(layer, masks):
+            y, again = layer(x), layer(x[:1])
+        assert torch.allclose(y, y[:1].expand_as(y), atol=1e-6)
+        assert torch.allclose(y[:1], again, atol=1e-6) is (masks == "fixed")
+    assert predict(layer, torch.rand(shape), 10, masks="call").mean.shape[0] == 3
+
+
+def test_nested_tensors_are_refused_where_masks_are_shared():
+    nested, model = torch.nested.nested_tensor([torch.rand(2, 6), torch.rand(5, 6)], layout=torch.jagged), \
+        nn.Sequential(dropoutlib.Dropout(0.5))
+    with monte_carlo(model):
+        model(nested)
+    with monte_carlo(model, "call"), pytest.raises(RuntimeError, match="'example' for a nested tensor, but got 'call'"):
+        model(nested)
+    with pytest.raises(ValueError, match="not nested ones: call the model under monte_carlo"):
+        predict(model, nested, 10)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [
     (nn.Dropout(0.5), (3, 40)), (nn.Dropout1d(0.5), (3, 40, 2)), (nn.Dropout2d(0.5), (3, 40, 2, 2)),
     (nn.Dropout3d(0.5), (3, 40, 2, 2, 1)), (nn.AlphaDropout(0.5), (3, 40)), (nn.FeatureAlphaDropout(0.5), (3, 40, 2)),
 ])
