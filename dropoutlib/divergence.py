@@ -6,6 +6,7 @@ each is known up to a constant; here it is zero in the limit of infinite alpha.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -17,7 +18,7 @@ from dropoutlib.arguments import is_eager, require_tensor
 from dropoutlib.documentation import document
 from dropoutlib.layer import NoisyLayer
 
-__all__ = ["kingma_kl", "kl_divergence", "log_uniform_kl", "molchanov_kl"]
+__all__ = ["kingma_kl", "kl_divergence", "log_uniform_kl", "log_uniform_kl_at", "molchanov_kl"]
 
 
 def kl_divergence(model: nn.Module) -> Tensor:
@@ -116,11 +117,23 @@ def log_uniform_kl(alpha: Tensor) -> Tensor:
     """
     require_tensor(alpha, "alpha")
     precise = alpha if alpha.dtype in (torch.float32, torch.float64) else alpha.float()
-    # Not 1/(2 alpha), whose derivative overflows where alpha is tiny and the divergence is not.
-    mean = torch.exp(-precise.log()) / 2
+    # Not by 1/(2 alpha), whose derivative overflows where alpha is tiny and the divergence is not.
+    return log_uniform_kl_at(precise.log()).to(alpha.dtype)
+
+
+def log_uniform_kl_at(log_alpha: Tensor) -> Tensor:
+    """:func:`log_uniform_kl` where log(alpha) is known.
+
+    Args:
+        log_alpha: float32 or float64.
+
+    Returns:
+        Tensor: of the same shape.
+    """
+    mean = torch.exp(-log_alpha) / 2
     # The compiler cannot trace a Function with a forward derivative; it differentiates the sum itself.
     result: Tensor = _poisson_mean(mean, 0) if torch.compiler.is_compiling() else _PoissonMean.apply(mean, 0)
-    return result.to(alpha.dtype)
+    return result
 
 
 def kingma_kl(alpha: Tensor) -> Tensor:
@@ -168,24 +181,70 @@ _EULER = 0.5772156649015329
 _LARGE = {torch.float32: 18.0, torch.float64: 36.0}
 
 
-def _terms(mean: float) -> int:
-    """A Poisson variable is larger with a probability below the rounding error of float64."""
-    return int(mean + 9 * math.sqrt(mean) + 20)
+def _terms(mean: float, dtype: torch.dtype) -> int:
+    """A Poisson variable is at least as large with a probability far below the rounding error."""
+    count, chance = 0, math.exp(-mean)
+    while count <= mean or chance > torch.finfo(dtype).eps / 64:
+        count += 1
+        chance *= mean / count
+    return count + 1
 
 
 def _poisson_mean(mean: Tensor, order: int) -> Tensor:
     """E f(J) for J ~ Poisson(mean), where f is the ``order``-th forward difference of j -> 1 + 1/3 + ... + 1/(2j-1)."""
+    if mean.dtype is torch.float32 and order < len(_MIDDLE) and is_eager(mean):
+        return _by_chebyshev(mean, order)
     large = _LARGE[mean.dtype]
-    small_mean = mean.clamp(max=large)
     # Where the values can be read, no more terms than they need.
-    largest = float(small_mean.nan_to_num(large).max()) if is_eager(mean) and mean.numel() > 0 else large
-    scale = max(largest, 1.0)
+    least, largest = ((float(end) for end in mean.nan_to_num(large + 1).aminmax())
+                      if is_eager(mean) and mean.numel() > 0 else (0.0, math.inf))
+    if least > large:
+        return _asymptotic(mean, order)
+    small_mean = mean.clamp(max=large)
+    scale = min(max(largest, 1.0), large)
     weight, polynomial = 1.0, []
-    for j, value in enumerate(_differences(order, _terms(scale))):
+    for j, value in enumerate(_differences(order, _terms(scale, mean.dtype))):
         polynomial.append(value * weight)
         weight *= scale / (j + 1)
     small = torch.exp(-small_mean) * _horner(polynomial, small_mean / scale)
+    if largest <= large:
+        return small
     return torch.where(mean > large, _asymptotic(mean.clamp(min=large), order), small)
+
+
+_MIDDLE = (3.0, 8.0)    # the mean that lies in the middle of the polynomial, for the value and for its derivative
+
+
+def _by_chebyshev(mean: Tensor, order: int) -> Tensor:
+    """The same in single precision, a third of the time: what has its two limits, and a polynomial for the rest.
+
+    The rest is smooth in ``mean / (middle + mean)``, which runs from 0 to 1.
+    """
+    part = (_MIDDLE[order] / mean).add_(1).reciprocal_()
+    rest = _chebyshev_series(_rest_of_poisson_mean(order), part)
+    double = 2 * mean
+    return double.log1p_().div_(2).add_(rest.mul_(part).mul_(part)) if order == 0 else rest.div_(double.add_(1))
+
+
+@functools.cache
+def _rest_of_poisson_mean(order: int, points: int = 64, degree: int = 20) -> list[float]:
+    """Chebyshev coefficients, from the values in double precision."""
+    angle = (torch.arange(points, dtype=torch.float64) + 0.5) * math.pi / points
+    part = (1 + angle.cos()) / 2
+    mean = _MIDDLE[order] * part / (1 - part)
+    exact = _poisson_mean(mean, order)
+    rest = (exact - torch.log1p(2 * mean) / 2) / part**2 if order == 0 else exact * (1 + 2 * mean)
+    coefficients = [(rest * (k * angle).cos()).mean().item() * 2 for k in range(degree + 1)]
+    return [coefficients[0] / 2, *coefficients[1:]]
+
+
+def _chebyshev_series(coefficients: list[float], part: Tensor) -> Tensor:
+    """Of 2 part - 1, by Clenshaw's recurrence."""
+    double = part * 4 - 2
+    last, before = torch.full_like(part, coefficients[-1]), torch.zeros_like(part)
+    for coefficient in reversed(coefficients[1:-1]):
+        last, before = before.neg_().add_(coefficient).addcmul_(double, last), last
+    return before.neg_().add_(coefficients[0]).addcmul_(double, last, value=0.5)
 
 
 class _PoissonMean(torch.autograd.Function):

@@ -95,9 +95,18 @@ class Windows:
         Returns:
             Tensor of shape ``(..., *outputs, elements of a window)``.
         """
-        return on_each_process(lambda own: self._of(own, outside), input, self.axes)
+        return on_each_process(lambda own: self.view(own, outside).flatten(-self.axes), input, self.axes)
 
-    def _of(self, input: Tensor, outside: float) -> Tensor:
+    def view(self, input: Tensor, outside: float) -> Tensor:
+        """The same with an axis for every axis of a window, and without a copy of the elements, but for the padding.
+
+        Args:
+            input: of shape ``(..., *maps)``, on one process.
+            outside: what stands where a window reaches over the edge.
+
+        Returns:
+            Tensor of shape ``(..., *outputs, *window)``.
+        """
         sizes, pads = self._sizes(input), []
         per_axis = list(zip(input.shape[-self.axes:], sizes, self.kernel, self.stride, self.padding, self.dilation,
                             strict=True))
@@ -110,7 +119,7 @@ class Windows:
             input = input.unfold(-self.axes, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
             if self.ceil_mode:
                 input = input.narrow(-self.axes - 1, 0, count)
-        return input.flatten(-self.axes)
+        return input
 
     def _sizes(self, input: Tensor) -> list[int]:
         """Sizes of the output, as torch counts them."""

@@ -644,7 +644,8 @@ _REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "a forward of its own": (lambda: nn.Sequential(_Twice(), nn.Linear(9, 3)), ValueError,
                              "0: _Twice has a forward of its own"),
     "a branch on a type": (lambda: _Shared(lambda m, x: m.two(m.one(x)) if isinstance(x, Tensor) else
-                                           m.two(torch.cat([x, x], 1))), ValueError, "the model does other things than torch.fx can trace: its trace"),
+                                           m.two(torch.cat([x, x], 1))), ValueError,
+                           "the model does other things than torch.fx can trace: its trace"),
     "zoneout": (lambda: _Written(lambda m, x: m.rnn(x)[0], rnn=dropoutlib.ZoneoutLSTM(9, 3, p_hidden=0.5)), ValueError,
                 "rnn: ZoneoutLSTM has a test rule of its own"),
 }

@@ -109,27 +109,56 @@ def test_tensors_are_eager_only_where_they_have_memory():
     assert not is_eager(torch.zeros(3, device="meta"))
 
 
-@pytest.mark.parametrize("p", [1e-4, 0.1, 0.3, 2 / 3, 0.99999])
-def test_rounding_the_threshold_keeps_the_probability(p):
-    """Over all words of 16 bits, each as likely as the other: P(drop) is the mean threshold, and that is p."""
-    bits = 16
-    threshold = math.ldexp(p, bits)
-    cuts = [cpu._round(threshold, bits, word) for word in range(2**bits)]
-    assert set(cuts) <= {math.floor(threshold), math.ceil(threshold)}
-    assert abs(sum(cuts) / 2**bits / 2**bits - p) <= 2**-32
+@pytest.mark.parametrize("p", [1e-4, 2**-8, 0.1, 0.25, 0.3, 2 / 3, 0.75, 0.998, 0.99999])
+def test_the_parts_of_a_draw_give_the_probability(p, monkeypatch):
+    """Byte and distances: one minus the product of what both leave alone."""
+    parts = {"byte": 0.0, "distance": 0.0}
+    monkeypatch.setattr(cpu, "_draw_rarer", lambda _, cut, *rest: parts.update(byte=cut / 256))
+    monkeypatch.setattr(cpu, "_at_random_distances", lambda _, rate, *rest: parts.update(distance=rate) or [])
+    cpu.draw_mask(torch.empty(LARGE), p, None)
+    rarer = 1 - (1 - parts["byte"]) * (1 - parts["distance"])
+    assert rarer == pytest.approx(min(p, 1 - p), rel=1e-12)
 
 
-@pytest.mark.parametrize("p, bits", [(0.25, 8), (0.3, 16), (1 - 1e-6, 32), (1 - 2**-40, 32), (0.0, 8), (1.0, 8)])
-def test_an_element_is_dropped_where_its_word_is_below_the_threshold(p, bits, monkeypatch):
-    """Also a threshold above the largest word, which no integer of that size can hold."""
-    threshold = math.ldexp(p, bits)
-    near = int(threshold)
-    for word in {min(max(word, 0), 2**bits - 1) for word in (0, near - 1, near, near + 1, 2**bits - 1)}:
-        def draw(self, *_, generator, word=word):
-            self.view(cpu._WORDS[bits]).fill_(word - 2**(bits - 1))
-        monkeypatch.setattr(torch.Tensor, "random_", draw)
-        keep = cpu.draw_mask(torch.empty(cpu._CHUNK + 8), p, None)
-        assert keep.unique().tolist() == [word >= cpu._round(threshold, bits, word)]
+@pytest.mark.parametrize("p", [0.25, 0.3, 0.75, 0.0, 1.0])
+def test_a_byte_below_the_cut_is_the_rarer_outcome(p, monkeypatch):
+    cut = int(256 * min(p, 1 - p))
+    monkeypatch.setattr(cpu, "_at_random_distances", lambda *_: [])
+    for byte in {max(cut - 1, 0), cut, 0, 255}:
+        monkeypatch.setattr(torch.Tensor, "random_",
+                            lambda self, *_, generator, byte=byte: self.view(torch.int8).fill_(byte - 128))
+        keep = cpu.draw_mask(torch.empty(cpu._CHUNK + 9), p, None)
+        assert keep.unique().tolist() == [(byte < cut) is (p > 0.5)]
+
+
+@pytest.mark.parametrize("rate", [1e-5, 0.003, 0.4])
+def test_random_distances_are_geometric(rate, monkeypatch):
+    """Distance k has the uniform numbers from 1 - (1 - rate)**(k - 1) to 1 - (1 - rate)**k, whose share is its law."""
+    for k in (1, 2, 5, 300):
+        ends = [1 - (1 - rate)**(k - 1) + 1e-12, 1 - (1 - rate)**k - 1e-12]
+        if ends[0] < ends[1] < 1 - 1e-9:
+            for uniform in ends:
+                monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, generator, u=uniform: self.fill_(u))
+                places = torch.cat(list(cpu._at_random_distances(10_000, rate, torch.device("cpu"), None)))
+                assert places.tolist() == list(range(k - 1, 10_000, k))
+
+
+@pytest.mark.parametrize("p", [0.3, 0.6, 0.004, 0.999])
+def test_elements_of_a_large_mask_are_independent(p):
+    """At the distances where a byte, a word and a chunk would show."""
+    torch.manual_seed(0)
+    keep = cpu.draw_mask(torch.empty(2**22), p, None).double()
+    assert abs(keep.mean().item() - (1 - p)) < 6.5 * math.sqrt(p * (1 - p) / keep.numel())
+    rest = keep - (1 - p)
+    for lag in (1, 2, 7, 8, 64, cpu._CHUNK):
+        pairs = rest[lag:] * rest[:-lag]
+        assert abs(pairs.mean().item()) < 6.5 * p * (1 - p) / math.sqrt(pairs.numel())
+
+
+@pytest.mark.parametrize("p", [5e-324, 1e-310, 1 - 2**-53])
+def test_the_rarest_outcomes_there_are(p):
+    keep = cpu.draw_mask(torch.empty(LARGE), p, None)
+    assert keep.all() if p < 0.5 else not keep.any()
 
 
 def test_every_element_has_bits_of_its_own():

@@ -19,7 +19,7 @@ from ..arguments import (
     require_channels,
     require_features,
 )
-from ..divergence import log_uniform_kl, molchanov_kl
+from ..divergence import log_uniform_kl_at, molchanov_kl
 from ..documentation import RANKS, UNDER_SHAPE
 from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
@@ -241,8 +241,9 @@ class _SparseVariational(NoisyLayer):
             Tensor: a number, differentiable in weight and ``log_sigma2``; it is finite for all of them, and float32
             for layers of half precision.
         """
-        divergence = log_uniform_kl if boolean("exact", exact) else molchanov_kl
-        return divergence(self.log_alpha.exp()).sum()
+        if boolean("exact", exact):
+            return log_uniform_kl_at(self.log_alpha).sum()
+        return molchanov_kl(self.log_alpha.exp()).sum()
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: that of the weights without noise, all of them. {moment}"""

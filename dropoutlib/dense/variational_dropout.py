@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import applies_noise, boolean, not_negative, one_of, real, require_channels, require_features
-from ..divergence import log_uniform_kl
+from ..divergence import log_uniform_kl_at
 from ..documentation import RANKS, UNDER_SHAPE
 from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
@@ -240,7 +240,7 @@ class _VariationalDropout(NoisyLayer):
             Tensor: a number, differentiable in ``log_alpha``; it does not depend on the weights. It is float32 for
             layers of half precision, where the sum would overflow.
         """
-        return log_uniform_kl(self.alpha).sum() * (self._noisy() / self.log_alpha.numel())
+        return log_uniform_kl_at(self._log_alpha()).sum() * (self._noisy() / self.log_alpha.numel())
 
     def _noisy(self) -> int:
         """How many numbers have noise."""

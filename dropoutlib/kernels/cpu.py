@@ -1,15 +1,16 @@
 """Elementwise Bernoulli noise on the CPU, for tensors so large that the time goes into elements and not into calls.
 
-Two facts make it fast. The generator of the CPU gives 64 random bits a call, of which a keep mask needs only 8
-or 16 an element. And multiplying the bits of a number, read as an integer, with 0 or 1 selects (a dropped ``inf``
-or ``nan`` leaves nothing behind) many elements at a time, where ``torch.where`` branches on every single one.
-``python -m dropoutlib.benchmark`` measures both against :func:`torch.nn.functional.dropout`.
+Two facts make it fast. The generator of the CPU gives 64 random bits a call, of which a keep mask needs only 8 an
+element, and a few more for what 8 bits cannot say. And multiplying the bits of a number, read as an integer, with 0 or
+1 selects (a dropped ``inf`` or ``nan`` leaves nothing behind) many elements at a time, where ``torch.where`` branches
+on every single one. ``python -m dropoutlib.benchmark`` measures both against :func:`torch.nn.functional.dropout`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ _CHUNK = 1 << 16  # elements; the random words of a chunk stay in the cache
 _SMALLEST = 3 << 11  # elements; below, the plain expressions cost less than the calls made here
 _ROW = 256  # elements; from here on the rows that share a draw are scaled as rows
 _PLACES = torch.tensor([[1], [2], [4], [8], [16], [32], [64], [-128]], dtype=torch.int8, device="cpu")  # bits of a byte
-_WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -35,35 +35,24 @@ def can_draw_mask(x: Tensor) -> bool:
 def draw_mask(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
     """Draws a bool mask in the memory format of ``x``, each element False with probability ``p``.
 
-    For p = 1/2 an element is a random bit. Else it is dropped when its random word of ``b`` bits is below ``p *
-    2**b``. Where that is no integer, the threshold is rounded up with the probability of the missing fraction, anew
-    for every chunk: so the probability of a drop is ``p`` to ``2**-32``, not the nearest multiple of ``2**-b``, and
-    the kept values may be scaled by exactly ``1 / (1 - p)``. The price is a covariance of at most ``2**-34`` (``b =
-    16``) between elements of one chunk. Against the variance ``p * (1 - p)`` that is nothing, except for a ``p`` near
-    0 or 1: there the words have 32 bits, and the covariance is at most ``2**-66``.
+    For p = 1/2 an element is a random bit. Else a random byte drops it with the multiple of 1/256 that is next to
+    ``p`` on the side of the rarer outcome, and that outcome then comes to a few more elements, at random distances:
+    so all elements are independent, and ``p`` is that of a double, though most elements take 8 random bits.
     """
-    bits = 8 if (p * 256).is_integer() else 16 if 2**-8 < p < 1 - 2**-8 else 32
-    half, threshold = 1 << bits - 1, math.ldexp(p, bits)
-    inexact = not threshold.is_integer()
     keep = torch.empty_like(x, dtype=torch.int8, requires_grad=False)
     flat = keep.as_strided((x.numel(),), (1,), 0)  # whatever the memory format, empty_like leaves no gaps
     if p == 0.5:
         for chunk in flat.split(8 * _CHUNK):
             _toss_coins(chunk, generator)
         return keep.view(torch.bool)
-    count = 0
-    for chunk in (flat,) if x.numel() <= _CHUNK else flat.split(_CHUNK):
-        if chunk.numel() != count:  # the first chunk, and the last
-            count = chunk.numel()
-            words = torch.empty(count * bits // 64 + 1, dtype=torch.int64, device=x.device)
-            signed = words.view(_WORDS[bits])
-            drawn = signed[:count]
-        words.random_(-2**63, None, generator=generator)
-        cut = _round(threshold, bits, int(signed[count]) + half) if inexact else int(threshold)
-        if cut == 2 * half:  # above every word; as an integer of this size it would wrap and keep everything
-            chunk.zero_()
-        else:
-            chunk.copy_(torch.ge(drawn, cut - half, out=drawn))
+    rarer_is_kept = p > 0.5
+    rate = 1 - p if rarer_is_kept else p
+    cut = int(rate * 256)
+    _draw_rarer(flat, cut, not rarer_is_kept, generator)
+    missing = (rate * 256 - cut) / (256 - cut)  # of the elements with the other outcome
+    if missing:
+        for places in _at_random_distances(flat.numel(), missing, flat.device, generator):
+            flat.index_fill_(0, places, rarer_is_kept)
     return keep.view(torch.bool)
 
 
@@ -80,10 +69,33 @@ def _toss_coins(keep: Tensor, generator: torch.Generator | None) -> None:
         keep.copy_(torch.ne(planes, 0, out=planes).view(-1)[:keep.numel()])
 
 
-def _round(threshold: float, bits: int, word: int) -> int:
-    """Rounds up for the share of all random words that the fraction of ``threshold`` says, else down."""
-    fraction, whole = math.modf(threshold)
-    return int(whole) + (word < math.ldexp(fraction, bits))
+def _draw_rarer(outcomes: Tensor, cut: int, invert: bool, generator: torch.Generator | None) -> None:
+    """1 with probability ``cut / 256``, or 0 if inverted."""
+    if not cut:
+        outcomes.fill_(invert)
+        return
+    compare = torch.ge if invert else torch.lt
+    words = torch.empty(-(-min(outcomes.numel(), _CHUNK) // 8), dtype=torch.int64, device=outcomes.device)
+    for chunk in outcomes.split(_CHUNK):
+        words.random_(-2**63, None, generator=generator)
+        compare(words.view(torch.int8)[:chunk.numel()], cut - 128, out=chunk)
+
+
+def _at_random_distances(size: int, rate: float, device: torch.device, generator: torch.Generator | None
+                         ) -> Iterator[Tensor]:
+    """Places below ``size`` in order, each there with probability ``rate``, whatever the others are.
+
+    The distance to the next one is geometric: k with probability ``rate * (1 - rate)**(k - 1)``.
+    """
+    last = -1
+    while last < size:
+        expected = (size - last) * rate
+        count = min(int(expected + 4 * math.sqrt(expected)) + 1, _CHUNK)
+        uniform = torch.empty(count, dtype=torch.float64, device=device).uniform_(generator=generator)
+        gaps = uniform.neg_().log1p_().div_(math.log1p(-rate)).floor_().add_(1).clamp_(max=size + 1)
+        places = gaps.cumsum(0).to(torch.int64).add_(last)
+        last = int(places[-1])
+        yield places if last < size else places[:int(torch.searchsorted(places, size))]
 
 
 def can_apply_mask(x: Tensor, keep: Tensor) -> bool:

@@ -424,7 +424,7 @@ def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any) -> Callable
     length = Dummy("length", integer=True, nonnegative=True)
     end = low + length - 1
     form = kind(body, (index, low, end)).doit(deep=False)
-    if form.has(oo, nan, zoo, kind, Piecewise):
+    if form.has(oo, nan, zoo, kind):
         return None
     first, step = form.xreplace({length: S.Zero}), form.xreplace({length: length + 1})
     next_one = body.xreplace({index: low + length})

@@ -19,6 +19,7 @@ from dropoutlib import (
     StochasticPool2d,
     functional,
 )
+from dropoutlib.convolutional import pooling_dropout
 from dropoutlib.enumeration import distribution
 
 
@@ -75,6 +76,39 @@ def test_moments_are_those_of_all_masks(layer: nn.Module, shape: tuple[int, ...]
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     overlap = law.covariance() - torch.diag(law.variance().flatten())
     assert sign == "ties" or overlap.abs().max() > 1e-6, "overlapping windows do not share their masks"
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_the_network_of_comparisons_sorts(count: int) -> None:
+    """What sorts all zeros and ones sorts everything."""
+    for values in itertools.product((0, 1), repeat=count):
+        places = list(values)
+        for low, high in pooling_dropout._comparisons(count):
+            assert low < high
+            places[low], places[high] = max(places[low], places[high]), min(places[low], places[high])
+        assert places == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "negative", "ties", "infinite", "nan", "half"])
+def test_the_mean_with_and_without_a_gradient_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of comparisons where there is none, a sort of every window where there is one."""
+    called = []
+    network = pooling_dropout._expected_by_network
+    monkeypatch.setattr(pooling_dropout, "_expected_by_network", lambda *a: called.append(1) or network(*a))
+    for (layer, shape), _ in itertools.product(OVERLAPPING.values(), range(3)):
+        if not hasattr(layer, "inference"):
+            continue
+        x = torch.randn(2, *shape[1:], dtype=torch.float16 if kind == "half" else torch.float64)
+        x = {"negative": -x.abs(), "ties": x.round()}.get(kind, x)
+        if kind in ("infinite", "nan"):
+            x[torch.rand(shape[1:]).expand_as(x) < 0.2] = math.inf if kind == "infinite" else math.nan
+        alone = layer.mean(x)
+        assert called and alone.grad_fn is None
+        called.clear()
+        with_gradient = layer.mean(x.clone().requires_grad_())
+        assert not called
+        torch.testing.assert_close(alone, with_gradient.detach(), rtol=1e-3 if kind == "half" else 1e-12, atol=1e-12,
+                                   equal_nan=True)
 
 
 def test_the_winner_is_decided_by_rank() -> None:
