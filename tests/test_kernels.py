@@ -7,8 +7,11 @@ from functools import partial
 import pytest
 import torch
 
+import dropoutlib
 from dropoutlib import benchmark
 from dropoutlib.arguments import is_eager
+from dropoutlib.benchmark import details, methods, timing
+from dropoutlib.benchmark.__main__ import main as program
 from dropoutlib.kernels import cpu
 from dropoutlib.noise import Bernoulli, select
 
@@ -193,17 +196,65 @@ def test_saved_for_backward_is_one_byte_an_element():
 
 
 def test_benchmark(tmp_path, capsys, monkeypatch, device):
-    monkeypatch.setattr(benchmark, "_SECONDS", 0.0)
-    monkeypatch.setattr(benchmark, "_EXPONENTS", [8, 14])
+    monkeypatch.setattr(details, "_SECONDS", 0.0)
+    monkeypatch.setattr(details, "_EXPONENTS", [8, 14])
     file = tmp_path / "times.md"
-    benchmark.main(["--device", device, "--output", str(file)])
+    program(["--sizes", "--device", device, "--output", str(file)])
     printed = capsys.readouterr().out
-    command = f"python -m dropoutlib.benchmark --device {device} --output {file}"
+    command = f"python -m dropoutlib.benchmark --sizes --device {device} --output {file}"
     assert file.read_text() == f"`{command}`\n\n{printed}"
     lines = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| Dropout, p = 0.3")]
     assert [len(cells) for cells in lines] == [3, 3]
     assert all(re.fullmatch(r" \d+\.\d+ ", cell) for cell in lines[0][1:])
     assert torch.__version__ in printed
+
+
+def test_benchmark_of_all_methods(device, monkeypatch):
+    """On small inputs, a row at least for every method."""
+    for name, shape in (("_ELEMENTS", (8, 8)), ("_MAPS", (2, 3, 12, 12)), ("_SEQUENCE", (3, 2, 4)), ("_BATCH", 4),
+                        ("_FEATURES", 6), ("_WORDS", 20)):
+        monkeypatch.setattr(methods, name, shape)
+    lines = benchmark.methods_table(device, seconds=0.0).splitlines()
+    rows = {cells[0]: cells[1:] for cells in ([cell.strip("` ") for cell in line.split("|")[1:-1]]
+                                              for line in lines[4:])}
+    assert all(len(cells) == 9 and all(re.fullmatch(r"\d+\.\d+|–", cell) for cell in cells) for cells in rows.values())
+    named = {re.match(r"\w+", name)[0] for name in rows}
+    layers = {fact.name for row in dropoutlib.catalogue().values() for fact in row.facts}
+    assert named <= layers
+    without = {name for name, row in dropoutlib.catalogue().items() if not named & {fact.name for fact in row.facts}}
+    recurrent = {name for name, row in dropoutlib.catalogue().items() if row.part == "recurrent"}
+    assert without - recurrent == {"max_norm", "mc_dropout"}    # without layers
+
+
+def test_the_composition_is_what_the_layer_does(device, monkeypatch):
+    """Same mean over many draws, where both are inverted: a wrong composition would be compared in vain."""
+    monkeypatch.setattr(methods, "_MAPS", (400, 3, 8, 8))
+    torch.manual_seed(0)
+    for cases in (methods._on_elements, methods._on_maps):
+        for case in cases(device):
+            x = torch.full_like(case.x, 1.5)
+            for name, function in case.variants().items():
+                if name != "floor" and not re.match("LogNormal|MaxDrop|Cutout", case.name):
+                    with torch.no_grad():
+                        assert function(x).mean().item() == pytest.approx(case.layer(x).mean().item(), rel=0.03), name
+
+
+def test_memory_of_a_pass(device):
+    """A product keeps what it is multiplied with; the output and its gradient are there at once."""
+    x, factor = torch.randn(1000, device=device, requires_grad=True), torch.rand(1000, device=device)
+    found = timing.allocated(lambda x: x * (factor + 1), x)
+    assert found.kept == 4000 and 12000 <= found.peak <= 17000
+    forward = timing.allocated(lambda x: x * 2, x, backward=False)
+    assert forward.kept == 0 and 4000 <= forward.peak <= 4600
+
+
+def test_the_program_names_what_it_cannot_do(capsys):
+    for arguments, words in ((["--only", "nothing"], "only has to be part of the name of a layer, but got 'nothing'"),
+                             (["--only", "Pool", "--maps"], "--only chooses among all methods"),
+                             (["--maps", "--sizes"], "not allowed with argument")):
+        with pytest.raises(SystemExit):
+            program(arguments)
+        assert words in capsys.readouterr().err
 
 
 def test_benchmark_of_dropconnect(device):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from dropoutlib.bayesian.log_normal_dropout import LogNormalDropout
 from dropoutlib.bayesian.sparse_variational_dropout import SparseVariationalConv2d, SparseVariationalLinear
-from dropoutlib.benchmark import _processor
+from dropoutlib.benchmark.timing import processor
 from dropoutlib.compression import compress
 from dropoutlib.divergence import kl_divergence
 from dropoutlib.surgery import replace
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("experiment", choices=sorted(SETTINGS))
     return fill(parser, arguments, lambda options: Plan(
         "compression" if options.experiment == "digits" else options.experiment, _about(options.experiment),
-        [Run(options.experiment, seed) for seed in range(options.seeds)], _keys, score, _processor("cpu")))
+        [Run(options.experiment, seed) for seed in range(options.seeds)], _keys, score, processor("cpu")))
 
 
 

@@ -1,21 +1,11 @@
-"""Times the layers against torch: ``python -m dropoutlib.benchmark`` prints a Markdown table.
-
-Forward and backward of float32 tensors. All variants take turns within a round, and a ratio is the median of the
-ratios of the rounds, so that a disturbance of the machine meets both sides of a ratio. For differences, which a busy
-machine multiplies, the least times of all rounds are compared. The row ``x * 2`` is the floor: what one
-multiplication costs, with nothing drawn. With one thread on the CPU it is processor time that is measured.
-"""
+"""Tables of single methods against what they replace, over sizes and rates."""
 
 from __future__ import annotations
 
-import argparse
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +13,10 @@ from torch import Tensor
 
 import dropoutlib
 from dropoutlib import DropConnectLinear
+from dropoutlib.benchmark.timing import markdown, milliseconds, ratio, seconds_of, timer, turns, where
 from dropoutlib.functional import dropout, gaussian_dropout, max_pool_dropout2d, spatial_dropout2d
 
-__all__ = ["dropconnect_table", "main", "maps_table", "measure", "prediction_table", "recurrent_table", "table"]
+__all__ = ["dropconnect_table", "maps_table", "measure", "prediction_table", "recurrent_table", "sizes_table"]
 
 Function = Callable[[Tensor], Tensor]
 _SECONDS = 2e-3  # of repetitions that one timing covers, so that the clock's own resolution does not matter
@@ -54,26 +45,6 @@ def _pairs() -> dict[str, tuple[Function, Function]]:
     ), strict=True))
 
 
-def _timer(function: Function, x: Tensor, parameters: Sequence[Tensor] = ()) -> Callable[[int], float]:
-    """Seconds of one forward and backward, averaged over a number of repetitions."""
-    gradient = torch.randn_like(function(x))
-    leaves = [x, *parameters]
-    # With one thread the time that the processor works is the time, less what it spends on other programs.
-    clock = time.perf_counter if x.is_cuda or torch.get_num_threads() > 1 else time.process_time
-
-    def seconds(repetitions: int) -> float:
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        start = clock()
-        for _ in range(repetitions):
-            torch.autograd.grad(function(x), leaves, gradient)
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        return (clock() - start) / repetitions
-
-    return seconds
-
-
 def measure(size: int, device: str = "cpu", rounds: int = 25) -> dict[str, tuple[float, float]]:
     """Compares every pair on ``size`` elements.
 
@@ -87,7 +58,7 @@ def measure(size: int, device: str = "cpu", rounds: int = 25) -> dict[str, tuple
         the measured function takes longer, least time against least time).
     """
     x = torch.randn(size, device=device, requires_grad=True)
-    timers = {name: tuple(_timer(function, x) for function in pair) for name, pair in _pairs().items()}
+    timers = {name: tuple(timer(function, x) for function in pair) for name, pair in _pairs().items()}
     repetitions = 1 + int(_SECONDS / max(timer(3) for pair in timers.values() for timer in pair))
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
     for _ in range(rounds):
@@ -98,28 +69,18 @@ def measure(size: int, device: str = "cpu", rounds: int = 25) -> dict[str, tuple
             for name, times in seconds.items()}
 
 
-def _processor(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-                platform.machine())
-
-
-def table(sizes: Sequence[int], device: str = "cpu") -> str:
+def sizes_table(sizes: Sequence[int] | None = None, device: str = "cpu") -> str:
     """Measures all sizes.
 
     Args:
-        sizes: numbers of elements, powers of two.
+        sizes: numbers of elements, powers of two; by default from 2^8 to 2^20.
         device: where the tensors lie.
 
     Returns:
         Two Markdown tables (ratios, additional microseconds) under a line that says where they were measured.
     """
     results = {}
+    sizes = [2**k for k in _EXPONENTS] if sizes is None else sizes
     for size in sizes:
         print(f"{size} elements", file=sys.stderr, flush=True)
         results[size] = measure(size, device)
@@ -127,11 +88,11 @@ def table(sizes: Sequence[int], device: str = "cpu") -> str:
     ratios = [[row, *(f"{results[size][row][0]:.2f}" for size in sizes)] for row in _ROWS]
     extra = [[row, *(f"{results[size][row][1]:+.1f}" for size in sizes)] for row in _ROWS]
     return "\n".join([
-        f"{_where(device)}; forward and backward, float32.", "",
+        f"{where(device)}; forward and backward, float32.", "",
         "Times as fast as the reference (`F.dropout`; for Gaussian dropout `x * (1 + s * randn_like(x))`):", "",
-        *_markdown(head, ratios), "",
+        *markdown(head, ratios), "",
         "Additional microseconds, least time against least time (negative: faster):", "",
-        *_markdown(head, extra)])
+        *markdown(head, extra)])
 
 
 def dropconnect_table(device: str = "cpu", batch: int = 128, features: int = 512, rounds: int = 7) -> str:
@@ -159,13 +120,13 @@ def dropconnect_table(device: str = "cpu", batch: int = 128, features: int = 512
         variants: dict[str, tuple[Function, DropConnectLinear]] = {
             "`einsum`, masks in memory": (einsum, layer), "`DropConnectLinear`": (layer, layer),
             '`DropConnectLinear(sharing="batch")`': (shared, shared), "linear layer": (layer.mean, layer)}
-        timers = {name: _timer(function, x, list(owner.parameters())) for name, (function, owner) in variants.items()}
-        seconds = _in_turn(timers, rounds, f"p = {p}")
+        timers = {name: timer(function, x, list(owner.parameters())) for name, (function, owner) in variants.items()}
+        seconds = turns(timers, rounds, f"p = {p}")
         reference = seconds["`einsum`, masks in memory"]
-        rows += [[name, str(p), _milliseconds(times), f"{_ratio(reference, times):.1f}"]
+        rows += [[name, str(p), milliseconds(times), f"{ratio(reference, times):.1f}"]
                  for name, times in seconds.items()]
-    return "\n".join([f"{_where(device)}; batch {batch}, {features} inputs and outputs, forward and backward, float32.",
-                      "", *_markdown(["", "p", "milliseconds", "times as fast"], rows)])
+    return "\n".join([f"{where(device)}; batch {batch}, {features} inputs and outputs, forward and backward, float32.",
+                      "", *markdown(["", "p", "milliseconds", "times as fast"], rows)])
 
 
 def maps_table(device: str = "cpu", shapes: Sequence[tuple[int, ...]] = _MAPS, rounds: int = 25) -> str:
@@ -184,15 +145,15 @@ def maps_table(device: str = "cpu", shapes: Sequence[tuple[int, ...]] = _MAPS, r
         x = torch.randn(shape, device=device, requires_grad=True)
         for p in (0.5, 0.3):
             pairs = _pairs_on_maps(p)
-            timers = {f"{row}, {index}": _timer(function, x)
+            timers = {f"{row}, {index}": timer(function, x)
                       for row, pair in pairs.items() for index, function in enumerate(pair)}
-            seconds = _in_turn(timers, rounds, f"{shape}, p = {p}")
+            seconds = turns(timers, rounds, f"{shape}, p = {p}")
             for row in pairs:
                 reference, measured = seconds[f"{row}, 0"], seconds[f"{row}, 1"]
-                rows.append([row, " x ".join(map(str, shape)), str(p), _milliseconds(measured),
-                             f"{_ratio(reference, measured):.2f}"])
-    return "\n".join([f"{_where(device)}; forward and backward, float32, contiguous.",
-                      "", *_markdown(["measured against", "maps", "p", "milliseconds", "times as fast"], rows)])
+                rows.append([row, " x ".join(map(str, shape)), str(p), milliseconds(measured),
+                             f"{ratio(reference, measured):.2f}"])
+    return "\n".join([f"{where(device)}; forward and backward, float32, contiguous.",
+                      "", *markdown(["measured against", "maps", "p", "milliseconds", "times as fast"], rows)])
 
 
 def recurrent_table(device: str = "cpu", sizes: Sequence[tuple[int, int, int]] = _SEQUENCES, rounds: int = 7) -> str:
@@ -215,16 +176,16 @@ def recurrent_table(device: str = "cpu", sizes: Sequence[tuple[int, int, int]] =
             layers |= {f"`{name}`": getattr(dropoutlib, name.partition("(")[0])(
                 units, units, device=device, **({"gates": "untied"} if "(" in name else {}))
                 for name in _RECURRENT if kind in name}
-            timers = {name: _timer(partial(_output_of, layer), x, list(layer.parameters()))
+            timers = {name: timer(partial(_output_of, layer), x, list(layer.parameters()))
                       for name, layer in layers.items()}
-            seconds = _in_turn(timers, rounds, f"{kind}, {steps} steps, batch {batch}, {units} units")
+            seconds = turns(timers, rounds, f"{kind}, {steps} steps, batch {batch}, {units} units")
             for name, times in seconds.items():
                 of_torch = seconds[f"`nn.{kind}`"]
-                found.setdefault(name, []).extend([_milliseconds(times), f"{_ratio(times, of_torch):.2f}"])
+                found.setdefault(name, []).extend([milliseconds(times), f"{ratio(times, of_torch):.2f}"])
     heads = [part for steps, batch, units in sizes
              for part in (f"T = {steps}, B = {batch}, H = {units}: ms", "times torch's time")]
-    return "\n".join([f"{_where(device)}; forward and backward, float32, one layer, masks drawn in each call.", "",
-                      *_markdown(["", *heads], [[name, *cells] for name, cells in found.items()])])
+    return "\n".join([f"{where(device)}; forward and backward, float32, one layer, masks drawn in each call.", "",
+                      *markdown(["", *heads], [[name, *cells] for name, cells in found.items()])])
 
 
 def prediction_table(device: str = "cpu", samples: int = 100, batch: int = 32, channels: int = 32, rounds: int = 5
@@ -253,14 +214,14 @@ def prediction_table(device: str = "cpu", samples: int = 100, batch: int = 32, c
     for name, (model, shape) in models.items():
         model, x = model.to(device).eval(), torch.randn(shape, device=device)
         timers: dict[str, Callable[[int], float]] = {
-            "loop": partial(_seconds_of, partial(_loop_of_passes, model, x, samples), x),
-            "predict": partial(_seconds_of, partial(dropoutlib.predict, model, x, samples), x)}
-        seconds = _in_turn(timers, rounds, name)
-        rows.append([name, *(_milliseconds(times) for times in seconds.values()),
-                     f"{_ratio(seconds['loop'], seconds['predict']):.1f}"])
-    return "\n".join([f"{_where(device)}; {samples} samples of {batch} examples, {channels} and {2 * channels} "
+            "loop": partial(seconds_of, partial(_loop_of_passes, model, x, samples), x),
+            "predict": partial(seconds_of, partial(dropoutlib.predict, model, x, samples), x)}
+        seconds = turns(timers, rounds, name)
+        rows.append([name, *(milliseconds(times) for times in seconds.values()),
+                     f"{ratio(seconds['loop'], seconds['predict']):.1f}"])
+    return "\n".join([f"{where(device)}; {samples} samples of {batch} examples, {channels} and {2 * channels} "
                       f"channels on 32 x 32 pixels, {units} units, float32.", "",
-                      *_markdown(["", "a loop: ms", "`predict`: ms", "times as fast"], rows)])
+                      *markdown(["", "a loop: ms", "`predict`: ms", "times as fast"], rows)])
 
 
 def _loop_of_passes(model: torch.nn.Module, x: Tensor, samples: int) -> Tensor:
@@ -269,16 +230,6 @@ def _loop_of_passes(model: torch.nn.Module, x: Tensor, samples: int) -> Tensor:
         for part in model.modules():
             part.train(isinstance(part, torch.nn.Dropout))
         return torch.stack([model(x) for _ in range(samples)])
-
-
-def _seconds_of(function: Callable[[], object], x: Tensor, repetitions: int) -> float:
-    clock = time.perf_counter if x.is_cuda or torch.get_num_threads() > 1 else time.process_time
-    start = clock()
-    for _ in range(repetitions):
-        function()
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return (clock() - start) / repetitions
 
 
 def _output_of(layer: torch.nn.Module, x: Tensor) -> Tensor:
@@ -318,70 +269,3 @@ def _pairs_on_maps(p: float) -> dict[str, tuple[Function, Function]]:
         "`max_pool_dropout2d`, 3 x 3 with stride 2, against the same": (
             lambda x: F.max_pool2d(drop(x), 3, 2, 1), lambda x: max_pool_dropout2d(x, 3, 2, 1, p=p)),
     }
-
-
-def _in_turn(timers: dict[str, Callable[[int], float]], rounds: int, what: str) -> dict[str, list[float]]:
-    """Seconds of every variant in every round; the variants take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in timers}
-    for turn in range(rounds + 1):
-        print(f"{what}, round {turn}", file=sys.stderr, flush=True)
-        for name, timer in timers.items():
-            taken = timer(1)
-            if turn:  # the first round warms up
-                seconds[name].append(taken)
-    return seconds
-
-
-def _milliseconds(times: Sequence[float]) -> str:
-    return f"{1e3 * statistics.median(times):.1f}"
-
-
-def _ratio(reference: Sequence[float], measured: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(reference, measured, strict=True))
-
-
-def _where(device: str) -> str:
-    threads = "" if device.startswith("cuda") else f", threads: {torch.get_num_threads()}"
-    return f"torch {torch.__version__}, {_processor(device)}{threads}"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in (head, ["---", *("---:" for _ in head[1:])], *rows)]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the benchmark from the command line.
-
-    Args:
-        arguments: those of the command line; by default the ones the program was started with.
-    """
-    parser = argparse.ArgumentParser(prog="python -m dropoutlib.benchmark",
-                                     description="Time dropoutlib against torch.")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1)")
-    parser.add_argument("--dropconnect", action="store_true", help="compare DropConnect instead, in a table of its own")
-    parser.add_argument("--maps", action="store_true", help="compare layers on feature maps instead")
-    parser.add_argument("--output", type=Path, help="write the table to this file, with the command that made it")
-    parser.add_argument("--recurrent", action="store_true", help="compare recurrent layers instead")
-    parser.add_argument("--prediction", action="store_true", help="compare predict with a loop of passes instead")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    if options.dropconnect:
-        text = dropconnect_table(options.device)
-    elif options.recurrent:
-        text = recurrent_table(options.device)
-    elif options.prediction:
-        text = prediction_table(options.device)
-    elif options.maps:
-        text = maps_table(options.device)
-    else:
-        text = table([2**k for k in _EXPONENTS], options.device)
-    print(text)
-    if options.output is not None:
-        words = sys.argv[1:] if arguments is None else arguments
-        command = " ".join(["python -m dropoutlib.benchmark", *words])
-        options.output.write_text(f"`{command}`\n\n{text}\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
