@@ -134,16 +134,25 @@ def test_a_byte_below_the_cut_is_the_rarer_outcome(p, monkeypatch):
         assert keep.unique().tolist() == [(byte < cut) is (p > 0.5)]
 
 
-@pytest.mark.parametrize("rate", [1e-5, 0.003, 0.4])
-def test_random_distances_are_geometric(rate, monkeypatch):
-    """Distance k has the uniform numbers from 1 - (1 - rate)**(k - 1) to 1 - (1 - rate)**k, whose share is its law."""
-    for k in (1, 2, 5, 300):
-        ends = [1 - (1 - rate)**(k - 1) + 1e-12, 1 - (1 - rate)**k - 1e-12]
-        if ends[0] < ends[1] < 1 - 1e-9:
-            for uniform in ends:
-                monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, generator, u=uniform: self.fill_(u))
-                places = torch.cat(list(cpu._at_random_distances(10_000, rate, torch.device("cpu"), None)))
-                assert places.tolist() == list(range(k - 1, 10_000, k))
+@pytest.mark.parametrize("distance", [1, 2, 7, 9_999, 10_000, 1e300, math.inf])
+def test_places_lie_at_the_distances_that_were_drawn(distance, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "geometric_", lambda self, rate, generator: self.fill_(distance))
+    places = torch.cat(list(cpu._at_random_distances(10_000, 0.01, torch.device("cpu"), None)))
+    assert places.tolist() == list(range(int(min(distance, 10_001)) - 1, 10_000, int(min(distance, 10_001))))
+
+
+@pytest.mark.parametrize("rate", [1e-4, 0.003, 0.3])
+def test_every_place_is_as_likely_as_the_others(rate):
+    """First, last, and in the middle; also where the distances that were drawn at first do not reach the end."""
+    torch.manual_seed(0)
+    draws, size = 4000, 1000
+    hits = torch.zeros(size)
+    for _ in range(draws):
+        for places in cpu._at_random_distances(size, rate, torch.device("cpu"), None):
+            hits[places] += 1
+    assert abs(hits.mean().item() / draws - rate) < 6.5 * math.sqrt(rate / draws / size)
+    for part in (hits[:50], hits[475:525], hits[-50:]):
+        assert abs(part.mean().item() / draws - rate) < 6.5 * math.sqrt(rate / draws / 50)
 
 
 @pytest.mark.parametrize("p", [0.3, 0.6, 0.004, 0.999])

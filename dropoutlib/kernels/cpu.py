@@ -22,14 +22,16 @@ __all__ = ["Selector", "apply_mask", "can_apply_mask", "can_draw_mask", "draw_ma
 
 _CHUNK = 1 << 16  # elements; the random words of a chunk stay in the cache
 _SMALLEST = 3 << 11  # elements; below, the plain expressions cost less than the calls made here
+_SMALLEST_IN_TWO_PARTS = 1 << 15  # the same, where a mask is a byte an element and distances
 _ROW = 256  # elements; from here on the rows that share a draw are scaled as rows
 _PLACES = torch.tensor([[1], [2], [4], [8], [16], [32], [64], [-128]], dtype=torch.int8, device="cpu")  # bits of a byte
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def can_draw_mask(x: Tensor) -> bool:
+def can_draw_mask(x: Tensor, p: float) -> bool:
     """Whether :func:`draw_mask` may draw a mask for ``x``."""
-    return is_eager(x) and x.numel() >= _SMALLEST and x.is_cpu
+    smallest = _SMALLEST if (256 * p).is_integer() else _SMALLEST_IN_TWO_PARTS
+    return is_eager(x) and x.numel() >= smallest and x.is_cpu
 
 
 def draw_mask(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
@@ -91,9 +93,8 @@ def _at_random_distances(size: int, rate: float, device: torch.device, generator
     while last < size:
         expected = (size - last) * rate
         count = min(int(expected + 4 * math.sqrt(expected)) + 1, _CHUNK)
-        uniform = torch.empty(count, dtype=torch.float64, device=device).uniform_(generator=generator)
-        gaps = uniform.neg_().log1p_().div_(math.log1p(-rate)).floor_().add_(1).clamp_(max=size + 1)
-        places = gaps.cumsum(0).to(torch.int64).add_(last)
+        distances = torch.empty(count, dtype=torch.float64, device=device).geometric_(rate, generator=generator)
+        places = distances.clamp_(max=size + 1).cumsum(0, dtype=torch.int64).add_(last)
         last = int(places[-1])
         yield places if last < size else places[:int(torch.searchsorted(places, size))]
 

@@ -375,7 +375,7 @@ def _needs_double(x: Tensor, p: float) -> bool:
 def draw_mask(like: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
     if p in (0, 1):  # nothing to draw
         return torch.full_like(like, p == 0, dtype=torch.bool, requires_grad=False)
-    if cpu.can_draw_mask(like):
+    if cpu.can_draw_mask(like, p):
         return cpu.draw_mask(like, p, generator)
     return _draw_uniform(like, torch.float64 if _needs_double(like, p) else torch.float32, generator) >= p
 
