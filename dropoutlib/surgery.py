@@ -144,11 +144,12 @@ def audit(model: nn.Module, x: Any) -> Report:
     A finding is a question, not a verdict. It says so where the dropout is the call of a function, which
     :func:`~dropoutlib.replace` cannot exchange; its place is the module that calls. Noise that is added to a tensor
     without noise, as behind a residual branch, does not count as noise on the output. What is not run for ``x`` in
-    evaluation is not seen, nor what a model computes without torch functions or writes into a part of a tensor; of the
-    functions in :mod:`dropoutlib.functional` only that they go on in evaluation; and not the ``dropout=`` inside of
-    attention and recurrent layers. A tensor whose axes are rearranged (``view``, ``permute``, ...) counts as a feature
-    map again behind the next convolution only. Dropout with p = 0 does not count. What was compiled is run uncompiled.
-    The model runs twice and is left as it was: its mode, its buffers, the input and torch's random numbers.
+    evaluation is not seen, nor what a model computes without torch functions, inside of ``torch.vmap``, or by writing
+    into a part of a tensor; of the functions in :mod:`dropoutlib.functional` only that they go on in evaluation; and
+    not the ``dropout=`` inside of attention and recurrent layers. A tensor whose axes are rearranged (``view``,
+    ``permute``, ...) counts as a feature map again behind the next convolution only. Dropout with p = 0 does not count.
+    What was compiled is run uncompiled. The model runs twice and is left as it was: its mode, its buffers, the input
+    and torch's random numbers.
 
     Args:
         model: any module.

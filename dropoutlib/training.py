@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -45,10 +46,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     if not 0 <= real("weight_decay", weight_decay) < math.inf:
         raise ValueError(f"weight_decay has to be a finite number of at least 0, but got {weight_decay}")
     of_noise = {parameter for layer in model.modules() if isinstance(layer, NoisyLayer)
-                for name, parameter in layer.named_parameters(recurse=False)
+                for name, parameter in (*layer.named_parameters(recurse=False), *_parametrized(layer))
                 if "weight" not in name and "bias" not in name}
     return [{"params": [one for one in model.parameters() if one not in of_noise], "weight_decay": weight_decay},
             {"params": [one for one in model.parameters() if one in of_noise], "weight_decay": 0.0}]
+
+
+def _parametrized(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of what torch computes anew at every call, by its name."""
+    parametrizations: Any = getattr(layer, "parametrizations", {})
+    for name, parametrization in parametrizations.items():
+        for _, parameter in parametrization.named_parameters():
+            yield name, parameter
 
 
 def warm_up(step: float, start: float, end: float, first: float = 0.0, last: float = 1.0) -> float:

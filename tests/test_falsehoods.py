@@ -599,6 +599,51 @@ def test_a_mean_that_the_language_cannot_say_stays_a_mean():
     assert by_law(shifted).has(Expectation)
 
 
+# -- what a factor that is 0 hides ---------------------------------------------
+HIDING = {"binomial": binomial(h, 5), "maximum": Max(0, mu - 1000), "polynomial": h * (h - 1) * (h - 2) * (h - 3),
+          "of another size": binomial(a, 5)}
+pole, captured = Symbol("N"), symbols("k", real=True)
+HIDDEN = {      # each false, and each shown by the rules alone
+    "a pole that cancels at the empty product": (
+        Product(whole - 2 * pole - 1, (whole, 1, pole)), 2 * Product(whole - 2 * pole, (whole, 1, pole))),
+    "the variable of a limit": (Sum(KroneckerDelta(j, size) * Limit(1 + j / size, size, oo), (j, 1, n)), 2),
+    "the variable of an integral": (
+        Sum(KroneckerDelta(captured, j) * Integral(captured + j, (captured, 0, 1)), (captured, 1, n)), 1),
+    "a sum in an integral": (Integral(v * tanh(Sum(v**j, (j, 1, 2))), (v, 0, 1)),
+                             Integral(tanh(Sum(v**j, (j, 1, 2))), (v, 0, 1)) / 2),
+    "an integral of SymPy": (Integral(1 / ((mu**2 * v**2 + 1)**2 + 1), (v, -1, 1)), 0),
+    "a mean of SymPy": (Expectation(1 / ((Noise(Uniform("U", -C, C))[1]**2 + 1)**2 + 1)), 0),
+    "nothing but the factor": (1, 2),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("factor", HIDING.values(), ids=HIDING)
+def test_a_factor_that_is_zero_hides_nothing(name, factor):
+    left, right = HIDDEN[name]
+    with pytest.raises((Unproved, NotAClaim)):
+        prove(factor * left, factor * right)
+    try:
+        equal = same(factor * left, factor * right)
+    except (Unproved, NotAClaim):       # where the rules say that it is, and the judge that it is not
+        equal = False
+    assert not equal
+
+
+@pytest.mark.parametrize("factor", HIDING.values(), ids=HIDING)
+def test_a_factor_that_is_zero_hides_no_condition_and_no_truth(factor):
+    assert "d = 1, 2, ..." in prove(factor * Covariance(m[1], m[1 + d]), 0).condition
+    assert "n = 1, 2, ..." in prove(factor * Expectation(m[1]**n) * Sum(x[j], (j, 1, n + 1)),
+                                    factor * (1 - p) * Sum(x[j], (j, 1, n + 1))).condition
+    assert prove(factor * Expectation(m[1]), factor * (1 - p))
+    assert prove(Expectation(Sum(binomial(j, 5) * m[j], (j, 1, n))), Sum(binomial(j, 5), (j, 1, n)) * (1 - p))
+
+
+def test_a_law_with_one_value_is_refused():
+    with pytest.raises(ValueError, match="law has to have two values, but both are 1 in c"):
+        Noise(Bernoulli("c", p, 1, 1))
+
+
 # -- means of the normal law ---------------------------------------------------
 RELU = mu * Phi(mu / s) + s * phi(mu / s)
 

@@ -11,6 +11,15 @@ from dropoutlib.methods import catalogue
 from dropoutlib.training import parameter_groups, warm_up
 
 
+def test_learned_noise_that_is_parametrized_is_not_decayed():
+    layer = dropoutlib.VariationalDropoutLinear(2, 2)
+    for name in ("log_alpha", "weight"):
+        nn.utils.parametrize.register_parametrization(layer, name, nn.Identity())
+    decayed, spared = parameter_groups(layer, 0.1)
+    assert len(decayed["params"]) == 2
+    assert spared["params"] == [layer.parametrizations.log_alpha.original]
+
+
 def test_learned_noise_has_no_decay_and_all_else_has() -> None:
     shared = dropoutlib.SparseVariationalLinear(4, 4)
     model = nn.Sequential(shared, shared, nn.BatchNorm1d(4), dropoutlib.ConcreteDropout(nn.Linear(4, 4)),

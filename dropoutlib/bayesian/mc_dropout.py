@@ -67,9 +67,9 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
 
     What it cannot see stays off: functions of :mod:`dropoutlib.functional` that are told ``training=False``, functions
     of torch in a method of the model that is called instead of the model, stochastic depth of other libraries, kernels
-    that are no functions of torch. At the end everything is as it was, also after an
-    error. Contexts nest; for a module that is in several, the innermost one counts. A compiled model runs uncompiled:
-    its graph was made without the noise; compile it before. Other threads may call the model, too, but none may enter a
+    that are no functions of torch. At the end everything is as it was, also after an error. Contexts nest; for a module
+    that is in several, the innermost one counts. A compiled model runs uncompiled: its graph was made without the
+    noise; compile it before. Other threads may call the model, too, and meet its dropout as well; none may enter a
     context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are not followed. Under
     activation checkpointing masks have to be those of examples, and ``backward`` has to run in the context, too.
 

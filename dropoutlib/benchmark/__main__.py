@@ -17,6 +17,7 @@ from dropoutlib.benchmark import (
     recurrent_table,
     sizes_table,
 )
+from dropoutlib.experiments.paired import count
 
 __all__ = ["main"]
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog="Examples: python -m dropoutlib.benchmark --only Pool; "
                "python -m dropoutlib.benchmark --recurrent --device cuda --output times.md")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1)")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads of torch (default 1)")
     parser.add_argument("--only", default="", metavar="WORD", help="only rows whose name has this part")
     parser.add_argument("--output", type=Path, help="write the table to this file, with the command that made it")
     tables = parser.add_mutually_exclusive_group()
@@ -50,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.only and options.table:
         parser.error(f"--only chooses among all methods, and --{options.table} is a table of its own")
+    try:
+        torch.empty(0, device=options.device)
+    except Exception as error:      # torch has one of its own for each way in which a device is not there
+        parser.error(f"argument --device: {options.device!r} cannot be used here: {str(error).splitlines()[0]}")
     torch.set_num_threads(options.threads)
     if options.table is not None:
         text = _TABLES[options.table][0](options.device)

@@ -156,7 +156,7 @@ def maps_table(device: str = "cpu", shapes: Sequence[tuple[int, ...]] = _MAPS, r
                       "", *markdown(["measured against", "maps", "p", "milliseconds", "times as fast"], rows)])
 
 
-def recurrent_table(device: str = "cpu", sizes: Sequence[tuple[int, int, int]] = _SEQUENCES, rounds: int = 7) -> str:
+def recurrent_table(device: str = "cpu", sizes: Sequence[tuple[int, int, int]] = _SEQUENCES, rounds: int = 15) -> str:
     """Compares recurrent layers with torch's own, and with a loop over its cells as one writes it.
 
     Args:

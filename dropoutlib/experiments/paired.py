@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "compare", "fill", "read_scores", "write_scores"]
+__all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "compare", "count", "fill", "read_scores", "write_scores"]
 
 Key: TypeAlias = tuple[str, str, float, str]
 Scores: TypeAlias = Mapping[int, float]  # by seed
@@ -105,6 +105,23 @@ class Plan(NamedTuple):
         return [f"# torch {torch.__version__}, {self.machine}, 1 thread a run; {settings}", f"# {columns}"]
 
 
+def count(text: str) -> int:
+    """A number of the command line that counts something.
+
+    Args:
+        text: as it was given.
+
+    Returns:
+        int: at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is anything else, which the program then says with the argument's name.
+    """
+    if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"has to be a whole number of at least 1, but got {text!r}")
+    return int(text)
+
+
 def arguments_of(name: str, description: str | None, seeds: int) -> argparse.ArgumentParser:
     """The arguments that the program of every experiment has.
 
@@ -118,11 +135,11 @@ def arguments_of(name: str, description: str | None, seeds: int) -> argparse.Arg
     """
     parser = argparse.ArgumentParser(prog=f"python -m dropoutlib.experiments.{name}", description=description,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=seeds,
+    parser.add_argument("--seeds", type=count, default=seeds,
                         help=f"number of splits, initial weights and noises ({seeds})")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
+    parser.add_argument("--jobs", type=count, default=1, help="processes (1)")
     parser.add_argument("--output", type=Path, help="the table; runs that stand there already are not done again "
-                                                    "(the one that the book reads)")
+                                                    "(in this folder, under the name of the one that the book reads)")
     return parser
 
 
@@ -144,7 +161,9 @@ def fill(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
     name, _, runs, keys, score, _ = asked = plan(options)
-    output = options.output or Path(__file__).parent / "tables" / f"{name}.txt"
+    output = options.output or Path(f"{name}.txt")
+    if not output.absolute().parent.is_dir():
+        parser.error(f"argument --output: there is no folder {output.parent}")
     header, found = asked.header(), {}
     if output.exists():
         text = output.read_text(encoding="utf-8")

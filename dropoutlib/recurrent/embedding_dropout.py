@@ -62,7 +62,7 @@ def embedding_dropout(input: Tensor, weight: Tensor, p: float = 0.1, training: b
         input: words, whole numbers below V: of any shape, with ``sharing="sample"`` ``(T, B)`` or ``(T,)``.
         weight: the table, ``(V, embedding_dim)``.
         p: probability of dropping a word type.
-        {training}
+        training: whether words are dropped; if not, they are looked up as they are.
         padding_idx: as for :func:`torch.nn.functional.embedding`, like the four that follow.
         max_norm: see there.
         norm_type: see there.

@@ -47,6 +47,7 @@ class Noise(IndexedBase):  # type: ignore[misc]
 
     Raises:
         TypeError: If ``law`` is not a random variable of ``sympy.stats``.
+        ValueError: If both of its two values are the same, of which SymPy forgets one probability.
 
     >>> from sympy import symbols
     >>> from dropoutlib.symbolic import Bernoulli, Expectation, Noise, exact
@@ -61,6 +62,9 @@ class Noise(IndexedBase):  # type: ignore[misc]
             raise TypeError(f"law must be a random variable of sympy.stats, got {law!r}. If this came from a function "
                             "of sympy.stats such as E or variance: these do not know families of copies, use "
                             "Expectation, Variance and Covariance of dropoutlib.symbolic with exact()")
+        distribution = getattr(law.pspace, "distribution", None)
+        if isinstance(distribution, BernoulliDistribution) and distribution.succ == distribution.fail:
+            raise ValueError(f"law has to have two values, but both are {distribution.succ} in {law.symbol}")
         family = super().__new__(cls, law.symbol, real=True)
         family._args = (law,)   # the law takes part in subs, == and hash
         family.law = law

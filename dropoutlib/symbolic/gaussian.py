@@ -11,7 +11,7 @@ from sympy.stats import Expectation, Normal
 from . import judge
 from .families import Noise
 from .language import NotAClaim, read
-from .proofs import _SHOWN, Identity, Unproved, _refusing, _refuted
+from .proofs import _SHOWN, Identity, Unproved, _domains_that_matter, _refusing, _refuted
 
 __all__ = ["gaussian_mean"]
 
@@ -66,7 +66,7 @@ def gaussian_mean(G: Expr, g: Callable[[Any], Any], mu: Any, s: Any) -> Identity
         _check_equation(G, at, mu, s)
     cases = judge.cases(claim, {})
     _refuted(claim, drawn, G, cases, "the mean")
-    claim.signed = judge.domains_that_matter(claim, cases)
+    claim.signed = _domains_that_matter(claim, cases)
     return Identity(_SHOWN, Expectation(at(mu + s * Normal("Z", 0, 1))), G, "heat equation", claim)
 
 

@@ -38,9 +38,10 @@ from sympy import (
     binomial,
     factorial,
 )
+from sympy.concrete.expr_with_limits import ExprWithLimits
 
 from .evaluate import enumerate_masks
-from .families import Noise
+from .families import Noise, copies
 from .language import FREE, PARTIAL, Claim, NotAClaim, in_words
 from .meaning import (
     EXACT,
@@ -57,7 +58,8 @@ from .meaning import (
 )
 from .notation import MOMENTS, plain
 
-__all__ = ["Disagreement", "cases", "degree", "disagreement", "domains_that_matter", "gap", "points"]
+__all__ = ["Disagreement", "cases", "degree", "disagreement", "domains_that_matter", "gap", "points",
+           "without_zeros"]
 
 BITS = 64                   # of a random number
 RISK = Fraction(1, 10**12)
@@ -144,6 +146,75 @@ def _described(left: Any, right: Any, case: dict[str, int], difference: Any) -> 
     if formula == 0 or formula.has(sympy.nan, sympy.zoo):
         formula = sympy.Float(mp.nstr(as_float(Fraction(difference) if is_exact(difference) else difference), 15))
     return Disagreement(case, formula)
+
+
+# -- factors that are 0 at every point --------------------------------------------
+def without_zeros(claim: Claim, lines: Sequence[Any], where: Sequence[Mapping[str, int]]) -> list[Any] | None:
+    """The lines with letters for factors that are 0 at every point that the judge tries, None where there are none.
+
+    Behind such a factor, as binomial(h, 5) is for h = 0, ..., 3, everything agrees with everything.
+    """
+    letters: dict[Any, Any] = {}
+    tried = where[:: max(1, len(where) // 40)]
+
+    def vanishes(factor: Any, around: tuple[Any, ...]) -> bool:
+        squares = factor**2
+        for limit in reversed(around):
+            if limit[0] in squares.free_symbols:
+                squares = Sum(squares, limit)
+        found = False
+        for case in tried:
+            source = random.Random(f"{plain(factor)} at {case}")
+            for tries in range(6):
+                try:
+                    point = _Random(claim, case, source, exact=False, tries=tries)
+                    if all(point.holds(part, {}) for part in claim.testable()):
+                        found = True
+                        if point.value(squares, {}) != 0:
+                            return False
+                except (Undefined, Undecided, ValueError, KeyError, TypeError):
+                    return False
+        return found
+
+    def letter(factor: Any, around: tuple[Any, ...]) -> Any:
+        """For a formula of symbols; what is a sum or a mean may be 0 because the claim says so."""
+        if not factor.free_symbols or not factor.has(*factor.free_symbols) or factor.is_Symbol or copies(factor) \
+                or factor.has(ExprWithLimits, Derivative, Limit, KroneckerDelta, Indexed, *MOMENTS):
+            return None
+        if factor not in letters:
+            indices = tuple(index for index, *_ in around if index in factor.free_symbols)
+            name = f"unseen_{len(letters)}"
+            letters[factor] = None if not vanishes(factor, around) else \
+                sympy.IndexedBase(name)[indices] if indices else sympy.Symbol(name, real=True)
+        return letters[factor]
+
+    def changed(e: Any, around: tuple[Any, ...]) -> Any:
+        if e.is_Atom or isinstance(e, Indexed | KroneckerDelta | Derivative | Integral | Limit | binomial | factorial):
+            return e
+        if isinstance(e, Sum | Product):
+            return e.func(changed(e.function, (*around, *reversed(e.limits))), *e.limits)
+        if e.is_Pow:
+            return changed(e.base, around) ** e.exp
+        if e.is_Mul:
+            return product_of(e.args, around)
+        return e.func(*[changed(part, around) if isinstance(part, sympy.Expr) else part for part in e.args])
+
+    def product_of(parts: Sequence[Any], around: tuple[Any, ...]) -> Any:
+        zero = [part for part in parts if letter(part, around) is not None][:1]
+        if not zero:
+            zero = [part for part in parts if not part.has(ExprWithLimits, *MOMENTS, Indexed, KroneckerDelta)]
+            for part in list(zero):         # as few of them as are 0 together
+                without = [one for one in zero if one is not part]
+                if without and letter(sympy.Mul(*without), around) is not None:
+                    zero = without
+        found = letter(sympy.Mul(*zero), around)
+        if found is None:
+            return sympy.Mul(*[changed(part, around) for part in parts])
+        return sympy.Mul(found, *[changed(part, around) for part in parts if part not in zero])
+
+    found = [changed(line, ()) for line in lines]
+    found = [line.xreplace({factor: value for factor, value in letters.items() if value is not None}) for line in found]
+    return found if any(value is not None for value in letters.values()) else None
 
 
 # -- cases --------------------------------------------------------------------

@@ -97,8 +97,9 @@ def _enumerated(claim: Claim, left: Any, right: Any, cases: Sequence[Mapping[str
     return _in_words(claim, cases)
 
 
-def _refuted(claim: Claim, left: Any, right: Any, cases: list[dict[str, int]], name: str) -> None:
-    """Raise if the judge finds a point where left and right differ."""
+def _refuted(claim: Claim, left: Any, right: Any, cases: list[dict[str, int]], name: str, at_given: bool = False
+             ) -> None:
+    """Raise if the judge finds a point where left and right differ, or cannot see one; ``at_given`` sizes it sees."""
     with _refusing(name):
         found = judge.disagreement(claim, left, right, cases)
     if found is not None:
@@ -108,6 +109,28 @@ def _refuted(claim: Claim, left: Any, right: Any, cases: list[dict[str, int]], n
                        f"  the difference is {plain(-found.difference)}"
                        + (f"\n  under the condition {condition}" if condition else "")
                        + _advice(claim))
+    with _refusing(name):
+        general = None if at_given else _in_general(claim, [left, right], cases)
+        found = None if general is None else judge.disagreement(general, general.lines[0], general.lines[1], cases)
+    if found is not None:
+        raise Unproved(f"{name} is not shown: {plain(left)} = {plain(right)}\n"
+                       "  a factor is 0 at all points that the judge tries, and with a letter in its place the sides "
+                       "differ")
+
+
+def _in_general(claim: Claim, lines: Sequence[Any], cases: Sequence[Mapping[str, int]]) -> Claim | None:
+    """A claim of letters where factors are 0 at every point that the judge tries, None where there are none."""
+    found = judge.without_zeros(claim, lines, cases)
+    return None if found is None else read(found, claim.where)
+
+
+def _domains_that_matter(claim: Claim, cases: Sequence[Mapping[str, int]]) -> list[Any]:
+    """Also where such a factor hides them."""
+    needed = judge.domains_that_matter(claim, cases)
+    general = _in_general(claim, claim.lines, cases)
+    hidden = [] if general is None else judge.domains_that_matter(general, cases)
+    known = {*claim.sizes, *claim.indices, *claim.counts, *claim.parameters}
+    return needed + [symbol for symbol in hidden if symbol in known and symbol not in needed]
 
 
 def _advice(claim: Claim) -> str:
@@ -277,7 +300,7 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
     start = claim.lines[0]
     checked, hows = [(start, "")], []
     for position, (line, (_, reason)) in enumerate(zip(claim.lines[1:], lines[1:], strict=True), start=1):
-        _refuted(claim, start, line, cases, f"line {position}")
+        _refuted(claim, start, line, cases, f"line {position}", at_given=by == "enumeration")
         how = _shown_by_rules(claim, start, line, f"line {position}", cases if by == "enumeration" else None)
         if by == "enumeration" and not how:
             how = _at_other_sizes(claim, start, line, f"line {position}", cases)
@@ -301,7 +324,7 @@ def _at_other_sizes(claim: Claim, left: Any, right: Any, name: str, cases: Seque
 
 def _domains(claim: Claim, cases: list[dict[str, int]], given: Mapping[str, Any]) -> list[Any]:
     """The symbols whose domain the claim needs, but for sizes of which it says which ones were checked."""
-    return [symbol for symbol in judge.domains_that_matter(claim, cases) if symbol.name not in given]
+    return [symbol for symbol in _domains_that_matter(claim, cases) if symbol.name not in given]
 
 
 def _shown_by_rules(claim: Claim, left: Any, right: Any, name: str, cases: Sequence[Mapping[str, int]] | None) -> str:
@@ -379,13 +402,13 @@ def prove(left: Any, right: Any, *, at: Iterable[Mapping[Any, Any]] | None = Non
     cases = _cases(claim, given)
     if given:
         _require_sizes(claim, given)
-    _refuted(claim, left, right, cases, "the identity")
+    _refuted(claim, left, right, cases, "the identity", at_given=bool(given))
     if given:
         how = _enumerated(claim, left, right, cases)
         claim.signed = _domains(claim, cases, given)
         return Identity(_SHOWN, left, right, how, claim)
     _shown_by_rules(claim, left, right, "the identity", None)
-    claim.signed = judge.domains_that_matter(claim, cases)
+    claim.signed = _domains_that_matter(claim, cases)
     return Identity(_SHOWN, left, right, "", claim)
 
 

@@ -335,7 +335,8 @@ def difference(left: Any, right: Any, ranges: Ranges | None = None) -> Any:
 def _opaque(expression: Any) -> Any:
     """Sums, products and means as letters: SymPy closes sums without a look at their range, and lets free indices in.
 
-    A mean is one letter as a whole: a letter in it would be no noise, and its mean the letter itself.
+    So is an integral, limit or derivative that holds one, in which its letter would be a constant. A mean is one letter
+    as a whole: a letter in it would be no noise, and its mean the letter itself.
     """
     letters: dict[Any, Any] = {}
 
@@ -348,7 +349,7 @@ def _opaque(expression: Any) -> Any:
         return within(e, lambda part: alike(part, depth))
 
     def named(e: Any) -> Any:
-        if isinstance(e, (Sum, Product, *MOMENTS)):
+        if isinstance(e, (Sum, Product, Integral, Limit, Derivative, *MOMENTS)):
             return letters.setdefault(alike(e, 0), Dummy(real=True))
         return within(e, named)
 

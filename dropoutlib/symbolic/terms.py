@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import chain, count, permutations, product
 from typing import Any
 
-from sympy import Add, Basic, Dummy, Indexed, KroneckerDelta, Mul, Pow, Product, S, Sum, Symbol, expand, sympify
+from sympy import Add, Basic, Dummy, Indexed, KroneckerDelta, Limit, Mul, Pow, Product, S, Sum, Symbol, expand, sympify
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.sorting import default_sort_key
 
@@ -177,7 +177,8 @@ def _one_delta(body: Any, limits: list[Any], ranges: Ranges) -> Term | None:
     """Sum over v of delta(v, u) f(v) is f(u) if u is in the range; None when no delta can be used."""
     known = inner_ranges(limits, ranges)
     used = set().union(*(end.free_symbols for _, *ends in limits for end in ends))
-    hidden = {index for part in body.atoms(ExprWithLimits) for index in part.bound_symbols}
+    hidden = {index for part in body.atoms(ExprWithLimits) for index in part.bound_symbols} \
+        | {part.args[1] for part in body.atoms(Limit)}
     for part in Mul.make_args(body):
         if not isinstance(part, KroneckerDelta):
             continue
@@ -186,7 +187,7 @@ def _one_delta(body: Any, limits: list[Any], ranges: Ranges) -> Term | None:
                                        else len(part.args)):
             slope = apart.coeff(index)
             other = expand(index - apart / slope) if slope in (1, -1) else index
-            if index in used or index in other.free_symbols or hidden & other.free_symbols:
+            if index in used | hidden or index in other.free_symbols or hidden & other.free_symbols:
                 continue
             others = {u: ends for u, ends in known.items() if u != index}
             if at_least_zero(low - other - 1, others) or at_least_zero(other - high - 1, others):
