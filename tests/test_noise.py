@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
+import dropoutlib
 from dropoutlib.kernels import cpu
 from dropoutlib.noise import Bernoulli, Gaussian, Uniform, select
 
@@ -31,7 +33,8 @@ def path(request, monkeypatch, device):
     """Runs a test on both paths whatever the size of its tensors: there is a fast one on the CPU."""
     if request.param == "fast" and device != "cpu":
         pytest.skip("there is no fast path on this device")
-    monkeypatch.setattr(cpu, "_SMALLEST", 1 if request.param == "fast" else 2**62)
+    for name in ("_SMALLEST", "_SMALLEST_IN_TWO_PARTS"):
+        monkeypatch.setattr(cpu, name, 1 if request.param == "fast" else 2**62)
     return request.param
 
 
@@ -274,6 +277,28 @@ def test_compile(dynamic, path, device):
     assert factors.std() > 0.5
     given = torch.compile(lambda x, m: drop(x, noise=m), backend="aot_eager", fullgraph=True)(x, y != 0)
     assert torch.equal(given, y)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and not torch.cuda.is_available(), reason="inductor needs a compiler")
+@pytest.mark.parametrize("name", ["Dropout", "GaussianDropout", "torch.nn.Dropout"])
+def test_masks_of_the_default_compiler(name, device):
+    """Known faults of inductor: a backward mask that is not the forward one, four channels that share one, wrong masks
+    for what is transposed. Torch's own dropout is there to warn of a version in which it has them."""
+    layer = torch.nn.Dropout(P) if name.startswith("torch") else getattr(dropoutlib, name)(P)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    compiled = torch.compile(lambda x: layer(x.transpose(1, 2).contiguous()))
+    x = (torch.rand(8, 64, 96, device=device) + 0.5).requires_grad_()
+    y = compiled(x)
+    gradient, = torch.autograd.grad(y.sum(), x)
+    forward, backward = (y / x.transpose(1, 2)).detach(), gradient.transpose(1, 2)
+    together = (forward.flatten().view(-1, 4).diff(dim=1).abs() < 1e-5).all(1).double().mean().item()
+    chance = 0.0 if name == "GaussianDropout" else P**4 + (1 - P)**4
+    bound = 6.5 * math.sqrt(chance * (1 - chance) / (forward.numel() / 4))
+    are_right = torch.allclose(forward, backward, atol=1e-5) and abs(together - chance) <= bound
+    if name.startswith("torch") and not are_right:
+        pytest.xfail(f"torch {torch.__version__} compiles its own dropout to wrong masks on {device}")
+    assert are_right
 
 
 def test_compile_refuses_a_generator(path, device):
