@@ -224,9 +224,12 @@ def test_benchmark_of_all_methods(device, monkeypatch):
                         ("_FEATURES", 6), ("_WORDS", 20)):
         monkeypatch.setattr(methods, name, shape)
     lines = benchmark.methods_table(device, seconds=0.0).splitlines()
-    rows = {cells[0]: cells[1:] for cells in ([cell.strip("` ") for cell in line.split("|")[1:-1]]
-                                              for line in lines[4:])}
-    assert all(len(cells) == 9 and all(re.fullmatch(r"\d+\.\d+|–", cell) for cell in cells) for cells in rows.values())
+    times, memory = lines[4:lines.index("Memory in MiB:") - 1], lines[lines.index("Memory in MiB:") + 4:]
+    for part, columns in ((times, 4), (memory, 5)):
+        rows = {cells[0]: cells[1:] for cells in ([cell.strip("` ") for cell in line.split("|")[1:-1]]
+                                                  for line in part)}
+        assert all(len(cells) == columns and all(re.fullmatch(r"\d+\.\d+|–", cell) for cell in cells)
+                   for cells in rows.values())
     named = {re.match(r"\w+", name)[0] for name in rows}
     layers = {fact.name for row in dropoutlib.catalogue().values() for fact in row.facts}
     assert named <= layers

@@ -187,7 +187,7 @@ def methods_table(device: str = "cpu", only: str = "", seconds: float = _SECONDS
         seconds: that each row may take, about; at least five rounds, at most 25.
 
     Returns:
-        A Markdown table under a line that says where it was measured.
+        Two Markdown tables, of times and of memory, under a line that says where they were measured.
 
     Raises:
         ValueError: if no row has such a name.
@@ -202,12 +202,14 @@ def methods_table(device: str = "cpu", only: str = "", seconds: float = _SECONDS
         raise ValueError(f"only has to be part of the name of a layer, but got {only!r}")
     return "\n".join([
         f"{where(device)}; float32, forward and backward but where it says forward.", "",
-        *markdown(["layer", "ms", "times as fast as torch's own", "as the composition", "times the floor's time",
-                   "peak memory, MiB", "of torch's own", "of the composition", "of the floor",
-                   "kept for backward, MiB"], rows)])
+        *markdown(["layer", "ms", "times as fast as torch's own", "as the composition", "times the floor's time"],
+                  [times for times, _ in rows]), "", "Memory in MiB:", "",
+        *markdown(["layer", "peak", "of torch's own", "of the composition", "of the floor", "kept for backward"],
+                  [memory for _, memory in rows])])
 
 
-def _row(case: Case, seconds: float) -> list[str]:
+def _row(case: Case, seconds: float) -> tuple[list[str], list[str]]:
+    """Of both tables."""
     variants = case.variants()
     timers = {name: timer(function, case.x, list(case.owner.parameters()), case.backward)
               for name, function in variants.items()}
@@ -223,6 +225,6 @@ def _row(case: Case, seconds: float) -> list[str]:
     def peak(name: str) -> str:
         return f"{memory[name].peak / 2**20:.1f}" if name in memory else "–"
 
-    return [f"`{case.name}`", milliseconds(ours), faster("native"), faster("composition"),
-            f"{ratio(ours, times['floor']):.2f}", peak("layer"), peak("native"), peak("composition"), peak("floor"),
-            f"{memory['layer'].kept / 2**20:.1f}" if case.backward else "–"]
+    name, kept = f"`{case.name}`", f"{memory['layer'].kept / 2**20:.1f}" if case.backward else "–"
+    return ([name, milliseconds(ours), faster("native"), faster("composition"), f"{ratio(ours, times['floor']):.2f}"],
+            [name, *map(peak, ("layer", "native", "composition", "floor")), kept])
