@@ -41,7 +41,7 @@ from sympy import (
 from sympy.concrete.expr_with_limits import ExprWithLimits
 
 from .evaluate import enumerate_masks
-from .families import Noise, copies
+from .families import Noise
 from .language import FREE, PARTIAL, Claim, NotAClaim, in_words
 from .meaning import (
     EXACT,
@@ -176,10 +176,12 @@ def without_zeros(claim: Claim, lines: Sequence[Any], where: Sequence[Mapping[st
                     return False
         return found
 
+    def of_symbols(e: Any) -> bool:
+        """What is a sum or a mean may be 0 because the claim says so."""
+        return not e.has(ExprWithLimits, Derivative, Limit, KroneckerDelta, Indexed, *MOMENTS)
+
     def letter(factor: Any, around: tuple[Any, ...]) -> Any:
-        """For a formula of symbols; what is a sum or a mean may be 0 because the claim says so."""
-        if not factor.free_symbols or not factor.has(*factor.free_symbols) or factor.is_Symbol or copies(factor) \
-                or factor.has(ExprWithLimits, Derivative, Limit, KroneckerDelta, Indexed, *MOMENTS):
+        if not factor.free_symbols or factor.is_Symbol or not of_symbols(factor):
             return None
         if factor not in letters:
             indices = tuple(index for index, *_ in around if index in factor.free_symbols)
@@ -202,7 +204,7 @@ def without_zeros(claim: Claim, lines: Sequence[Any], where: Sequence[Mapping[st
     def product_of(parts: Sequence[Any], around: tuple[Any, ...]) -> Any:
         zero = [part for part in parts if letter(part, around) is not None][:1]
         if not zero:
-            zero = [part for part in parts if not part.has(ExprWithLimits, *MOMENTS, Indexed, KroneckerDelta)]
+            zero = [part for part in parts if of_symbols(part)]
             for part in list(zero):         # as few of them as are 0 together
                 without = [one for one in zero if one is not part]
                 if without and letter(sympy.Mul(*without), around) is not None:

@@ -410,29 +410,26 @@ def _closed(expression: Any, ranges: Ranges) -> Any:
         body = _closed(body, inner_ranges([(index, low, high)], ranges))
         # a delta is left to collapse(): SymPy finds a j with 41 j = k for every k
         may_be_closed = at_least_zero(high - low + 1, ranges) and not body.has(KroneckerDelta, ExprWithLimits)
-        done = _closed_by_induction(expression.func, body, index, low) if may_be_closed else None
-        return expression.func(body, (index, low, high)) if done is None else done(high)
+        done = _closed_by_induction(expression.func, body, index, low, high) if may_be_closed else None
+        return expression.func(body, (index, low, high)) if done is None else done
     closed = expression.func(*[_closed(part, ranges) if isinstance(part, Expr) else part for part in expression.args])
     return with_real_letters(closed, lambda e: e.doit(deep=False)) if isinstance(closed, Limit | Integral) else closed
 
 
-def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any) -> Callable[[Any], Any] | None:
-    """The closed form of SymPy for a sum or product from ``low`` to any end, if induction over the end confirms it.
+def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any, high: Any) -> Any:
+    """The closed form of SymPy for a sum or product, if induction over its end confirms it, else None.
 
     An end of its own keeps SymPy from what it gets wrong: a sum over k of (-1)^k binomial(n, k) P(k) up to the same n
     is 0 for every polynomial P, it says.
     """
     length = Dummy("length", integer=True, nonnegative=True)
-    end = low + length - 1
-    form = kind(body, (index, low, end)).doit(deep=False)
+    form = kind(body, (index, low, low + length - 1)).doit(deep=False)
     if form.has(oo, nan, zoo, kind):
         return None
     first, step = form.xreplace({length: S.Zero}), form.xreplace({length: length + 1})
     next_one = body.xreplace({index: low + length})
     shown = (first, step - form - next_one) if kind is Sum else (first - 1, step - form * next_one)
-    if not all(_simplifies_to_zero(part) for part in shown):
-        return None
-    return lambda high: form.xreplace({length: high - low + 1})
+    return form.xreplace({length: high - low + 1}) if all(map(_simplifies_to_zero, shown)) else None
 
 
 def _simplifies_to_zero(expression: Any) -> bool:

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.profiler import profile
 
 from dropoutlib import DropConnectConv1d, DropConnectConv2d, DropConnectLinear, Dropout, functional, moments
+from dropoutlib.benchmark.timing import allocated
 from dropoutlib.enumeration import distribution
 from dropoutlib.noise import Bernoulli, Replay
 
@@ -81,25 +81,14 @@ def test_masks_of_a_chunk_and_of_examples_are_different() -> None:
 
 
 def test_extra_memory_is_at_most_three_weights() -> None:
-    def peak(function) -> int:
-        function()
-        with profile(profile_memory=True) as record:
-            function()
-        used = highest = 0
-        for event in record.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                used += event.nbytes()
-                highest = max(highest, used)
-        return highest
-
     x = torch.randn(64, 512, requires_grad=True)
     weight_bytes = 512 * 512 * 4
 
-    def backward(module: nn.Linear):
-        return lambda: torch.autograd.grad(module(x).sum(), [x, *module.parameters()])
+    def peak(module: nn.Linear) -> int:
+        return allocated(module, x, list(module.parameters())).peak
 
     for p in (0.5, 0.3):
-        extra = peak(backward(DropConnectLinear(512, 512, p=p))) - peak(backward(nn.Linear(512, 512)))
+        extra = peak(DropConnectLinear(512, 512, p=p)) - peak(nn.Linear(512, 512))
         assert 0 < extra <= 3 * weight_bytes, extra / weight_bytes
 
 
