@@ -14,10 +14,10 @@ from torch.fx import Proxy
 
 from dropoutlib.documentation import document
 
-__all__ = ["applies_noise", "boolean", "in_forward_mode", "integer", "is_autocast", "is_differentiated", "is_eager",
-           "is_recorded", "noise_pair", "not_negative", "one_of", "positive", "positive_integer", "real",
-           "refuse_noise", "require_broadcastable", "require_callable", "require_channels", "require_features",
-           "require_images", "require_jagged", "require_one_size", "require_tensor", "unchanged"]
+__all__ = ["applies_noise", "boolean", "for_every_axis", "in_forward_mode", "integer", "is_autocast",
+           "is_differentiated", "is_eager", "is_recorded", "noise_pair", "not_negative", "one_of", "positive",
+           "positive_integer", "real", "refuse_noise", "require_broadcastable", "require_callable", "require_channels",
+           "require_features", "require_images", "require_jagged", "require_one_size", "require_tensor", "unchanged"]
 
 # torch has no public question for these (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -100,6 +100,31 @@ def positive_integer(name: str, value: object) -> int:
     if (number := integer(name, value)) < 1:
         raise ValueError(f"{name} has to be at least 1, but got {value}")
     return number
+
+
+@document(real)
+def for_every_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
+    """Whole numbers, one for each axis of a map; a single one is for all of them.
+
+    Args:
+        {name} {value}
+        axes: how many axes a map has.
+        least: what they have to be at least.
+
+    Returns:
+        tuple[int, ...]: as many as there are axes.
+
+    Raises:
+        TypeError: if it is no whole number, and not as many as there are axes.
+        ValueError: if one is too small.
+    """
+    values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
+    values = values * axes if len(values) == 1 else values
+    if len(values) != axes or any(isinstance(one, bool) or not isinstance(one, numbers.Integral) for one in values):
+        raise TypeError(f"{name} has to be a whole number, or {axes} of them, but got {value!r}")
+    if any(one < least for one in values):
+        raise ValueError(f"{name} has to be at least {least}, but got {value!r}")
+    return tuple(int(one) for one in values)
 
 
 @document(real)
@@ -240,12 +265,7 @@ def require_features(input: Tensor, weight: Tensor, bias: Tensor | None = None) 
         raise TypeError(f"weight has to be a tensor of shape (out, in), but got {weight!r}")
     if weight.dim() != 2:
         raise RuntimeError(f"weight has to be of shape (out, in), but got the shape {tuple(weight.shape)}")
-    if bias is not None and not isinstance(bias, Tensor):
-        raise TypeError(f"bias has to be a tensor of shape (out,), but got {bias!r}"
-                        + (": pass p= by its name" if isinstance(bias, float) else ""))
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise RuntimeError(f"bias has to be of shape ({weight.shape[0]},) for a weight of shape {tuple(weight.shape)}, "
-                           f"but got the shape {tuple(bias.shape)}")
+    _require_bias(bias, weight)
     require_jagged(input)
     if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
         raise RuntimeError(f"input has to have {weight.shape[1]} features, its last axis, for a weight of shape "
@@ -253,17 +273,18 @@ def require_features(input: Tensor, weight: Tensor, bias: Tensor | None = None) 
     _require_type_of_weight(input, weight)
 
 
-def require_channels(input: Tensor, weight: Tensor, axes: int, groups: int = 1) -> None:
-    """Refuses an input of a convolution that its weight does not fit; the bias is left to torch.
+def require_channels(input: Tensor, weight: Tensor, bias: Tensor | None, axes: int, groups: int = 1) -> None:
+    """Refuses an input of a convolution that its weight does not fit, and a bias that does not.
 
     Args:
         input: what the caller gave, of shape ``(N, C, ...)`` or ``(C, ...)``.
         weight: of shape ``(out, C / groups, ...)``.
+        bias: of shape ``(out,)``.
         axes: spatial axes.
         groups: of the convolution.
 
     Raises:
-        TypeError: if the input or the weight is no tensor.
+        TypeError: if the input, the weight or the bias is no tensor.
         RuntimeError: if the input holds integers, booleans or complex numbers or is nested, if shapes do not fit, or if
             the types differ, outside of autocast.
     """
@@ -273,11 +294,25 @@ def require_channels(input: Tensor, weight: Tensor, axes: int, groups: int = 1) 
     if weight.dim() != axes + 2:
         raise RuntimeError(f"weight has to have {axes + 2} axes, (out, in, ...), but got the shape "
                            f"{tuple(weight.shape)}")
+    _require_bias(bias, weight)
     channels = weight.shape[1] * groups
     if input.dim() not in (axes + 1, axes + 2) or input.shape[-axes - 1] != channels:
         raise RuntimeError(f"input has to have {channels} channels, in front of {axes} spatial axes, with or without a "
                            f"batch, but got the shape {tuple(input.shape)}")
     _require_type_of_weight(input, weight)
+
+
+def _require_bias(bias: Tensor | None, weight: Tensor) -> None:
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"bias has to be a tensor of shape (out,), but got {bias!r}"
+                        + (": pass p= by its name" if isinstance(bias, float) else ""))
+    if bias.shape != weight.shape[:1]:
+        raise RuntimeError(f"bias has to be of shape ({weight.shape[0]},) for a weight of shape {tuple(weight.shape)}, "
+                           f"but got the shape {tuple(bias.shape)}")
+    if bias.dtype != weight.dtype and not is_autocast(weight):
+        raise RuntimeError(f"bias has to be of the type of the weight, {weight.dtype}, but got {bias.dtype}")
 
 
 def _require_type_of_weight(input: Tensor, weight: Tensor) -> None:

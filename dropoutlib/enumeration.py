@@ -86,7 +86,11 @@ def _stored(outputs: Sequence[Tensor | float]) -> Tensor:
     """Outputs in one tensor, of double precision and on the CPU."""
     if not isinstance(outputs[0], (Tensor, numbers.Number)):
         raise TypeError(f"function has to return a tensor or a number, but returned {type(outputs[0]).__name__}")
-    stacked = torch.stack([torch.as_tensor(output) for output in outputs])
+    tensors = [torch.as_tensor(output) for output in outputs]
+    shapes = sorted({tuple(output.shape) for output in tensors})
+    if len(shapes) > 1:
+        raise ValueError(f"function has to return outputs of one shape, but returned {shapes[0]} and {shapes[1]}")
+    stacked = torch.stack(tensors)
     return stacked.to("cpu", torch.complex128 if stacked.is_complex() else torch.float64)
 
 
@@ -104,7 +108,7 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
 
     Raises:
         TypeError: if ``shape`` is no tuple of sizes, or ``function`` returns neither a tensor nor a number.
-        ValueError: if the mask has too many elements, or ``p`` is not between 0 and 1.
+        ValueError: if the mask has too many elements, ``p`` is not between 0 and 1, or outputs differ in shape.
 
     Example:
         Both values of one dropped unit, its mean and its variance p/(1 - p):

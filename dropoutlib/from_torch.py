@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from .arguments import require_channels, require_features
+from .arguments import boolean, for_every_axis, positive_integer, require_channels, require_features
 from .local_reparameterization import Product, convolution, padded
 
 __all__ = ["FromConv", "FromLinear", "FromRNN"]
@@ -54,6 +54,16 @@ class FromLinear(nn.Module):
 class FromConv(nn.Module):
     """A layer in the place of a convolution of :mod:`torch.nn`."""
 
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
+                 groups: int, bias: bool, *options: Any) -> None:
+        # as torch takes them, where a rate in the place of a stride fails in the first forward pass
+        axes = next(axes for axes, kind in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1) if isinstance(self, kind))
+        kernel_size = for_every_axis("kernel_size", kernel_size, axes, 1)
+        stride, dilation = for_every_axis("stride", stride, axes, 1), for_every_axis("dilation", dilation, axes, 1)
+        padding = padding if isinstance(padding, str) else for_every_axis("padding", padding, axes, 0)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation,
+                         positive_integer("groups", groups), boolean("bias", bias), *options)
+
     @classmethod
     def from_conv(cls: type[_Layer], conv: _ConvNd, **options: Any) -> _Layer:
         """Makes a layer of a convolution, whose weight and bias it takes: the parameters themselves, not copies.
@@ -82,7 +92,7 @@ class FromConv(nn.Module):
         """The input, checked and padded, and what :func:`convolution` takes."""
         layer: Any = self
         axes = layer.weight.dim() - 2
-        require_channels(input, layer.weight, axes, layer.groups)
+        require_channels(input, layer.weight, layer.bias, axes, layer.groups)
         input, padding = padded(layer, input)
         return input, (axes, layer.stride, padding, layer.dilation, layer.groups)
 

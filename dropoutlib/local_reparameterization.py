@@ -88,7 +88,7 @@ def numbers_for_convolution(input: Tensor, weight: Tensor, stride: Any, padding:
     Returns:
         Tensor: of the output's shape.
     """
-    require_channels(input, weight, axes, groups)
+    require_channels(input, weight, None, axes, groups)
     return numbers_for(convolution(axes, stride, padding, dilation, groups)(input, weight, None), generator=generator)
 
 

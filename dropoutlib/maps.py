@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropoutlib.arguments import boolean, is_eager, require_one_size
+from dropoutlib.arguments import boolean, for_every_axis, is_eager, require_one_size
 from dropoutlib.documentation import document
 
 __all__ = ["Windows", "in_format_of", "on_each_process", "squares"]
@@ -57,10 +55,10 @@ class Windows:
                  padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
                  ceil_mode: bool = False) -> None:
         self.axes, self.ceil_mode = axes, boolean("ceil_mode", ceil_mode)
-        self.kernel = _for_every_axis("kernel_size", kernel_size, axes, 1)
-        self.stride = self.kernel if stride is None else _for_every_axis("stride", stride, axes, 1)
-        self.padding = _for_every_axis("padding", padding, axes, 0)
-        self.dilation = _for_every_axis("dilation", dilation, axes, 1)
+        self.kernel = for_every_axis("kernel_size", kernel_size, axes, 1)
+        self.stride = self.kernel if stride is None else for_every_axis("stride", stride, axes, 1)
+        self.padding = for_every_axis("padding", padding, axes, 0)
+        self.dilation = for_every_axis("dilation", dilation, axes, 1)
         if any(2 * pad > size for pad, size in zip(self.padding, self.kernel, strict=True)):
             raise RuntimeError(f"padding has to be at most half of kernel_size, but got padding={padding} "
                                f"for kernel_size={kernel_size}")
@@ -178,13 +176,3 @@ def on_each_process(function: Callable[[Tensor], Tensor], input: Tensor, axes: i
     whole = input.redistribute(placements=placements)
     output: Tensor = DTensor.from_local(function(whole.to_local()), input.device_mesh, placements)
     return output
-
-
-def _for_every_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
-    values = values * axes if len(values) == 1 else values
-    if len(values) != axes or any(isinstance(one, bool) or not isinstance(one, numbers.Integral) for one in values):
-        raise TypeError(f"{name} has to be a whole number, or {axes} of them, but got {value!r}")
-    if any(one < least for one in values):
-        raise ValueError(f"{name} has to be at least {least}, but got {value!r}")
-    return tuple(int(one) for one in values)

@@ -100,6 +100,11 @@ def test_a_pair_is_no_output():
         distribution(lambda keep: (keep, keep), (2,), 0.5)
 
 
+def test_outputs_of_one_shape_alone_have_a_law():
+    with pytest.raises(ValueError, match=r"one shape, but returned \(1,\) and \(2,\)"):
+        distribution(lambda keep: keep[: 1 + int(keep[0])], (2,), 0.5)
+
+
 def test_rates_that_do_not_broadcast_to_the_masks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"p has to be broadcastable to the shape \(2,\) of the masks"):
         distribution(lambda keep: keep, (2,), torch.rand(4, 2))

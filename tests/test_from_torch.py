@@ -138,3 +138,17 @@ class _Backwards(nn.LSTM):
 def test_what_the_layer_decides_is_not_decided_again(kind, words, call) -> None:
     with pytest.raises(kind, match=words):
         call()
+
+
+@pytest.mark.parametrize("kind", [dropoutlib.DropConnectConv2d, dropoutlib.FastDropoutConv2d,
+                                  dropoutlib.VariationalDropoutConv2d, dropoutlib.SparseVariationalConv2d])
+def test_a_rate_in_the_place_of_a_stride_is_refused_when_the_convolution_is_made(kind) -> None:
+    for kwargs, error, words in (
+            ({"stride": 0.1}, TypeError, "stride has to be a whole number, or 2 of them, but got 0.1"),
+            ({"padding": -1}, ValueError, "padding has to be at least 0, but got -1"),
+            ({"dilation": (1, 2, 3)}, TypeError, r"dilation.*2 of them.*\(1, 2, 3\)"),
+            ({"groups": 0.5}, TypeError, "groups has to be a whole number"),
+            ({"bias": 0.5}, TypeError, "bias.*0.5")):
+        with pytest.raises(error, match=words):
+            kind(4, 6, 3, **kwargs)
+    assert kind(4, 6, (3, 1), padding="same").kernel_size == (3, 1)

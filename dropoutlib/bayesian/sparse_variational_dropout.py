@@ -140,7 +140,7 @@ def _sparse_variational_conv(input: Tensor, weight: Tensor, bias: Tensor | None,
         tensor([3.])
     """
     noisy = applies_noise(training, noise)
-    require_channels(input, weight, axes, groups)
+    require_channels(input, weight, bias, axes, groups)
     product = convolution(axes, stride, padding, dilation, groups)
     return _outputs(product, input, weight, bias, log_sigma2, threshold, noisy, noise=noise, generator=generator)
 
@@ -361,8 +361,8 @@ class SparseVariationalConv1d(_SparseVariationalConv, nn.Conv1d):
                  padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
                  threshold: float = 3.0, *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         padding_mode, device, dtype)
         self._learn_noise(threshold)
 
 
@@ -375,6 +375,6 @@ class SparseVariationalConv2d(_SparseVariationalConv, nn.Conv2d):
                  padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
                  threshold: float = 3.0, *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         padding_mode, device, dtype)
         self._learn_noise(threshold)

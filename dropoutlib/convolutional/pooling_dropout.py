@@ -186,13 +186,15 @@ def _expected(input: Tensor, windows: Windows, p: float) -> tuple[Tensor, Tensor
     chances = (1 - p) * p**ranks
     values = torch.where(elements < 0, 0, elements)  # nan stays nan
     largest = elements[..., 0]
-    whole = (1 - p) ** _wide(windows.of(torch.ones_like(input), 0.0)).sum(-1)
+    count = _wide(windows.of(torch.ones_like(input), 0.0)).sum(-1)
+    whole = (1 - p) ** count
     negative = largest < 0
     least = torch.where(negative, largest, 0)
     mean = torch.where(negative, whole * least, (chances * values).sum(-1))
     spread = (chances * (values - mean.unsqueeze(-1)).square()).sum(-1) + p**elements.shape[-1] * mean.square()
     variance = torch.where(negative, whole * (least - mean).square() + (1 - whole) * mean.square(), spread)
-    return mean.to(input.dtype), variance.to(input.dtype)
+    # a window that lies in padding alone is -inf, as torch's is, whatever is dropped
+    return mean.to(input.dtype), torch.where(count == 0, 0, variance).to(input.dtype)
 
 
 def _wide(elements: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def _draw_conv(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, 
                groups: int, p: float, training: bool, activation: Callable[[Tensor], Tensor] | None, inference: str,
                num_samples: int, sharing: str, axes: int, *, generator: torch.Generator | None
                ) -> Tensor | WeightNoise:
-    require_channels(input, weight, axes, groups)
+    require_channels(input, weight, bias, axes, groups)
     return _drawn(_convolution(axes, stride, padding, dilation, groups), input, weight, bias, p, training, activation,
                   inference, num_samples, sharing, generator=generator)
 
@@ -213,7 +213,7 @@ def _drop_connect_conv(input: Tensor, weight: Tensor, bias: Tensor | None, strid
         {>>>} functional.drop_connect_conv{axes}d(x, weight, p=0.5, noise=keep).flatten()
         tensor([ 6., 14.])
     """
-    require_channels(input, weight, axes, groups)
+    require_channels(input, weight, bias, axes, groups)
     return _drop_connect(_convolution(axes, stride, padding, dilation, groups), input, weight, bias, p, training,
                          activation, inference, num_samples, sharing, noise=noise, generator=generator)
 
@@ -251,8 +251,6 @@ def _drop_connect(sums: _Sums, input: Tensor, weight: Tensor, bias: Tensor | Non
                   noise: Any, generator: torch.Generator | None) -> Tensor:
     law = Bernoulli(p)
     _check_choices(inference, num_samples, sharing)
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise RuntimeError(f"bias has to be of shape {tuple(weight.shape[:1])}, but got {tuple(bias.shape)}")
     if boolean("training", training):
         pre_activation = _dropped(sums, input, weight, bias, law, sharing, noise=noise, generator=generator)
         return pre_activation if activation is None else activation(pre_activation)
@@ -545,8 +543,8 @@ class DropConnectConv1d(_DropConnectConv, nn.Conv1d):
                  sharing: Literal["sample", "batch"] = "sample", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         p = _checked(p, activation, inference, num_samples, sharing)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         padding_mode, device, dtype)
         self._set_options(p, activation, inference, num_samples, sharing)
 
 
@@ -562,6 +560,6 @@ class DropConnectConv2d(_DropConnectConv, nn.Conv2d):
                  sharing: Literal["sample", "batch"] = "sample", *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         p = _checked(p, activation, inference, num_samples, sharing)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         padding_mode, device, dtype)
         self._set_options(p, activation, inference, num_samples, sharing)

@@ -83,7 +83,7 @@ def fast_dropout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = Non
 
 def _normal_conv(input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, p: float,
                  axes: int, *, generator: torch.Generator | None) -> Tensor:
-    require_channels(input, weight, axes, groups)
+    require_channels(input, weight, None, axes, groups)
     product = convolution(axes, stride, padding, dilation, groups)
     return _law(p).sample(product(input, weight, None), generator=generator)
 
@@ -111,7 +111,7 @@ def _fast_dropout_conv(input: Tensor, weight: Tensor, bias: Tensor | None, strid
         {>>>} functional.fast_dropout_conv{axes}d(x, weight, p=0.5, noise=torch.ones(1{ones})).flatten()
         tensor([12.])
     """
-    require_channels(input, weight, axes, groups)
+    require_channels(input, weight, bias, axes, groups)
     return _outputs(convolution(axes, stride, padding, dilation, groups), input, weight, bias, p, training,
                     noise=noise, generator=generator)
 
@@ -333,8 +333,8 @@ class FastDropoutConv1d(_FastDropoutConv, nn.Conv1d):
                  p: float = 0.5, *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         odds(p, "fast dropout")
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), _zeros(padding_mode), device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         _zeros(padding_mode), device, dtype)
         self.p = float(p)
 
 
@@ -347,6 +347,6 @@ class FastDropoutConv2d(_FastDropoutConv, nn.Conv2d):
                  p: float = 0.5, *, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
         odds(p, "fast dropout")
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), _zeros(padding_mode), device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         _zeros(padding_mode), device, dtype)
         self.p = float(p)

@@ -142,7 +142,7 @@ def _variational_dropout_conv(input: Tensor, weight: Tensor, bias: Tensor | None
         {>>>} functional.variational_dropout_conv{axes}d(x, weight, None, torch.tensor(1.0), noise=noise).flatten()
         tensor([12.])
     """
-    require_channels(input, weight, axes, groups)
+    require_channels(input, weight, bias, axes, groups)
     _check_alpha(alpha, weight, (weight.shape[1] * groups,), "A")
     return _outputs(convolution(axes, stride, padding, dilation, groups), input, weight, bias,
                     _of_filters(alpha, weight, groups), training, noise=noise, generator=generator)
@@ -404,8 +404,8 @@ class VariationalDropoutConv1d(_VariationalDropoutConv, nn.Conv1d):
                  device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         start = logit_of(p)
         one_of("alpha_per", alpha_per, _PER)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         padding_mode, device, dtype)
         self._learn_alpha(alpha_per, start, in_channels)
 
 
@@ -420,6 +420,6 @@ class VariationalDropoutConv2d(_VariationalDropoutConv, nn.Conv2d):
                  device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         start = logit_of(p)
         one_of("alpha_per", alpha_per, _PER)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-                         boolean("bias", bias), padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         padding_mode, device, dtype)
         self._learn_alpha(alpha_per, start, in_channels)

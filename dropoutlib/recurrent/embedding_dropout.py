@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.rnn import PackedSequence
 
-from ..arguments import applies_noise, boolean, one_of, require_one_size, unchanged
+from ..arguments import applies_noise, boolean, integer, one_of, require_one_size, unchanged
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Bernoulli, inverted, inverted_mean, inverted_variance
@@ -151,6 +151,7 @@ class EmbeddingDropout(NoisyLayer, nn.Embedding):
         p = Bernoulli(p).p
         one_of("sharing", sharing, ("batch", "sample"))
         boolean("batch_first", batch_first)
+        padding_idx = None if padding_idx is None else integer("padding_idx", padding_idx)
         super().__init__(num_embeddings, embedding_dim, padding_idx, max_norm, norm_type,
                          boolean("scale_grad_by_freq", scale_grad_by_freq), boolean("sparse", sparse), device=device,
                          dtype=dtype)

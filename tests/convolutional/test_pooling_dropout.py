@@ -53,6 +53,11 @@ def test_without_noise_it_is_torchs_pool(kind: str, axes: int) -> None:
         torch.testing.assert_close(ours.mean(x), theirs(x))  # the closed form, not torch's pool
 
 
+def test_a_window_in_padding_alone_is_torchs_and_never_varies() -> None:
+    layer, x = MaxPoolDropout1d(2, 4, 1, 3, ceil_mode=True, p=0.3), torch.rand(1, 1, 2)
+    assert layer(x).item() == layer.mean(x).item() == -math.inf and layer.variance(x).item() == 0
+
+
 OVERLAPPING = {
     "max 1d": (MaxPoolDropout1d(3, 2, 1, p=0.3), (1, 1, 8)),
     "max 1d dilated": (MaxPoolDropout1d(2, 1, dilation=2, p=0.6), (1, 1, 7)),

@@ -384,5 +384,9 @@ def test_a_training_convolution_is_exported_for_any_batch(sharing: str) -> None:
 
 
 def test_a_wrong_bias_of_a_convolution_is_named() -> None:
-    with pytest.raises(RuntimeError, match=r"bias has to be of shape \(4,\), but got \(3,\)"):
-        functional.drop_connect_conv2d(torch.ones(2, 3, 4, 4), torch.ones(4, 3, 3, 3), torch.ones(3))
+    for bias, message in ((torch.ones(3), r"bias has to be of shape \(4,\) .* but got the shape \(3,\)"),
+                          (torch.ones(4, dtype=torch.float64), "bias has to be of the type of the weight")):
+        with pytest.raises(RuntimeError, match=message):
+            functional.drop_connect_conv2d(torch.ones(2, 3, 4, 4), torch.ones(4, 3, 3, 3), bias)
+        with pytest.raises(RuntimeError, match=message):
+            functional.drop_connect_linear(torch.ones(2, 3), torch.ones(4, 3), bias)

@@ -409,3 +409,8 @@ def test_packed_sequences_have_the_masks_of_their_examples(lengths: list[int], i
     for call in (LockedDropout(P), LockedDropout(P).eval(), LockedDropout(P).variance):
         with pytest.raises(RuntimeError, match=r"sequences of features.*\(10,\)"):
             call(pack_padded_sequence(torch.ones(5, 2), torch.tensor([5, 5])))
+
+
+def test_a_rate_in_the_place_of_padding_idx_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"padding_idx has to be a whole number, but got 0\.1"):
+        EmbeddingDropout(7, 2, 0.1)
