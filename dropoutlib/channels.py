@@ -202,8 +202,9 @@ class Flow:
     def _fresh(self, axis: int, count: int) -> _Channels:
         start = len(self.parents)
         self.parents += range(start, start + count)
-        return _Channels(axis, torch.arange(start, start + count), torch.zeros(count, dtype=torch.bool),
-                         torch.zeros(count, dtype=torch.float64))
+        return _Channels(axis, torch.arange(start, start + count, device="cpu"),
+                         torch.zeros(count, dtype=torch.bool, device="cpu"),
+                         torch.zeros(count, dtype=torch.float64, device="cpu"))
 
     def _along(self, node: fx.Node, axis: int) -> _Channels:
         """The channels of a tensor along an axis; where nothing is known of them, all stay."""
@@ -274,7 +275,7 @@ class Flow:
     def _on_constants(self, node: fx.Node, inputs: Mapping[fx.Node, _Channels], known: Tensor, axis: int, grows: bool
                       ) -> _Channels:
         """Of channels that are known, which are the same everywhere: on maps of this size and of a larger one."""
-        values = torch.zeros(len(known), 1, dtype=torch.float64)
+        values = torch.zeros(len(known), 1, dtype=torch.float64, device="cpu")
         if known.any():
             maps = [self._call(node, {arg: _map_of(channels, self.results[arg], axis, extra)
                                       for arg, channels in inputs.items()}) for extra in ((0, 13) if grows else (0,))]
@@ -381,8 +382,9 @@ class Flow:
 
     def _find_needed(self) -> Tensor:
         """For each atom whether it stays: what an output needs, and what rows that stay read."""
-        self.roots = torch.tensor([self._find(atom) for atom in range(len(self.parents))], dtype=torch.long)
-        needed = torch.zeros(len(self.parents), dtype=torch.bool)
+        self.roots = torch.tensor([self._find(atom) for atom in range(len(self.parents))], dtype=torch.long,
+                                  device="cpu")
+        needed = torch.zeros(len(self.parents), dtype=torch.bool, device="cpu")
         needed[self.roots[list(self.pinned)]] = True
         while True:
             before = -1
@@ -485,7 +487,7 @@ def _place(node: fx.Node) -> str:
 
 def _bias(layer: Any) -> Tensor:
     if layer.bias is None:
-        return torch.zeros(len(layer.weight), dtype=torch.float64)
+        return torch.zeros(len(layer.weight), dtype=torch.float64, device="cpu")
     return layer.bias.detach().cpu().double()
 
 

@@ -324,7 +324,7 @@ def _random_inputs(example: Any) -> Iterator[Any]:
         inputs = _copied(example)
         for tensor in _tensors(inputs):
             if tensor.is_floating_point():
-                tensor.copy_(size * torch.randn(tensor.shape, generator=generator))
+                tensor.copy_(size * torch.randn(tensor.shape, generator=generator, device=generator.device))
         yield inputs
 
 

@@ -229,7 +229,7 @@ def _by_chebyshev(mean: Tensor, order: int) -> Tensor:
 @functools.cache
 def _rest_of_poisson_mean(order: int, points: int = 64, degree: int = 20) -> list[float]:
     """Chebyshev coefficients, from the values in double precision."""
-    angle = (torch.arange(points, dtype=torch.float64) + 0.5) * math.pi / points
+    angle = (torch.arange(points, dtype=torch.float64, device="cpu") + 0.5) * math.pi / points
     part = (1 + angle.cos()) / 2
     mean = _MIDDLE[order] * part / (1 - part)
     exact = _poisson_mean(mean, order)

@@ -86,7 +86,7 @@ def _stored(outputs: Sequence[Tensor | float]) -> Tensor:
     """Outputs in one tensor, of double precision and on the CPU."""
     if not isinstance(outputs[0], (Tensor, numbers.Number)):
         raise TypeError(f"function has to return a tensor or a number, but returned {type(outputs[0]).__name__}")
-    tensors = [torch.as_tensor(output) for output in outputs]
+    tensors = [output if isinstance(output, Tensor) else torch.tensor(output, device="cpu") for output in outputs]
     shapes = sorted({tuple(output.shape) for output in tensors})
     if len(shapes) > 1:
         raise ValueError(f"function has to return outputs of one shape, but returned {shapes[0]} and {shapes[1]}")

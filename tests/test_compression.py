@@ -207,6 +207,19 @@ def test_a_second_time_nothing_is_left_to_remove(name):
     assert again.parameters.before == again.parameters.after
 
 
+def test_the_default_device_is_not_asked():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(2, 4)
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0] = 0, -1
+    torch.set_default_device("meta")
+    try:
+        smaller, _ = compress(model, x)
+    finally:
+        torch.set_default_device(None)
+    assert smaller[0].out_features == 2
+    torch.testing.assert_close(smaller(x), model(x))
+
+
 @pytest.mark.parametrize("name", ["VGG", "residual", "several outputs"])
 def test_the_model_stays_as_it_was(name):
     model = _spoilt(name, 0).train()

@@ -10,6 +10,7 @@ from scipy.special import dawsn
 from torch import nn
 
 import dropoutlib
+from dropoutlib import divergence
 from dropoutlib.divergence import kingma_kl, kl_divergence, log_uniform_kl, log_uniform_kl_at, molchanov_kl
 
 ALPHAS = [math.exp(k) for k in range(-18, 19, 2)] + [1 / (2 * mean) for mean in (5.0, 17.9, 18.1, 35.9, 36.1)]
@@ -158,3 +159,14 @@ def test_a_model_with_a_term_of_its_own_is_the_sum_of_its_parts(function):
 def test_a_wrapper_and_what_it_wraps_have_both_a_term():
     wrapper = dropoutlib.ConcreteDropout(dropoutlib.VariationalDropoutLinear(4, 3))
     torch.testing.assert_close(kl_divergence(wrapper), wrapper.kl() + wrapper.module.kl())
+
+
+def test_the_default_device_is_not_asked():
+    divergence._rest_of_poisson_mean.cache_clear()      # as in a process that asks for the first time
+    torch.set_default_device("meta")
+    try:
+        divergences = [log_uniform_kl(torch.tensor(ALPHAS, device="cpu")),
+                       kl_divergence(dropoutlib.VariationalDropoutLinear(4, 3, device="cpu"))]
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.isfinite(kl).all() for kl in divergences)

@@ -218,6 +218,12 @@ def test_benchmark(tmp_path, capsys, monkeypatch, device):
     assert torch.__version__ in printed
 
 
+def test_a_table_that_could_not_be_written_is_not_measured(capsys):
+    with pytest.raises(SystemExit):
+        program(["--output", "there/is/no/such.md"])
+    assert "argument --output: there is no folder there/is/no" in capsys.readouterr().err
+
+
 def test_benchmark_of_all_methods(device, monkeypatch):
     """On small inputs, a row at least for every method."""
     for name, shape in (("_ELEMENTS", (8, 8)), ("_MAPS", (2, 3, 12, 12)), ("_SEQUENCE", (3, 2, 4)), ("_BATCH", 4),

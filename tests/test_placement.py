@@ -137,6 +137,13 @@ def test_another_rate_keeps_the_rows_of_the_first(tmp_path, monkeypatch):
     assert [key[2] for key in scores if key[1] == "elements"] == [0.5, 0.2]
 
 
+def test_a_rate_that_is_no_probability_is_refused_before_anything_runs(capsys):
+    for rate in ("1.5", "x"):
+        with pytest.raises(SystemExit):
+            placement.main(["--seeds", "1", "--rates", rate])
+        assert f"argument --rates: has to be a number between 0 and 1, but got '{rate}'" in capsys.readouterr().err
+
+
 def test_intervals_are_those_of_students_t():
     a, b = {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0}, {0: 2.0, 1: 3.0, 2: 4.0}
     key = ("net", "maps", 0.5, "there")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from dropoutlib.benchmark import (
     recurrent_table,
     sizes_table,
 )
-from dropoutlib.experiments.paired import count
+from dropoutlib.experiments.paired import count, file_in_folder
 
 __all__ = ["main"]
 
@@ -44,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=count, default=1, help="CPU threads of torch (default 1)")
     parser.add_argument("--only", default="", metavar="WORD", help="only rows whose name has this part")
-    parser.add_argument("--output", type=Path, help="write the table to this file, with the command that made it")
+    parser.add_argument("--output", type=file_in_folder,
+                        help="write the table to this file, with the command that made it")
     tables = parser.add_mutually_exclusive_group()
     for name, (_, what) in _TABLES.items():
         tables.add_argument(f"--{name}", action="store_const", dest="table", const=name, help=f"instead, {what}")

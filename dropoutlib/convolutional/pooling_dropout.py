@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import applies_noise, boolean, is_eager, one_of
+from ..arguments import applies_noise, boolean, in_forward_mode, is_eager, one_of
 from ..documentation import RANKS
 from ..layer import NoisyLayer, draws
 from ..maps import Windows, in_format_of, on_each_process
@@ -135,8 +135,8 @@ def _maximum(input: Tensor, windows: Windows) -> Tensor:
 
 def _is_for_network(input: Tensor, windows: Windows, p: float) -> bool:
     """Its gradient at equal elements would be that of a maximum, which shares it between them."""
-    return (is_eager(input) and not (input.requires_grad and torch.is_grad_enabled()) and p < 1
-            and math.prod(windows.kernel) <= _MOST_IN_NETWORK)
+    return (is_eager(input) and not (input.requires_grad and torch.is_grad_enabled()) and not in_forward_mode()
+            and p < 1 and math.prod(windows.kernel) <= _MOST_IN_NETWORK)
 
 
 def _expected_by_network(input: Tensor, windows: Windows, p: float) -> Tensor:

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "compare", "count", "fill", "read_scores", "write_scores"]
+from dropoutlib.noise import Bernoulli
+
+__all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "compare", "count", "file_in_folder", "fill", "probability",
+           "read_scores", "write_scores"]
 
 Key: TypeAlias = tuple[str, str, float, str]
 Scores: TypeAlias = Mapping[int, float]  # by seed
@@ -122,6 +125,42 @@ def count(text: str) -> int:
     return int(text)
 
 
+def probability(text: str) -> float:
+    """A number of a command line, between 0 and 1.
+
+    Args:
+        text: as it was given.
+
+    Returns:
+        float: the number.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is anything else.
+    """
+    try:
+        return Bernoulli(float(text)).p
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"has to be a number between 0 and 1, but got {text!r}") from None
+
+
+def file_in_folder(text: str) -> Path:
+    """A file of a command line that can be written when the work is done.
+
+    Args:
+        text: as it was given.
+
+    Returns:
+        Path: of the file, which need not be there yet.
+
+    Raises:
+        argparse.ArgumentTypeError: if its folder is not there.
+    """
+    path = Path(text)
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
 def arguments_of(name: str, description: str | None, seeds: int) -> argparse.ArgumentParser:
     """The arguments that the program of every experiment has.
 
@@ -138,8 +177,9 @@ def arguments_of(name: str, description: str | None, seeds: int) -> argparse.Arg
     parser.add_argument("--seeds", type=count, default=seeds,
                         help=f"number of splits, initial weights and noises ({seeds})")
     parser.add_argument("--jobs", type=count, default=1, help="processes (1)")
-    parser.add_argument("--output", type=Path, help="the table; runs that stand there already are not done again "
-                                                    "(in this folder, under the name of the one that the book reads)")
+    parser.add_argument("--output", type=file_in_folder,
+                        help="the table; runs that stand there already are not done again (in this folder, under the "
+                             "name of the one that the book reads)")
     return parser
 
 
@@ -162,8 +202,6 @@ def fill(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
     options = parser.parse_args(given)
     name, _, runs, keys, score, _ = asked = plan(options)
     output = options.output or Path(f"{name}.txt")
-    if not output.absolute().parent.is_dir():
-        parser.error(f"argument --output: there is no folder {output.parent}")
     header, found = asked.header(), {}
     if output.exists():
         text = output.read_text(encoding="utf-8")

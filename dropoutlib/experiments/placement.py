@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .data import digits
 from .networks import CNN, NOISE, NORMS, RESIDUAL, UNET, UNet, cnn, he_normal, residual
-from .paired import Key, Plan, Row, Scores, arguments_of, compare, count, fill
+from .paired import Key, Plan, Row, Scores, arguments_of, compare, count, fill, probability
 from .training import accuracy, fit
 
 __all__ = ["PLACES", "Run", "main", "runs", "score", "segmentation", "table"]
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = arguments_of("placement", __doc__, seeds=20)
     parser.add_argument("--steps", type=count, default=150, help="updates of each training (150)")
     parser.add_argument("--labels", type=count, default=100, help="labelled digits; the U-Net gets a fifth (100)")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.2], help="probabilities of dropping (0.2)")
+    parser.add_argument("--rates", type=probability, nargs="+", default=[0.2], help="probabilities of dropping (0.2)")
     return fill(parser, arguments, lambda options: Plan(
         "placement", (f"{options.steps} updates, {options.labels} labels ({max(10, options.labels // 5)} images for "
                       "the U-Net)", "a column for each seed: accuracy, or Dice overlap of the U-Net"),

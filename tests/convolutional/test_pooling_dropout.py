@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import dropoutlib
 from dropoutlib import (
@@ -147,6 +148,17 @@ def test_gradients_reach_the_winner_alone() -> None:
     assert torch.autograd.grad(y.sum(), x)[0].tolist() == [0, 0, 0, 1]
     y = MaxPoolDropout1d(4)(x.reshape(1, 4), noise=torch.zeros(4))
     assert torch.autograd.grad(y.sum(), x)[0].tolist() == [0, 0, 0, 0]
+
+
+def test_forward_mode_shares_a_tie_as_reverse_mode_does() -> None:
+    layer, x = MaxPoolDropout1d(3, p=0.4).eval(), torch.tensor([[[0.0, 0.0, 2.0]]], dtype=torch.float64)
+    for function in (layer, layer.mean):
+        reverse = torch.autograd.functional.jacobian(function, x).flatten()
+        for place, slope in enumerate(reverse):
+            with forward_ad.dual_level():
+                tangent = torch.nn.functional.one_hot(torch.tensor(place), 3).to(x).view_as(x)
+                output = forward_ad.unpack_dual(function(forward_ad.make_dual(x, tangent)))
+            torch.testing.assert_close(output.tangent.squeeze(), slope)
 
 
 @pytest.mark.parametrize("layer", [MaxPoolDropout2d(3, 2, 1, p=0.3), AvgPoolDropout2d(3, 2, 1, p=0.3),
