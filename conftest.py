@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels run on the CPU then
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same digits, whatever the number of cores; the kernels inherit it
 
 collect_ignore_glob = ["book/_tools/*"]
+if importlib.util.find_spec("triton") is None:  # it is for Linux
+    collect_ignore_glob.append("dropoutlib/kernels/triton_kernels.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from torch.utils.flop_counter import FlopCounterMode
 
 import dropoutlib
-from dropoutlib.kernels import cpu
+from dropoutlib.kernels import cpu, gpu
 from dropoutlib.noise import Bernoulli, Gaussian, Uniform, select
 
 PROBABILITIES = [0.0, 1e-9, 0.1, 0.3, 0.5, 0.9, 0.99, 0.99999, 1 - 1e-9, 1.0]
@@ -28,13 +28,19 @@ def seed():
     torch.manual_seed(20)
 
 
-@pytest.fixture(params=["plain", "fast"])
+@pytest.fixture(params=["plain", "fast", "fused"])
 def path(request, monkeypatch, device):
-    """Runs a test on both paths whatever the size of its tensors: there is a fast one on the CPU."""
+    """Runs a test on every path whatever the size of its tensors: by torch's operations, by those that are fast on the
+    CPU, and by the kernels for a GPU, on the CPU in Triton's interpreter."""
     if request.param == "fast" and device != "cpu":
-        pytest.skip("there is no fast path on this device")
+        pytest.skip("this path is that of the CPU")
     for name in ("_SMALLEST", "_SMALLEST_IN_TWO_PARTS"):
         monkeypatch.setattr(cpu, name, 1 if request.param == "fast" else 2**62)
+    monkeypatch.setattr(gpu, "_KINDS", {device} if request.param == "fused" else set())
+    if request.param == "fused":
+        kernels = pytest.importorskip("dropoutlib.kernels.triton_kernels", reason="without Triton")
+        if device == "cpu":
+            monkeypatch.setattr(kernels, "STRIPE", 2**10)  # so that large inputs are few programs
     return request.param
 
 
@@ -91,7 +97,8 @@ def test_mean_and_variance_are_those_of_the_samples(law, path, device):
 def test_a_draw_is_shared_along_these_axes_and_no_others(law, shared, path, device):
     x = torch.randn(6, 5, 4, 3, device=device)
     axes = {axis % 4 for axis in shared}
-    noise = torch.cat([law.sample(x, shared=shared)[None] for _ in range(2000)]).double().expand(-1, 6, 5, 4, 3)
+    draws = 200 if path == "fused" else 2000
+    noise = torch.cat([law.sample(x, shared=shared)[None] for _ in range(draws)]).double().expand(-1, 6, 5, 4, 3)
     assert law.sample(x, shared=shared).shape == tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     centred = (noise - law.mean) / math.sqrt(law.variance)
     for axis in range(4):
@@ -101,7 +108,7 @@ def test_a_draw_is_shared_along_these_axes_and_no_others(law, shared, path, devi
             assert torch.equal(first, second)
         else:
             independent = math.prod(n for d, n in enumerate(x.shape) if d != axis and d not in axes)
-            assert abs(correlation) < SIGMA / math.sqrt(2000 * independent)
+            assert abs(correlation) < SIGMA / math.sqrt(draws * independent)
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (3, 0, 2)])

@@ -6,8 +6,9 @@ machine multiplies, the least times of all rounds are compared. The floor is wha
 on elements it is ``x * 2``, one multiplication. With one thread on the CPU it is processor time that is measured.
 """
 
+from .compiled import kernels_table
 from .details import dropconnect_table, maps_table, measure, prediction_table, recurrent_table, sizes_table
 from .methods import methods_table
 
-__all__ = ["dropconnect_table", "maps_table", "measure", "methods_table", "prediction_table", "recurrent_table",
-           "sizes_table"]
+__all__ = ["dropconnect_table", "kernels_table", "maps_table", "measure", "methods_table", "prediction_table",
+           "recurrent_table", "sizes_table"]

@@ -10,6 +10,7 @@ import torch
 
 from dropoutlib.benchmark import (
     dropconnect_table,
+    kernels_table,
     maps_table,
     methods_table,
     prediction_table,
@@ -25,6 +26,7 @@ _TABLES: dict[str, tuple[Callable[[str], str], str]] = {
     "dropconnect": (dropconnect_table, "DropConnect"),
     "maps": (maps_table, "layers on feature maps"),
     "recurrent": (recurrent_table, "recurrent layers"),
+    "kernels": (lambda device: kernels_table(), "what the kernels for a GPU are compiled to; needs no card"),
     "prediction": (prediction_table, "predict, against a loop of passes"),
 }
 

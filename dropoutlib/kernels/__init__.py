@@ -2,6 +2,7 @@
 
 A fast path is eager only (``is_eager`` in ``arguments.py``). Under a transform (``torch.compile``, ``torch.func``,
 export, fake tensors, tensor subclasses) the plain torch expressions of :mod:`dropoutlib.noise` run instead, so a kernel
-needs no rule for any of them. A kernel of another device is one more module here, one branch where masks are drawn
-(``draw_mask`` in ``noise/laws.py``) and one where they are applied (``select`` in ``noise/applying.py``).
+needs no rule for any of them. ``cpu`` draws masks and applies them in torch's operations; ``gpu`` draws noise where it
+is applied, by the kernels of ``triton_kernels``. A kernel of another device is one more module here, one branch where
+noise is drawn (``noise/laws.py``) and one where it is applied (``noise/applying.py``).
 """

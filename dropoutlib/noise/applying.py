@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dropoutlib.arguments import applies_noise, boolean, not_negative, require_jagged, require_tensor, unchanged
 from dropoutlib.documentation import document
-from dropoutlib.kernels import cpu
+from dropoutlib.kernels import cpu, gpu
 
-from .laws import Bernoulli, Law
+from .given import check_generator
+from .laws import Bernoulli, Gaussian, Law
 
 __all__ = ["apply", "inverted", "inverted_mean", "inverted_scale", "inverted_variance", "noise_variance", "nothing",
            "odds", "raw_mean", "select"]
@@ -51,6 +52,10 @@ def apply(input: Tensor, law: Law, scale: float | Tensor = 1.0, *,
             apply(part, law, scale, shared=shared, as_mask=as_mask, generator=generator) for part in input.unbind()])
     if not hasattr(law, "sample"):
         raise TypeError(f"law has to be one of dropoutlib.noise, but got {law!r}")
+    if noise is None and as_mask is None:
+        applied = _drawn_where_applied(input, law, scale, shared, generator)
+        if applied is not None:
+            return applied
     draw: Callable[..., Tensor] = functools.partial(law.sample, input, noise=noise, generator=generator)
     drawn = draw(shared=shared) if shared else draw()
     keep = drawn if as_mask is None else as_mask(drawn)
@@ -59,6 +64,22 @@ def apply(input: Tensor, law: Law, scale: float | Tensor = 1.0, *,
     if keep.dtype is torch.bool:
         return select(input, keep, scale)
     return input * keep if isinstance(scale, float) and scale == 1 else input * keep * scale
+
+
+def _drawn_where_applied(x: Tensor, law: Law, scale: float | Tensor, shared: tuple[int, ...],
+                         generator: torch.Generator | None) -> Tensor | None:
+    """The same by one kernel, where there is one: the noise that ``sample`` would draw is in no memory."""
+    if not isinstance(scale, float):
+        return None
+    if isinstance(law, Bernoulli) and 0 < law.p < 1 and gpu.can_apply(x, shared, noisy_rows=True):
+        if generator is not None:
+            check_generator(generator, x)
+        return gpu.apply_mask(x, law.p, scale, shared, generator)
+    if isinstance(law, Gaussian) and law.variance > 0 and scale == 1 and gpu.can_apply(x, shared, noisy_rows=False):
+        if generator is not None:
+            check_generator(generator, x)
+        return gpu.apply_factors(x, law.mean, math.sqrt(law.variance), generator)
+    return None
 
 
 def select(x: Tensor, keep: Tensor, scale: float | Tensor = 1.0) -> Tensor:

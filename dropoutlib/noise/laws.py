@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dropoutlib.arguments import is_eager, positive_integer, real, require_broadcastable, require_jagged, require_tensor
 from dropoutlib.documentation import document
-from dropoutlib.kernels import cpu
+from dropoutlib.kernels import cpu, gpu
 
 from .given import check_generator, check_noise, given_mask
 from .transforms import outside_of_derivatives
@@ -377,6 +377,8 @@ def draw_mask(like: Tensor, p: float, generator: torch.Generator | None) -> Tens
         return torch.full_like(like, p == 0, dtype=torch.bool, requires_grad=False)
     if cpu.can_draw_mask(like, p):
         return cpu.draw_mask(like, p, generator)
+    if gpu.can_draw(like):
+        return gpu.draw_mask(like, p, generator)
     return _draw_uniform(like, torch.float64 if _needs_double(like, p) else torch.float32, generator) >= p
 
 
@@ -393,6 +395,8 @@ def _draw_uniform(like: Tensor, dtype: torch.dtype, generator: torch.Generator |
 @outside_of_derivatives
 def _draw_normal(like: Tensor, dtype: torch.dtype, mean: float, deviation: float,
                  generator: torch.Generator | None) -> Tensor:
+    if gpu.can_draw(like) and dtype in gpu.FAST:
+        return gpu.draw_factors(like, dtype, mean, deviation, generator)
     if is_eager(like):
         factors = torch.empty_like(like, dtype=dtype, requires_grad=False)
         flat = factors.as_strided((factors.numel(),), (1,), 0)  # normal_ is slow on other memory formats
