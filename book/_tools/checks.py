@@ -334,8 +334,10 @@ def _private(path: Path, root: Path) -> Messages:
 
 def has_pinned_requirements(root: Path) -> Messages:
     """A fresh machine gets what was tried, and a reader learns why each package is there."""
+    of_one_system = r'(; platform_system == "\w+")?'
     for line in (root / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#") and not re.fullmatch(r"(-e \.|[\w.-]+==[\w.+]+)\s+# .+", line):
+        if line and not line.startswith("#") and not re.fullmatch(
+                rf"(-e \.|[\w.-]+==[\w.+]+{of_one_system})\s+# .+", line):
             yield f"requirements.txt: not pinned, or no reason: {line}"
 
 
