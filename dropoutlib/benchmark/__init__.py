@@ -7,8 +7,8 @@ on elements it is ``x * 2``, one multiplication. With one thread on the CPU it i
 """
 
 from .compiled import kernels_table
-from .details import dropconnect_table, maps_table, measure, prediction_table, recurrent_table, sizes_table
+from .details import cost_table, dropconnect_table, maps_table, measure, prediction_table, recurrent_table, sizes_table
 from .methods import methods_table
 
-__all__ = ["dropconnect_table", "kernels_table", "maps_table", "measure", "methods_table", "prediction_table",
-           "recurrent_table", "sizes_table"]
+__all__ = ["cost_table", "dropconnect_table", "kernels_table", "maps_table", "measure", "methods_table",
+           "prediction_table", "recurrent_table", "sizes_table"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dropoutlib.benchmark import (
+    cost_table,
     dropconnect_table,
     kernels_table,
     maps_table,
@@ -23,6 +24,7 @@ __all__ = ["main"]
 
 _TABLES: dict[str, tuple[Callable[[str], str], str]] = {
     "sizes": (lambda device: sizes_table(device=device), "elementwise noise on tensors of 2^8 to 2^20 elements"),
+    "cost": (cost_table, "an element's cost on 1 to 10^8 elements, and the limits of the machine"),
     "dropconnect": (dropconnect_table, "DropConnect"),
     "maps": (maps_table, "layers on feature maps"),
     "recurrent": (recurrent_table, "recurrent layers"),

@@ -16,11 +16,13 @@ from dropoutlib import DropConnectLinear
 from dropoutlib.benchmark.timing import markdown, milliseconds, ratio, seconds_of, timer, turns, where
 from dropoutlib.functional import dropout, gaussian_dropout, max_pool_dropout2d, spatial_dropout2d
 
-__all__ = ["dropconnect_table", "maps_table", "measure", "prediction_table", "recurrent_table", "sizes_table"]
+__all__ = ["cost_table", "dropconnect_table", "maps_table", "measure", "prediction_table", "recurrent_table",
+           "sizes_table"]
 
 Function = Callable[[Tensor], Tensor]
 _SECONDS = 2e-3  # of repetitions that one timing covers, so that the clock's own resolution does not matter
 _EXPONENTS = (8, 10, 12, 13, 14, 16, 18, 20)
+_POWERS = range(9)  # of ten
 _MAPS = ((32, 64, 32, 32), (128, 32, 16, 16), (16, 64, 56, 56))
 _SEQUENCES = ((100, 64, 256), (100, 16, 64))
 _RECURRENT = ("RNNDropLSTM", "RecurrentDropoutLSTM", "VariationalLSTM", 'VariationalLSTM(gates="untied")',
@@ -93,6 +95,46 @@ def sizes_table(sizes: Sequence[int] | None = None, device: str = "cpu") -> str:
         *markdown(head, ratios), "",
         "Additional microseconds, least time against least time (negative: faster):", "",
         *markdown(head, extra)])
+
+
+def cost_table(device: str = "cpu", powers: Sequence[int] = _POWERS) -> str:
+    """What an element costs, over sizes, and what the machine can do at best.
+
+    Args:
+        device: where the tensors lie.
+        powers: of ten, the numbers of elements.
+
+    Returns:
+        Two Markdown tables under a line that says where they were measured: nanoseconds of an element, forward and
+        backward, the least of some rounds; and at each size what a copy moves and a generator gives in a second.
+    """
+    costs: dict[str, list[str]] = {name: [] for name in ("F.dropout, p = 0.5", *_ROWS)}
+    limits: dict[str, list[str]] = {name: [] for name in ("copy, GB", "random bits, G", "normal numbers, G")}
+    for power in powers:
+        size = 10**power
+        print(f"10^{power} elements", file=sys.stderr, flush=True)
+        x = torch.randn(size, device=device, requires_grad=True)
+        functions = {"F.dropout, p = 0.5": _pairs()[_ROWS[0]][0], **{name: pair[1] for name, pair in _pairs().items()}}
+        for name, function in functions.items():
+            costs[name].append(f"{1e9 * _least(timer(function, x)) / size:.3g}")
+        y, words = torch.empty_like(x.detach()), torch.empty(-(-size // 2), dtype=torch.int64, device=device)
+        for name, step, amount in (
+                ("copy, GB", lambda x=x, y=y: y.copy_(x.detach()), 8 * size),
+                ("random bits, G", lambda words=words: words.random_(-2**63, None), 64 * len(words)),
+                ("normal numbers, G", lambda y=y: y.normal_(), size)):
+            limits[name].append(f"{amount / _least(partial(seconds_of, step, y)) / 1e9:.3g}")
+        del x, y, words
+    head = ["elements", *(f"10^{power}" for power in powers)]
+    return "\n".join([f"{where(device)}; float32.", "", "Nanoseconds of an element, forward and backward:", "",
+                      *markdown(head, [[name, *row] for name, row in costs.items()]), "", "In a second:", "",
+                      *markdown(head, [[name, *row] for name, row in limits.items()])])
+
+
+def _least(seconds: Callable[[int], float]) -> float:
+    """The least of a few timings, each long enough for the clock."""
+    once = seconds(1)
+    repetitions = 1 + int(5 * _SECONDS / max(once, 1e-7))
+    return min(once, *(seconds(repetitions) for _ in range(7 if once < 0.1 else 2)))
 
 
 def dropconnect_table(device: str = "cpu", batch: int = 128, features: int = 512, rounds: int = 7) -> str:
