@@ -218,6 +218,16 @@ def test_benchmark(tmp_path, capsys, monkeypatch, device):
     assert torch.__version__ in printed
 
 
+def test_cost_of_an_element(device):
+    tables = details.cost_table(device, powers=(0, 3)).split("In a second:")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for table in tables for line in table.splitlines()
+            if line.startswith("| ")]
+    assert rows[0] == rows[7] == ["elements", "10^0", "10^3"]
+    numbers = {name: [float(cell) for cell in cells] for name, *cells in rows if name not in ("elements", "---")}
+    assert len(numbers) == 8 and all(number > 0 for row in numbers.values() for number in row)
+    assert numbers["x * 2"][0] > numbers["x * 2"][1] and numbers["copy, GB"][0] < numbers["copy, GB"][1]
+
+
 def test_a_table_that_could_not_be_written_is_not_measured(capsys):
     with pytest.raises(SystemExit):
         program(["--output", "there/is/no/such.md"])

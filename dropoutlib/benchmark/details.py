@@ -116,18 +116,22 @@ def cost_table(device: str = "cpu", powers: Sequence[int] = _POWERS) -> str:
         x = torch.randn(size, device=device, requires_grad=True)
         functions = {"F.dropout, p = 0.5": _pairs()[_ROWS[0]][0], **{name: pair[1] for name, pair in _pairs().items()}}
         for name, function in functions.items():
-            costs[name].append(f"{1e9 * _least(timer(function, x)) / size:.3g}")
+            costs[name].append(_three_digits(1e9 * _least(timer(function, x)) / size))
         y, words = torch.empty_like(x.detach()), torch.empty(-(-size // 2), dtype=torch.int64, device=device)
         for name, step, amount in (
                 ("copy, GB", lambda x=x, y=y: y.copy_(x.detach()), 8 * size),
                 ("random bits, G", lambda words=words: words.random_(-2**63, None), 64 * len(words)),
                 ("normal numbers, G", lambda y=y: y.normal_(), size)):
-            limits[name].append(f"{amount / _least(partial(seconds_of, step, y)) / 1e9:.3g}")
+            limits[name].append(_three_digits(amount / _least(partial(seconds_of, step, y)) / 1e9))
         del x, y, words
     head = ["elements", *(f"10^{power}" for power in powers)]
     return "\n".join([f"{where(device)}; float32.", "", "Nanoseconds of an element, forward and backward:", "",
                       *markdown(head, [[name, *row] for name, row in costs.items()]), "", "In a second:", "",
                       *markdown(head, [[name, *row] for name, row in limits.items()])])
+
+
+def _three_digits(number: float) -> str:
+    return f"{float(f'{number:.3g}'):.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _least(seconds: Callable[[int], float]) -> float:
