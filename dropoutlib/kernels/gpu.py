@@ -45,7 +45,7 @@ def _is_supported(index: int) -> bool:
 
 def can_draw(like: Tensor) -> bool:
     """Whether :func:`draw_mask` and :func:`draw_factors` may draw for ``like``."""
-    return (is_eager(like) and like.device.type in _KINDS and like.numel() > 0
+    return (isinstance(like, Tensor) and like.device.type in _KINDS and is_eager(like) and like.numel() > 0
             and (not like.is_cuda or _is_supported(like.get_device())) and _kernels() is not None)
 
 
