@@ -18,7 +18,8 @@ from .transforms import outside_of_derivatives, outside_of_transforms
 
 __all__ = ["Replay", "masked_product", "masks_of_weight"]
 
-_REPLAYED = 1 << 16  # elements of the masks that a Replay draws at a time, at least one example
+_REPLAYED = 1 << 16  # elements of the masks that a Replay draws at a time, at least one example: what the caches hold
+_REPLAYED_BY_KERNELS = 1 << 24  # the same where a call costs more than the elements of a mask
 
 
 def masked_product(input: Tensor, weight: Tensor, law: Bernoulli, *, noise: Tensor | None = None,
@@ -121,7 +122,8 @@ class Replay:
         if generator is not None:
             check_generator(generator, like)
         self._law, self._like, self.batch, self._noise = law, like.detach(), batch, noise
-        self._examples = max(1, _REPLAYED // max(1, like.numel()))
+        elements = _REPLAYED if like.is_cpu else _REPLAYED_BY_KERNELS
+        self._examples = max(1, elements // max(1, like.numel()))
         if noise is None:
             self._source = generator if generator is not None else _default_generator(like.device)
             self._state = self._source.clone_state()
