@@ -15,7 +15,6 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +29,7 @@ from dropoutlib.divergence import kl_divergence
 from dropoutlib.surgery import replace
 from dropoutlib.training import parameter_groups, warm_up
 
-from .data import digits
+from .data import digits, mnist
 from .paired import Key, Plan, Scores, arguments_of, fill
 from .training import accuracy
 
@@ -90,19 +89,9 @@ def lenet(setting: Setting) -> nn.Sequential:
 
 def _data(experiment: str, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     setting = SETTINGS[experiment]
-    parts = digits(setting.train, seed=seed) if experiment == "digits" else _mnist()
+    parts = digits(setting.train, seed=seed) if experiment == "digits" else mnist()
     images = [part.reshape(-1, 1, setting.side, setting.side) for part in (parts[0], parts[2])]
     return images[0], parts[1], images[1], parts[3]
-
-
-@cache
-def _mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from sklearn.datasets import fetch_openml
-
-    pixels, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
-    images = torch.as_tensor(pixels / 255, dtype=torch.float32)
-    digit = torch.as_tensor(labels.astype("int64"))
-    return images[:60_000], digit[:60_000], images[60_000:], digit[60_000:]
 
 
 def score(run: Run) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dropoutlib.arguments import one_of
 
-__all__ = ["Split", "diabetes", "digits", "iris", "measured"]
+__all__ = ["Split", "diabetes", "digits", "iris", "measured", "mnist"]
 
 
 class Split(NamedTuple):
@@ -76,6 +76,29 @@ def diabetes() -> tuple[Tensor, Tensor]:
     inputs, targets = (torch.as_tensor(part, dtype=torch.float64) for part in _load("diabetes"))
     standardised = [(part - part.mean(0)) / part.std(0, correction=0) for part in (inputs, targets)]
     return standardised[0], standardised[1]
+
+
+@cache
+def mnist() -> Split:
+    """The 70,000 handwritten digits of MNIST, 28 x 28 pixels between 0 and 1, from OpenML.
+
+    scikit-learn fetches them once, checks them and keeps them in its folder of data.
+
+    Returns:
+        Split: 60,000 examples to train on and 10,000 for testing, inputs of 784 features.
+
+    Raises:
+        OSError: if they are not there and cannot be fetched.
+    """
+    from sklearn.datasets import fetch_openml, get_data_home
+
+    try:
+        pixels, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
+    except OSError as error:
+        raise OSError(f"MNIST is not in {get_data_home()} yet and cannot be fetched from OpenML: {error}") from error
+    images = torch.as_tensor(pixels / 255, dtype=torch.float32)
+    digit = torch.as_tensor(labels.astype("int64"))
+    return Split(images[:60_000], digit[:60_000], images[60_000:], digit[60_000:])
 
 
 @cache  # an experiment splits the same data many times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from dropoutlib import Dropout, SpatialDropout2d
 
-__all__ = ["CNN", "NOISE", "NORMS", "RESIDUAL", "UNET", "Residual", "UNet", "cnn", "he_normal", "residual"]
+__all__ = ["CNN", "NOISE", "NORMS", "RESIDUAL", "UNET", "Residual", "UNet", "cnn", "he_normal", "lenet", "residual"]
 
 CNN = {"none": "", "before norm": "conv1 conv2", "before pooling": "relu1 relu2", "after pooling": "pool1 pool2",
        "between modules": "pool1", "before flatten": "pool2", "between dense layers": "relu3",
@@ -55,6 +56,28 @@ def cnn(placement: str = "none", noise: str = "elements", p: float = 0.5, norm: 
         layers |= {f"relu{index}": nn.ReLU(), f"pool{index}": nn.MaxPool2d(2)}
     layers |= {"flatten": nn.Flatten(), "hidden": nn.Linear(64, 64), "relu3": nn.ReLU(), "output": nn.Linear(64, 10)}
     return _with_dropout(layers, CNN[placement], noise, p)
+
+
+def lenet(side: int) -> nn.Sequential:
+    """Two convolutions with max pooling and two dense layers, after LeNet, with places for noise.
+
+    Args:
+        side: of the images, in pixels. From 28 on there are 20 and 50 maps of filters with 5 x 5 weights and 500 hidden
+            units, for smaller ones 8 and 16 maps of 3 x 3 and 64 units.
+
+    Returns:
+        nn.Sequential: takes images in rows; ``noise1`` and ``noise2`` behind the pools and ``noise3`` behind the
+        hidden layer do nothing.
+    """
+    first, second, units, size = (20, 50, 500, 5) if side >= 28 else (8, 16, 64, 3)
+    return nn.Sequential(OrderedDict(
+        image=nn.Unflatten(1, (1, side, side)),
+        conv1=nn.Conv2d(1, first, size, padding=size // 2), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
+        noise1=nn.Identity(),
+        conv2=nn.Conv2d(first, second, size, padding=size // 2), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),
+        noise2=nn.Identity(), flatten=nn.Flatten(),
+        hidden=nn.Linear(second * (side // 4) ** 2, units), relu3=nn.ReLU(), noise3=nn.Identity(),
+        output=nn.Linear(units, 10)))
 
 
 class Residual(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dropoutlib.noise import Bernoulli
 
-__all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "compare", "count", "file_in_folder", "fill", "probability",
-           "read_scores", "write_scores"]
+__all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "attempts", "compare", "count", "file_in_folder", "fill",
+           "probability", "read_scores", "write_scores"]
 
 Key: TypeAlias = tuple[str, str, float, str]
 Scores: TypeAlias = Mapping[int, float]  # by seed
@@ -213,7 +213,7 @@ def fill(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
     missing = [run for run in runs if not all(run.seed in scores[key] for key in keys(run))]
     print(f"{output}: {len(missing)} of {len(runs)} runs are missing", file=sys.stderr)
     finished = 0
-    for run, values in _attempts(missing, score, options.jobs):
+    for run, values in attempts(missing, score, options.jobs):
         for key, value in zip(keys(run), values, strict=True):
             scores[key][run.seed] = value
         finished += 1
@@ -225,8 +225,8 @@ def fill(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
     return int(finished < len(missing))
 
 
-def _attempts(runs: Sequence[Any], score: Callable[[Any], Sequence[float]], jobs: int
-              ) -> Iterator[tuple[Any, Sequence[float]]]:
+def attempts(runs: Sequence[Any], score: Callable[[Any], Sequence[float]], jobs: int
+             ) -> Iterator[tuple[Any, Sequence[float]]]:
     """Runs and their scores as they come, without those that failed: they are reported on stderr."""
     from joblib import Parallel, delayed
     from tqdm import tqdm

@@ -1,0 +1,342 @@
+"""Trains a LeNet-like network several times with one method, and says how accurate it becomes.
+
+Each run has initial weights, batches and noise of its own; the data are the same for all. Runs that stand in the table
+are not done again, so that what was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dropoutlib
+from dropoutlib.arguments import positive
+from dropoutlib.methods import Layer, catalogue
+
+from .data import Split, digits, mnist
+from .networks import he_normal, lenet
+from .paired import attempts, count, file_in_folder, probability
+from .training import fit
+
+__all__ = ["METHODS", "Outcome", "Settings", "main", "network", "plot", "read_outcomes", "score"]
+
+_BINS = 15  # of the calibration error
+_PATIENCE = 10  # seconds until a scheduler has to answer
+EXAMPLES = """examples:
+  python -m dropoutlib.experiments dropout --dropout 0.4 --max-norm 25 --runs 10
+  python -m dropoutlib.experiments dropout --method SpatialDropout2d --dropout 0.2 --jobs 2
+  python -m dropoutlib.experiments dropout --data mnist --dropout 0.5 --device cuda
+  python -m dropoutlib.experiments dropout --runs 100 --cluster tcp://scheduler:8786"""
+
+
+class Settings(NamedTuple):
+    """What is trained; a run is this and a seed."""
+
+    data: str = "digits"
+    method: str = "Dropout"
+    dropout: float = 0.0
+    max_norm: float = math.inf
+    epochs: int = 20
+    learning_rate: float = 0.05
+    batch_size: int = 64
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        usual = Settings()
+        said = [f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
+                for name, value in self._asdict().items() if value != getattr(usual, name) and name != "method"]
+        return ", ".join([self.method if self.dropout or self.method != usual.method else "no dropout", *said])
+
+
+class Outcome(NamedTuple):
+    """What one run gave: of the test data the accuracy, the mean cross-entropy and the calibration error."""
+
+    accuracy: float
+    loss: float
+    calibration: float
+    seconds: float
+
+
+class _Run(NamedTuple):
+    settings: Settings
+    seed: int
+
+
+def _facts() -> dict[str, Layer]:
+    return {layer.name: layer for method in catalogue().values() for layer in method.facts}
+
+
+def _parts(layer: Layer) -> tuple[str, ...]:
+    """The parts of the network that a layer replaces or, in their place, is; none if it is for other networks."""
+    if not isinstance(getattr(dropoutlib, layer.name, None), type) or layer.law in ("none", "place"):
+        return ()
+    if layer.replaces is not None:
+        return {"Linear": ("hidden",), "Conv2d": ("conv2",), "MaxPool2d": ("pool1", "pool2"), "Dropout": ("noise3",),
+                "AvgPool2d": ("pool1", "pool2"), "Dropout2d": ("noise1", "noise2")}.get(layer.replaces, ())
+    if layer.has_weights:   # it wraps what has them
+        return ("conv2",) if layer.site == "map" else ("hidden",)
+    return ("noise1", "noise2") if layer.site == "map" else ("noise3",)
+
+
+METHODS = tuple(name for name, layer in _facts().items() if _parts(layer) and name != "LockedDropout")
+
+
+def _rate(method: str) -> str | None:
+    """The argument that sets how much is dropped, if there is one."""
+    return next((name for name in ("p", "high") if name in signature(getattr(dropoutlib, method)).parameters), None)
+
+
+def network(settings: Settings, side: int) -> nn.Sequential:
+    """The network with the layers of the method where they belong.
+
+    Those that replace a linear layer, a convolution or a pool are there instead of the hidden one, of the second and
+    of both; what drops maps is behind both pools, everything else behind the hidden layer.
+
+    Args:
+        settings: of which the method, its rate and the data count.
+        side: of the images, in pixels.
+
+    Returns:
+        nn.Sequential: parts with names.
+    """
+    model = lenet(side)
+    make, layer, rate = getattr(dropoutlib, settings.method), _facts()[settings.method], _rate(settings.method)
+    options = {} if rate is None else {rate: settings.dropout}
+    if rate is not None and settings.dropout == 0:
+        return model
+    for name in _parts(layer):
+        old: Any = getattr(model, name)
+        if layer.replaces == "Linear":
+            new = make.from_linear(old, **options)
+        elif layer.replaces == "Conv2d":
+            new = make.from_conv(old, **options)
+        elif layer.has_weights:
+            new = make(old, **options)
+        elif layer.site == "window":
+            new = make(2, **options)
+        elif layer.site == "unit":
+            new = make(model.get_submodule("output").in_features, **options)
+        else:
+            new = make(**options)
+        setattr(model, name, new)
+    return model
+
+
+def _data(name: str) -> Split:
+    return digits(1000) if name == "digits" else mnist()
+
+
+def score(run: _Run) -> Outcome:
+    """Trains one network, on one thread, so that a number is the same on every number of cores.
+
+    Args:
+        run: settings and a seed.
+
+    Returns:
+        Outcome: on the test data.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    torch.set_num_threads(1)
+    settings, (inputs, labels, test, truth) = run.settings, _data(run.settings.data)
+    start, device = time.perf_counter(), torch.device(settings.device)
+    side = math.isqrt(inputs.shape[1])
+    made: list[nn.Module] = []
+
+    def build() -> nn.Module:
+        made.append(he_normal(network(settings, side)).to(device))
+        if settings.max_norm < math.inf:
+            dropoutlib.MaxNorm(made[0], settings.max_norm)
+        return made[0]
+
+    def loss(output: Tensor, labels: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(output, labels)
+        return cross_entropy + dropoutlib.kl_divergence(made[0]) / len(inputs) if _has_kl(made[0]) else cross_entropy
+
+    steps = settings.epochs * -(-len(inputs) // settings.batch_size)
+    model = fit(build, inputs.to(device), labels.to(device), steps=steps, seed=run.seed, loss=loss,
+                learning_rate=settings.learning_rate, batch_size=settings.batch_size)
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        output = torch.cat([model(part.to(device)) for part in test.split(1000)]).cpu()
+    error = multiclass_calibration_error(output.softmax(-1), truth, num_classes=output.shape[1], n_bins=_BINS)
+    return Outcome((output.argmax(-1) == truth).float().mean().item(), F.cross_entropy(output, truth).item(),
+                   error.item(), seconds)
+
+
+def _has_kl(model: nn.Module) -> bool:
+    return any(callable(getattr(part, "kl", None)) for part in model.modules())
+
+
+# The table
+
+
+_VERSIONS = {"torch": torch.__version__, "dropoutlib": dropoutlib.__version__}
+
+
+def _row(run: _Run, outcome: Outcome) -> dict[str, str]:
+    cells = {**run.settings._asdict(), "seed": run.seed, **_VERSIONS, **outcome._asdict()}
+    return {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in cells.items()}
+
+
+def read_outcomes(file: Path) -> dict[_Run, Outcome]:
+    """The runs of a table that these versions of torch and of the library made.
+
+    Args:
+        file: a table; nothing has been done where there is none.
+
+    Returns:
+        dict: the outcome of every run.
+
+    Raises:
+        ValueError: if the file is something else.
+    """
+    found: dict[_Run, Outcome] = {}
+    if not file.exists():
+        return found
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        if reader.fieldnames != list(_row(_Run(Settings(), 0), Outcome(0.0, 0.0, 0.0, 0.0))):
+            raise ValueError(f"{file} is no table of this program: its columns are {reader.fieldnames}")
+        for row in reader:
+            if all(row[name] == version for name, version in _VERSIONS.items()):
+                settings = Settings(*(type(usual)(row[name]) for name, usual in Settings()._asdict().items()))
+                found[_Run(settings, int(row["seed"]))] = Outcome(*(float(row[name]) for name in Outcome._fields))
+    return found
+
+
+def _add(file: Path, row: Mapping[str, str]) -> None:
+    """Writes the table with one more row; it is whole at any time."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ",".join(row) + "\n"
+    beside = file.with_name(file.name + ".new")
+    beside.write_text(text + ",".join(row.values()) + "\n", encoding="utf-8")
+    beside.replace(file)
+
+
+def plot(outcomes: Mapping[_Run, Outcome], file: Path) -> None:
+    """Draws the accuracy of every run, a column for each setting.
+
+    Args:
+        outcomes: of all runs.
+        file: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    groups: dict[Settings, list[float]] = {}
+    for run, outcome in outcomes.items():
+        groups.setdefault(run.settings, []).append(100 * outcome.accuracy)
+    figure = Figure(figsize=(3 + 0.9 * len(groups), 4.5), layout="constrained")
+    axis = figure.subplots()
+    for place, values in enumerate(groups.values()):
+        spread = [0.25 * ((7 * k) % 11 / 10 - 0.5) for k in range(len(values))]
+        axis.plot([place + shift for shift in spread], values, "o", color="#2f79c4", alpha=0.6)
+        axis.plot([place - 0.3, place + 0.3], [statistics.fmean(values)] * 2, color="#d2691e")
+    axis.set(ylabel="test accuracy, %, and mean", xlim=(-0.6, len(groups) - 0.4))
+    axis.set_xticks(range(len(groups)), [str(settings) for settings in groups], rotation=30, ha="right", fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
+# The program
+
+
+def _parser() -> argparse.ArgumentParser:
+    usual = Settings()
+    parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments dropout", description=__doc__,
+                                     epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dropout", type=probability, default=0.0, metavar="P", help="probability of dropping (0)")
+    parser.add_argument("--max-norm", "--max_norm", type=_positive, default=math.inf, metavar="C",
+                        help="largest norm of the weights into a unit (none)")
+    parser.add_argument("--method", choices=METHODS, default=usual.method, metavar="LAYER",
+                        help=f"what drops (Dropout), one of {', '.join(METHODS)}")
+    parser.add_argument("--runs", type=count, default=10, help="how many networks are trained (10)")
+    parser.add_argument("--data", choices=("digits", "mnist"), default=usual.data,
+                        help="digits of scikit-learn, 1000 to learn from (digits), or MNIST, fetched from OpenML once")
+    parser.add_argument("--epochs", type=count, default=usual.epochs, help=f"passes over the data ({usual.epochs})")
+    parser.add_argument("--learning-rate", type=_positive, default=usual.learning_rate, metavar="RATE",
+                        help=f"of gradient descent with momentum 0.9 ({usual.learning_rate})")
+    parser.add_argument("--batch-size", type=count, default=usual.batch_size, help=f"({usual.batch_size})")
+    parser.add_argument("--device", default=usual.device, help="cpu (default), cuda, ...")
+    parser.add_argument("--jobs", type=count, default=1, help="processes side by side (1)")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of the scheduler of a Dask cluster that trains instead")
+    parser.add_argument("--output", type=file_in_folder, default=Path("dropout.csv"),
+                        help="the table, a row for each run (dropout.csv); beside it a picture with the same name")
+    return parser
+
+
+def _positive(text: str) -> float:
+    try:
+        return positive("number", float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"has to be a positive number, but got {text!r}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does the runs that are not in the table yet.
+
+    Args:
+        arguments: those of the command line; by default the ones the program was started with.
+
+    Returns:
+        int: 0, or 1 if a run failed.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    settings = Settings(*(getattr(options, name) for name in Settings._fields))
+    if settings.dropout and _rate(settings.method) is None:
+        parser.error(f"argument --dropout: {settings.method} has no rate to be set, it learns or draws its own")
+    try:
+        torch.empty(0, device=settings.device)
+        network(settings, 8)
+        found = read_outcomes(options.output)
+        _data(settings.data)    # fetched once, before processes ask for it
+    except Exception as error:  # torch and the layers have one of their own for each way
+        parser.error(str(error).splitlines()[0])
+    runs = [_Run(settings, seed) for seed in range(options.runs)]
+    missing = [run for run in runs if run not in found]
+    print(f"{options.output}: {len(missing)} of {len(runs)} runs are missing", file=sys.stderr)
+    failed = len(missing)
+    with _workers(options.cluster, parser):
+        for run, values in attempts(missing, score, options.jobs):
+            _add(options.output, _row(run, Outcome(*values)))
+            failed -= 1
+    found = read_outcomes(options.output)
+    accuracies = [100 * found[run].accuracy for run in runs if run in found]
+    if accuracies:
+        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else math.nan
+        print(f"mean accuracy ({len(accuracies)} runs): {statistics.fmean(accuracies):.3g} +/- {spread:.3g}")
+        plot(found, options.output.with_suffix(".png"))
+    return int(failed > 0)
+
+
+@contextmanager
+def _workers(address: str | None, parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Where joblib works: in processes, or on a Dask cluster."""
+    if address is None:
+        yield
+        return
+    from joblib import parallel_config
+
+    try:
+        client = importlib.import_module("distributed").Client(address, timeout=_PATIENCE)
+    except (ImportError, OSError, ValueError) as error:
+        parser.error(f"argument --cluster: no Dask cluster at {address!r}: {error}")
+    with client, parallel_config(backend="dask"):
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())
