@@ -108,6 +108,23 @@ def test_the_norm_is_held(monkeypatch) -> None:
                if hasattr(part, "weight")) <= 0.5 + 1e-5
 
 
+def test_dead_units_are_counted(monkeypatch) -> None:
+    made = dropout.network
+
+    def network(settings: Settings, side: int) -> torch.nn.Sequential:
+        model = made(settings, side)
+        with torch.no_grad():
+            for part in (model.conv1, model.conv2, model.hidden):
+                torch.nn.init.zeros_(part.weight)
+                torch.nn.init.ones_(part.bias)
+            model.hidden.bias[:16] = -1     # 16 of 8 + 16 + 64
+        return model
+
+    monkeypatch.setattr(dropout, "network", network)
+    monkeypatch.setattr(dropout, "he_normal", lambda model: model)
+    assert dropout.score(dropout._Run(Settings(epochs=1, learning_rate=1e-9), 0)).dead == pytest.approx(16 / 88)
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--dropout", "1.5"], "argument --dropout: has to be a number between 0 and 1, but got '1.5'"),
     (["--max-norm", "-1"], "argument --max-norm/--max_norm: has to be a positive number, but got '-1'"),
@@ -173,3 +190,17 @@ def test_a_cluster_that_is_not_there_is_named(tmp_path, monkeypatch, capsys) -> 
     with pytest.raises(SystemExit):
         main(["--runs", "1", *QUICK, "--output", str(tmp_path / "t.csv"), "--cluster", "tcp://127.0.0.1:9"])
     assert "no Dask cluster at 'tcp://127.0.0.1:9'" in capsys.readouterr().err
+
+
+def test_processes_of_torchrun_train_one_network(tmp_path) -> None:
+    tables = []
+    for name in ("one.csv", "other.csv"):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+             "dropoutlib.experiments", "dropout", "--runs", "2", "--dropout", "0.3", "--max-norm", "3", *QUICK,
+             "--epochs", "4", "--output", str(tmp_path / name)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("mean accuracy (2 runs)") == 1
+        tables.append(rows(tmp_path / name))
+    assert [row["processes"] for row in tables[0]] == ["2", "2"] and float(tables[0][0]["accuracy"]) > 0.2
+    assert [{**row, "seconds": ""} for row in tables[0]] == [{**row, "seconds": ""} for row in tables[1]]

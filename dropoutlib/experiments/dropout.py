@@ -10,17 +10,19 @@ import argparse
 import csv
 import importlib
 import math
+import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import dropoutlib
@@ -40,11 +42,12 @@ EXAMPLES = """examples:
   python -m dropoutlib.experiments dropout --dropout 0.4 --max-norm 25 --runs 10
   python -m dropoutlib.experiments dropout --method SpatialDropout2d --dropout 0.2 --jobs 2
   python -m dropoutlib.experiments dropout --data mnist --dropout 0.5 --device cuda
-  python -m dropoutlib.experiments dropout --runs 100 --cluster tcp://scheduler:8786"""
+  python -m dropoutlib.experiments dropout --runs 100 --cluster tcp://scheduler:8786
+  torchrun --nproc-per-node 2 -m dropoutlib.experiments dropout --data mnist --device cuda"""
 
 
 class Settings(NamedTuple):
-    """What is trained; a run is this and a seed."""
+    """What is trained; a run is this and a seed. Several ``processes`` share each batch."""
 
     data: str = "digits"
     method: str = "Dropout"
@@ -54,6 +57,7 @@ class Settings(NamedTuple):
     learning_rate: float = 0.05
     batch_size: int = 64
     device: str = "cpu"
+    processes: int = 1
 
     def __str__(self) -> str:
         usual = Settings()
@@ -63,11 +67,16 @@ class Settings(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one run gave: of the test data the accuracy, the mean cross-entropy and the calibration error."""
+    """What one run gave.
+
+    ``accuracy``, ``loss`` (the mean cross-entropy) and ``calibration`` (the expected error of it) are those of the test
+    data; ``dead`` is the part of all rectified units and maps that are zero for all of them.
+    """
 
     accuracy: float
     loss: float
     calibration: float
+    dead: float
     seconds: float
 
 
@@ -153,7 +162,7 @@ def score(run: _Run) -> Outcome:
 
     torch.set_num_threads(1)
     settings, (inputs, labels, test, truth) = run.settings, _data(run.settings.data)
-    start, device = time.perf_counter(), torch.device(settings.device)
+    start, device = time.perf_counter(), _device(settings)
     side = math.isqrt(inputs.shape[1])
     made: list[nn.Module] = []
 
@@ -161,21 +170,40 @@ def score(run: _Run) -> Outcome:
         made.append(he_normal(network(settings, side)).to(device))
         if settings.max_norm < math.inf:
             dropoutlib.MaxNorm(made[0], settings.max_norm)
-        return made[0]
+        if settings.processes == 1:
+            return made[0]
+        torch.manual_seed(run.seed * settings.processes + distributed.get_rank())  # batches and noise of its own
+        return nn.parallel.DistributedDataParallel(made[0])
 
     def loss(output: Tensor, labels: Tensor) -> Tensor:
         cross_entropy = F.cross_entropy(output, labels)
         return cross_entropy + dropoutlib.kl_divergence(made[0]) / len(inputs) if _has_kl(made[0]) else cross_entropy
 
     steps = settings.epochs * -(-len(inputs) // settings.batch_size)
-    model = fit(build, inputs.to(device), labels.to(device), steps=steps, seed=run.seed, loss=loss,
-                learning_rate=settings.learning_rate, batch_size=settings.batch_size)
+    fit(build, inputs.to(device), labels.to(device), steps=steps, seed=run.seed, loss=loss,
+        learning_rate=settings.learning_rate, batch_size=-(-settings.batch_size // settings.processes))
     seconds = time.perf_counter() - start
+    alive: dict[str, Tensor] = {}
+    for name, part in made[0].eval().named_children():
+        if isinstance(part, nn.ReLU):
+            part.register_forward_hook(partial(_note, alive, name))
     with torch.no_grad():
-        output = torch.cat([model(part.to(device)) for part in test.split(1000)]).cpu()
+        output = torch.cat([made[0](part.to(device)) for part in test.split(1000)]).cpu()
     error = multiclass_calibration_error(output.softmax(-1), truth, num_classes=output.shape[1], n_bins=_BINS)
     return Outcome((output.argmax(-1) == truth).float().mean().item(), F.cross_entropy(output, truth).item(),
-                   error.item(), seconds)
+                   error.item(), 1 - torch.cat(list(alive.values())).float().mean().item(), seconds)
+
+
+def _note(alive: dict[str, Tensor], name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+    """Which units or maps were above zero for an example, at a place of a map."""
+    now = (output > 0).transpose(0, 1).flatten(1).any(1)
+    alive[name] = alive[name] | now if name in alive else now
+
+
+def _device(settings: Settings) -> torch.device:
+    """One for each process that torchrun started."""
+    is_alone = settings.processes == 1 or ":" in settings.device or settings.device == "cpu"
+    return torch.device(settings.device if is_alone else f"{settings.device}:{os.environ['LOCAL_RANK']}")
 
 
 def _has_kl(model: nn.Module) -> bool:
@@ -210,7 +238,7 @@ def read_outcomes(file: Path) -> dict[_Run, Outcome]:
         return found
     with file.open(encoding="utf-8", newline="") as lines:
         reader = csv.DictReader(lines)
-        if reader.fieldnames != list(_row(_Run(Settings(), 0), Outcome(0.0, 0.0, 0.0, 0.0))):
+        if reader.fieldnames != [*Settings._fields, "seed", *_VERSIONS, *Outcome._fields]:
             raise ValueError(f"{file} is no table of this program: its columns are {reader.fieldnames}")
         for row in reader:
             if all(row[name] == version for name, version in _VERSIONS.items()):
@@ -295,7 +323,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    options.processes = int(os.environ.get("WORLD_SIZE", "1"))
     settings = Settings(*(getattr(options, name) for name in Settings._fields))
+    if settings.processes > 1 and (options.cluster is not None or options.jobs > 1):
+        parser.error("torchrun's processes train every network together, without --jobs or --cluster")
     if settings.dropout and _rate(settings.method) is None:
         parser.error(f"argument --dropout: {settings.method} has no rate to be set, it learns or draws its own")
     try:
@@ -307,12 +338,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error).splitlines()[0])
     runs = [_Run(settings, seed) for seed in range(options.runs)]
     missing = [run for run in runs if run not in found]
-    print(f"{options.output}: {len(missing)} of {len(runs)} runs are missing", file=sys.stderr)
-    failed = len(missing)
-    with _workers(options.cluster, parser):
+    with _processes(settings), _workers(options.cluster, parser):
+        is_first = settings.processes == 1 or distributed.get_rank() == 0
+        if settings.processes > 1:  # one may have written before another has read
+            distributed.broadcast_object_list(missing_of_first := [missing])
+            missing = missing_of_first[0]
+        if is_first:
+            print(f"{options.output}: {len(missing)} of {len(runs)} runs are missing", file=sys.stderr)
+        failed = len(missing)
         for run, values in attempts(missing, score, options.jobs):
-            _add(options.output, _row(run, Outcome(*values)))
+            if is_first:
+                _add(options.output, _row(run, Outcome(*values)))
             failed -= 1
+    if not is_first:
+        return int(failed > 0)
     found = read_outcomes(options.output)
     accuracies = [100 * found[run].accuracy for run in runs if run in found]
     if accuracies:
@@ -320,6 +359,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mean accuracy ({len(accuracies)} runs): {statistics.fmean(accuracies):.3g} +/- {spread:.3g}")
         plot(found, options.output.with_suffix(".png"))
     return int(failed > 0)
+
+
+@contextmanager
+def _processes(settings: Settings) -> Iterator[None]:
+    """Those that torchrun started."""
+    if settings.processes == 1:
+        yield
+        return
+    distributed.init_process_group("nccl" if settings.device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 @contextmanager
