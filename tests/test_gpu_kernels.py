@@ -69,8 +69,8 @@ def thirty_two_more(seed: int, size: int) -> Tensor:
 
 
 def mask(seed: int, size: int, p: float) -> Tensor:
-    drawn = sixteen_bits(seed, size) * 2**32 + thirty_two_more(seed, size)
-    return drawn >= round(p * 2**48)
+    drawn = sixteen_bits(seed, size) * 2**31 + (thirty_two_more(seed, size) >> 1)
+    return drawn >= round(p * 2**47)
 
 
 def normals(seed: int, size: int) -> Tensor:
@@ -112,12 +112,12 @@ def test_factors(seed: int, size: int, device: str) -> None:
 def test_a_tie_of_sixteen_bits_is_decided_by_more(device: str) -> None:
     """Rates between two multiples of 2**-16: without more bits none of them would differ from its neighbours."""
     seed, size = 17, 3 * STRIPE
-    words, more = sixteen_bits(seed, size), thirty_two_more(seed, size)
+    words, more = sixteen_bits(seed, size), thirty_two_more(seed, size) >> 1
     like, key = torch.empty(size, device=device), torch.tensor([seed], device=device)
     for element in (0, STRIPE + 3, 3 * STRIPE - 1):
-        border = (int(words[element]) * 2**32 + int(more[element])) / 2**48
+        border = (int(words[element]) * 2**31 + int(more[element])) / 2**47
         kept = gpu._mask(like, key, border).cpu()
-        dropped = gpu._mask(like, key, border + 2**-48).cpu()
+        dropped = gpu._mask(like, key, border + 2**-47).cpu()
         assert kept[element] and not dropped[element] and int((kept != dropped).sum()) == 1
 
 
@@ -197,9 +197,33 @@ def test_backward_needs_a_seed_alone(law, scale, device) -> None:
     x = torch.randn(2, 4, 600, device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = apply(x, law, scale)
-    assert [(tensor.numel(), tensor.dtype) for tensor in saved] == [(1, torch.int64)]
+    assert [(tensor.numel(), tensor.dtype) for tensor in saved] == [(8, torch.uint8)]
     gradient = torch.autograd.grad(y.sum(), x)[0]   # an expanded gradient
     torch.testing.assert_close(gradient * x, y)
+
+
+def test_a_seed_survives_what_a_mask_survives(device) -> None:
+    """Hooks that save in a lower precision."""
+    x = torch.randn(4, 300, device=device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (t.dtype, t.half()), lambda kept: kept[1].to(kept[0])):
+        y = apply(x, Bernoulli(P), 2.0)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0] * x, y)
+
+
+def test_axes_that_are_not_there_are_refused(device) -> None:
+    for shared in ((2, 7), [2], (2, -9)):
+        with pytest.raises(ValueError, match="shared has to be a tuple of axes"):
+            apply(torch.randn(2, 3, 300, device=device), Bernoulli(0.5), 2.0, shared=shared)
+
+
+def test_rows_are_no_more_programs_than_a_card_takes() -> None:
+    """65535 along the second axis of a grid."""
+    assert -(-gpu._ROWS[-1] // gpu._WITHIN_ROW) == 65535
+
+
+def test_rates_are_the_same_types_for_a_kernel() -> None:
+    for p in (1e-9, 0.1, 0.3, 0.5, 1 - 1e-12, 1 - 2**-53):
+        assert all(0 <= part < 2**31 for part in gpu._threshold(p))
 
 
 @EVERY_LAW
@@ -246,16 +270,28 @@ def test_layers_give_what_they_draw(make, device, monkeypatch) -> None:
     assert calls, "the kernel has to be taken"
 
 
-def test_without_triton_there_is_one_warning_and_the_plain_path(device, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "dropoutlib.kernels.triton_kernels", None)
-    gpu._kernels.cache_clear()
+def _no_compiler(*given: object, **named: object) -> None:
+    raise RuntimeError("Failed to find C compiler")
+
+
+@pytest.mark.parametrize("missing", ["Triton", "a compiler"])
+def test_where_kernels_do_not_run_there_is_one_warning_and_the_plain_path(missing, device, monkeypatch) -> None:
+    words = "ModuleNotFoundError"
+    if missing == "Triton":
+        monkeypatch.setitem(sys.modules, "dropoutlib.kernels.triton_kernels", None)
+    else:
+        words = "Failed to find C compiler"
+        monkeypatch.setattr(kernels, "masks", {(1,): _no_compiler})
+    for cached in (gpu._kernels, gpu._works):
+        cached.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="Triton cannot be imported") as warned:
+        with pytest.warns(UserWarning, match=f"do not run there: .*{words}") as warned:
             for _ in range(3):
                 assert dropoutlib.Dropout(0.5)(torch.ones(1000, device=device)).unique().tolist() == [0, 2]
         assert len(warned) == 1
     finally:
-        gpu._kernels.cache_clear()
+        for cached in (gpu._kernels, gpu._works):
+            cached.cache_clear()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")

@@ -1,9 +1,11 @@
 """The laws: their distribution, their limits, what they accept, and that every transform of torch sees them right."""
 
+import fractions
 import functools
 import math
 import shutil
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -508,3 +510,29 @@ def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("layer", [dropoutlib.Dropout(0.5), dropoutlib.SpatialDropout1d(0.5),
+                                   dropoutlib.GaussianDropout(0.5)], ids=lambda layer: type(layer).__name__)
+def test_a_sparse_gradient_reaches_what_is_in_front(layer, path, device):
+    """Of an embedding whose table is noisy; torch.where has no gradient that is sparse."""
+    if path == "plain" and not isinstance(layer, dropoutlib.GaussianDropout):
+        pytest.skip("the plain path is torch.where")
+    table = torch.randn(40, 300, device=device, requires_grad=True)
+    words = torch.tensor([1, 2, 2], device=device)
+    gradients = []
+    for sparse in (True, False):
+        table.grad = None
+        torch.manual_seed(1)
+        F.embedding(words, layer(table), sparse=sparse).sum().backward()
+        gradients.append(table.grad.to_dense())
+    assert torch.equal(*gradients) and gradients[0][1:3].any() and not gradients[0][3:].any()
+
+
+@pytest.mark.parametrize("p", [numpy.float16(0.3), numpy.float64(0.3), fractions.Fraction(1, 3)], ids=repr)
+def test_a_rate_of_any_type_is_a_double(p):
+    x = torch.ones(200, dtype=torch.float64)
+    layer = dropoutlib.Dropout(0.1)
+    layer.p = p
+    for output in (dropoutlib.functional.dropout(x, p), layer(x), dropoutlib.functional.spatial_dropout1d(x[None], p)):
+        assert output.max().item() in (0, 1 / (1 - float(p)))

@@ -25,6 +25,7 @@ from dropoutlib.arguments import integer, is_eager, one_of, positive, positive_i
 from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import describe, facts
 from dropoutlib.noise.given import in_checkpoint
+from dropoutlib.noise.laws import DRAWING
 from dropoutlib.prefix import Apart, Diverged, Prefix
 from dropoutlib.surgery import (
     _argument,
@@ -65,7 +66,8 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     * attention that drops its weights only while it is in training: a module whose attributes name the rate, such as
       ``attention_dropout`` in transformers. That module alone is then in training, without what it contains.
 
-    What it cannot see stays off: functions of :mod:`dropoutlib.functional` that are told ``training=False``, functions
+    Functions of :mod:`dropoutlib.functional` draw where they are told ``training=True``, for each example; they are
+    refused with other ``masks``. What it cannot see stays off: those that are told ``training=False``, functions
     of torch in a method of the model that is called instead of the model, stochastic depth of other libraries, kernels
     that are no functions of torch. At the end everything is as it was, also after an error. Contexts nest; for a module
     that is in several, the innermost one counts. A compiled model runs uncompiled: its graph was made without the
@@ -199,6 +201,8 @@ class _Noise(TorchFunctionMode):
                 stack.callback(handle.remove)
             stack.enter_context(_uncompiled())
             stack.enter_context(self)
+            stack.callback(DRAWING.remove, self._follow)
+            DRAWING.append(self._follow)
             yield
 
     @property
@@ -224,6 +228,15 @@ class _Noise(TorchFunctionMode):
 
     def _counts(self, module: nn.Module) -> bool:
         return _CONTEXTS.get(module, [None])[-1:] == [self]
+
+    def _follow(self) -> None:
+        """A function of this library that draws, in a module that is none of its layers."""
+        if not self.stack or not self._counts(self.stack[-1]) or isinstance(self.stack[-1], NoisyLayer):
+            return
+        if self.masks != "example":
+            raise RuntimeError(f"masks has to be 'example', but got {self.masks!r}: a function of dropoutlib in "
+                               f"{self._place() or 'the model'} draws masks of its own, one an example; use its layer")
+        self._note()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.stack:

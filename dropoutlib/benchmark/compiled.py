@@ -11,7 +11,7 @@ from .timing import markdown
 __all__ = ["Compiled", "compiled_kernels", "kernels_table"]
 
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_ARGUMENTS = {"seed": "*i64", "size": "i64", "length": "i32", "scale": "fp32", "cut": "i32", "rest": "i64",
+_ARGUMENTS = {"seed": "*i64", "size": "i64", "length": "i32", "scale": "fp32", "cut": "i32", "rest": "i32",
               "mean": "fp32", "deviation": "fp32"}
 _BLOCK = 1024       # elements of a row that a program masks
 _THREADS = 128      # of a program

@@ -196,5 +196,6 @@ class _ApplyMask(torch.autograd.Function):
 
 
 def _select(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    """As :func:`dropoutlib.noise.select`: a derivative can be batched, or of a type of its own."""
+    """As :func:`dropoutlib.noise.select`: a derivative can be sparse, batched, or of a type of its own."""
+    x = x if x.layout is torch.strided else x.to_dense()
     return apply_mask(x, keep, scale) if can_apply_mask(x, keep) else torch.where(keep, x * scale, 0)

@@ -24,29 +24,35 @@ __all__ = ["FAST", "apply_factors", "apply_mask", "can_apply", "can_draw", "draw
 
 _KINDS = {"cuda"}   # of devices
 _WITHIN_ROW = 1024  # elements of a row that one program masks
-_ROWS = range(128, _WITHIN_ROW * 2**16)  # lengths: below, most threads would idle; above, there are too many programs
+_ROWS = range(128, _WITHIN_ROW * 65535 + 1)  # lengths: below, most threads would idle; above, programs are too many
 FAST = torch.float32, torch.float16, torch.bfloat16
 
 
 @functools.cache
 def _kernels() -> Any:
-    try:
-        return importlib.import_module("dropoutlib.kernels.triton_kernels")
-    except ImportError as error:
-        warnings.warn(f"noise on the GPU is drawn by torch's own operations and stored, because Triton cannot be "
-                      f"imported ({error}); it comes with PyTorch for CUDA, or: pip install triton", stacklevel=2)
-        return None
+    return importlib.import_module("dropoutlib.kernels.triton_kernels")
 
 
 @functools.cache
-def _is_supported(index: int) -> bool:
-    return torch.cuda.get_device_capability(index) >= (8, 0)    # what Triton compiles all types for
+def _works(device: torch.device) -> bool:
+    """Whether Triton is there, compiles for this device, and finds what it compiles with."""
+    try:
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            raise RuntimeError(f"{torch.cuda.get_device_name(device)} has no bfloat16")
+        _mask(torch.empty(1, device=device), torch.zeros(1, dtype=torch.int64, device=device), 0.5)
+    except Exception as error:  # Triton has one of its own for each thing that it misses
+        said = str(error).partition("\n")[0]
+        warnings.warn(f"noise on {device} is drawn by torch's own operations and stored, because the kernels do not "
+                      f"run there: {type(error).__name__}: {said}. Triton comes with PyTorch for CUDA, and needs a C "
+                      "compiler and Python's headers", stacklevel=2)
+        return False
+    return True
 
 
 def can_draw(like: Tensor) -> bool:
     """Whether :func:`draw_mask` and :func:`draw_factors` may draw for ``like``."""
     return (isinstance(like, Tensor) and like.device.type in _KINDS and is_eager(like) and like.numel() > 0
-            and (not like.is_cuda or _is_supported(like.get_device())) and _kernels() is not None)
+            and _works(like.device))
 
 
 def can_apply(x: Tensor, shared: tuple[int, ...], noisy_rows: bool) -> bool:
@@ -57,7 +63,9 @@ def can_apply(x: Tensor, shared: tuple[int, ...], noisy_rows: bool) -> bool:
 
 def _row(x: Tensor, shared: tuple[int, ...]) -> int:
     """How many elements in a row share a draw; 0 where those that share one do not lie in a row."""
-    axes = {axis % x.dim() for axis in shared if -x.dim() <= axis < x.dim()}
+    if not isinstance(shared, tuple) or not all(-x.dim() <= axis < x.dim() for axis in shared):
+        return 0    # refused by name where the draw is made
+    axes = {axis % x.dim() for axis in shared}
     return math.prod(x.shape[-len(axes):]) if axes == set(range(x.dim() - len(axes), x.dim())) else 0
 
 
@@ -93,8 +101,8 @@ def _laid_out(drawn: Tensor, like: Tensor) -> Tensor:
 
 
 def _threshold(p: float) -> tuple[int, int]:
-    """16 bits of the rate, and 32 more."""
-    return divmod(min(round(p * 2**48), 2**48 - 1), 2**32)
+    """16 bits of the rate, and 31 more, as whole numbers of 32 bits for every rate: a kernel is compiled for types."""
+    return divmod(min(round(p * 2**47), 2**47 - 1), 2**31)
 
 
 def _programs(size: int, per_call: int) -> tuple[int]:
@@ -152,10 +160,11 @@ class _Noisy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, seed: Tensor, law: tuple[Any, ...]) -> Tensor:
+        seed = seed.view(torch.uint8)   # hooks that save tensors in another precision keep bytes, as they keep masks
         ctx.save_for_backward(seed)
         ctx.save_for_forward(seed)
         ctx.law = law
-        return _noisy(x, seed, law)
+        return _noisy(x, seed.view(torch.int64), law)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -169,7 +178,9 @@ class _Noisy(torch.autograd.Function):
 
 
 def _derivative(x: Tensor, seed: Tensor, law: tuple[Any, ...]) -> Tensor:
-    """A gradient can be batched, expanded, or of a type of its own."""
+    """A gradient can be sparse, batched, expanded, or of a type of its own."""
+    seed = seed.view(torch.int64)
+    x = x if x.layout is torch.strided else x.to_dense()
     if is_eager(x) and x.dtype in FAST:
         return _apply(x.resolve_neg().contiguous(), seed, law)
     return _stored(x, seed, law)

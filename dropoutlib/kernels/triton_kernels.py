@@ -29,12 +29,12 @@ def _part(words, k: tl.constexpr):
 
 @triton.jit
 def _keeps(part, more, cut, rest):
-    return (part > cut) | ((part == cut) & (more >= rest))
+    return (part > cut) | ((part == cut) & ((more >> 1) >= rest))
 
 
 @triton.jit
 def _eight_masks(seed, calls, cut, rest):
-    """Dropped with probability (cut + rest / 2**32) / 2**16: 16 bits decide, and where they tie, 32 more."""
+    """Dropped with probability (cut + rest / 2**31) / 2**16: 16 bits decide, and where they tie, 31 more."""
     words = _words(seed, calls, 0)
     a, b, c, d = _part(words, 0), _part(words, 1), _part(words, 2), _part(words, 3)
     e, f, g, h = _part(words, 4), _part(words, 5), _part(words, 6), _part(words, 7)

@@ -14,7 +14,7 @@ from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu, gpu
 
 from .given import check_generator
-from .laws import Bernoulli, Gaussian, Law
+from .laws import Bernoulli, Gaussian, Law, announce
 
 __all__ = ["apply", "inverted", "inverted_mean", "inverted_scale", "inverted_variance", "noise_variance", "nothing",
            "odds", "raw_mean", "select"]
@@ -72,10 +72,12 @@ def _drawn_where_applied(x: Tensor, law: Law, scale: float | Tensor, shared: tup
     if not isinstance(scale, float):
         return None
     if isinstance(law, Bernoulli) and 0 < law.p < 1 and gpu.can_apply(x, shared, noisy_rows=True):
+        announce()
         if generator is not None:
             check_generator(generator, x)
         return gpu.apply_mask(x, law.p, scale, shared, generator)
     if isinstance(law, Gaussian) and law.variance > 0 and scale == 1 and gpu.can_apply(x, shared, noisy_rows=False):
+        announce()
         if generator is not None:
             check_generator(generator, x)
         return gpu.apply_factors(x, law.mean, math.sqrt(law.variance), generator)
@@ -148,9 +150,9 @@ def inverted(input: Tensor, p: float, training: bool, inplace: bool = False, sha
     """
     law = Bernoulli(p)
     boolean("inplace", inplace)
-    if not applies_noise(training, noise) or (p == 0 and noise is None):
+    if not applies_noise(training, noise) or (law.p == 0 and noise is None):
         return unchanged(input)
-    output = apply(input, law, inverted_scale(p), shared=shared, noise=noise, generator=generator)
+    output = apply(input, law, inverted_scale(law.p), shared=shared, noise=noise, generator=generator)
     return input.copy_(output) if inplace else output
 
 
@@ -169,6 +171,7 @@ def inverted_scale(p: float) -> float:
         >>> inverted_scale(0.75), inverted_scale(1.0)
         (4.0, 1.0)
     """
+    p = Bernoulli(p).p  # of other types of numbers a double
     return 1 / (1 - p) if p < 1 else 1.0
 
 

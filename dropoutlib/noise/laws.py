@@ -8,6 +8,7 @@ a seed gives the same noise for the same call on the same device, not across siz
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -20,7 +21,15 @@ from dropoutlib.kernels import cpu, gpu
 from .given import check_generator, check_noise, given_mask
 from .transforms import outside_of_derivatives
 
-__all__ = ["Bernoulli", "Coins", "Gaussian", "Law", "Position", "Uniform", "draw_mask"]
+__all__ = ["DRAWING", "Bernoulli", "Coins", "Gaussian", "Law", "Position", "Uniform", "announce", "draw_mask"]
+
+DRAWING: list[Callable[[], None]] = []  # called before each draw, by contexts that follow what a model draws
+
+
+def announce() -> None:
+    """Before each draw: a context that follows draws can refuse it."""
+    for follow in DRAWING:
+        follow()
 
 
 @document(given_mask)
@@ -94,6 +103,7 @@ class Bernoulli:
         like = _like_the_draw(x, shared)
         if noise is not None:
             return given_mask(noise, like)
+        announce()
         if generator is not None:
             check_generator(generator, x)
         return draw_mask(like, self.p, generator)
@@ -213,6 +223,7 @@ class Gaussian:
             if not noise.is_floating_point():
                 raise ValueError(f"noise has to be of a floating point type, but got {noise.dtype}")
             return noise.to(dtype)
+        announce()
         if generator is not None:
             check_generator(generator, x)
         if self.variance == 0:  # nothing to draw
@@ -270,6 +281,7 @@ class Uniform:
             if is_eager(noise) and not bool(((noise >= 0) & (noise <= 1)).all()):
                 raise ValueError("noise has to be uniform numbers between 0 and 1, but it has other values")
             return noise.to(dtype)
+        announce()
         if generator is not None:
             check_generator(generator, x)
         return _draw_uniform(like, dtype, generator)
@@ -322,6 +334,7 @@ class Position:
         sizes, shape = x.shape[-2:], (*x.shape[:-3], self.count)
         if noise is not None:
             return _given_positions(noise, x.new_empty(()).expand(*shape, 2), sizes)
+        announce()
         if generator is not None:
             check_generator(generator, x)
         like = x.new_empty(shape, dtype=torch.int64)

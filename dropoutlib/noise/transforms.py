@@ -54,5 +54,13 @@ def outside_of_transforms(function: Callable[[], Tensor]) -> Tensor:
     Returns:
         What it returns.
     """
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None   # device and stream are a thread's
+
+    def there() -> Tensor:
+        if stream is None:
+            return function()
+        with torch.cuda.stream(stream):
+            return function()
+
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(function).result()
+        return thread.submit(there).result()

@@ -13,7 +13,7 @@ from dropoutlib.kernels.cpu import Selector
 
 from .applying import select
 from .given import check_generator
-from .laws import Bernoulli, draw_mask
+from .laws import Bernoulli, announce, draw_mask
 from .transforms import outside_of_derivatives, outside_of_transforms
 
 __all__ = ["Replay", "masked_product", "masks_of_weight"]
@@ -50,6 +50,8 @@ def masked_product(input: Tensor, weight: Tensor, law: Bernoulli, *, noise: Tens
         input, weight = input.to(dtype), weight.to(dtype)
     for_all = weight.detach().expand(input.shape[0], -1, -1)
     keep = None if noise is None else law.sample(for_all, noise=noise)
+    if keep is None:
+        announce()
     if is_eager(input) and is_eager(weight) and (keep is None or is_eager(keep)):
         masks = Replay(law, weight, input.shape[0], noise=keep, generator=generator)
         output: Tensor = _Product.apply(masks, None, input, weight)

@@ -1034,3 +1034,36 @@ def test_a_model_that_is_told_to_evaluate_in_the_context_still_draws():
         model.eval()
         assert not torch.equal(model(torch.ones(2, 4)), model(torch.ones(2, 4)))
     assert not any(module.training for module in model.modules())
+
+
+class _WithFunction(nn.Module):
+    """Noise by a function of this library, in front of the one of a layer."""
+
+    def __init__(self, function, p=0.2):
+        super().__init__()
+        self.function, self.dropout, self.output = function, dropoutlib.Dropout(p), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.output(self.dropout(self.function(x)))
+
+
+FUNCTIONS = {
+    "dropout": lambda x: functional.dropout(x, 0.5, True), "gaussian_dropout": lambda x: functional.gaussian_dropout(
+        x, 0.5, True), "drop_connect_linear": lambda x: functional.drop_connect_linear(x, torch.ones(8, 8), p=0.5)}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_functions_that_draw_are_seen(function) -> None:
+    x = torch.randn(4, 8)
+    model = _WithFunction(function)
+    for masks in ("fixed", "call"):
+        words = f"masks has to be 'example', but got '{masks}': a function of dropoutlib in the model draws"
+        with torch.no_grad(), monte_carlo(model, masks=masks), pytest.raises(RuntimeError, match=words):
+            model(x)
+    with torch.no_grad(), monte_carlo(model) as places:
+        assert not torch.equal(model(x), model(x)) and places == ["", "dropout"]
+    alone = _WithFunction(function, p=0.0)
+    assert (predict(alone, x, 50).variance > 0).all()
+    with torch.no_grad(), monte_carlo(model, masks="fixed"):    # that of a layer is shared as ever
+        model.function = nn.Identity()
+        assert torch.equal(model(x), model(x))
