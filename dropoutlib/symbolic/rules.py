@@ -31,6 +31,7 @@ from sympy import (
 )
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.sorting import default_sort_key
+from sympy.functions.elementary.piecewise import ExprCondPair
 from sympy.functions.special.hyper import TupleParametersBase
 from sympy.stats import Covariance, Expectation, Variance
 from sympy.stats.rv import RandomSymbol
@@ -356,9 +357,16 @@ def _opaque(expression: Any) -> Any:
     def within(e: Any, change: Callable[[Any], Any]) -> Any:
         if e.is_Atom or isinstance(e, Indexed) or not e.has(Sum, Product, *MOMENTS):
             return e
-        return e.func(*[change(part) if isinstance(part, Expr) else part for part in e.args])
+        return _in_every_part(e, change)
 
     return named(expression)
+
+
+def _in_every_part(expression: Any, change: Callable[[Any], Any]) -> Any:
+    """The same of changed arguments; the values of a case distinction stand one level deeper."""
+    return expression.func(*[change(part) if isinstance(part, Expr) else
+                             part.func(change(part.expr), part.cond) if isinstance(part, ExprCondPair) else part
+                             for part in expression.args])
 
 
 _FACTOR = Dummy("l", integer=True)      # one name for the index of every product
@@ -412,7 +420,7 @@ def _closed(expression: Any, ranges: Ranges) -> Any:
         may_be_closed = at_least_zero(high - low + 1, ranges) and not body.has(KroneckerDelta, ExprWithLimits)
         done = _closed_by_induction(expression.func, body, index, low, high) if may_be_closed else None
         return expression.func(body, (index, low, high)) if done is None else done
-    closed = expression.func(*[_closed(part, ranges) if isinstance(part, Expr) else part for part in expression.args])
+    closed = _in_every_part(expression, lambda part: _closed(part, ranges))
     return with_real_letters(closed, lambda e: e.doit(deep=False)) if isinstance(closed, Limit | Integral) else closed
 
 
@@ -434,7 +442,7 @@ def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any, high: Any) 
 
 def _simplifies_to_zero(expression: Any) -> bool:
     try:
-        return bool(simplify(_opaque(expression)) == 0)
+        return bool(with_real_letters(_opaque(expression), simplify) == 0)
     except StopIteration:       # sum_add of SymPy 1.14 looks for a Sum among factors where there is none
         return False
 
