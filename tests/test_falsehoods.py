@@ -247,6 +247,43 @@ def test_the_judge_alone_reaches_every_range(monkeypatch, name):
         prove(left, right, where=where)
 
 
+def _with_pole(c):
+    """Both sides have one closed form in gamma functions, whose quotient at n = c - 1 is one of poles."""
+    return (reduce(Mul, [n - 2 * c + 1 + step for step in range(1, c)]) * Product(j + n - c + 1, (j, 1, n)),
+            2 * reduce(Mul, [2 * n - 2 * c + 1 + step for step in range(2, c + 1)]) * Product(j + n - 2 * c + 1,
+                                                                                             (j, 1, n)), ())
+
+
+apart = symbols("a", integer=True, nonnegative=True)
+two_sizes = 2 * Product((n - d + j - 1) / j, (j, 1, n - d)), Product((n - d + j) / j, (j, 1, n - d))
+POLES = {
+    "at n = 4": _with_pole(5),
+    "at n = 5": _with_pole(6),
+    "at n = 10": _with_pole(11),
+    "at equal sizes": (*two_sizes, d <= n),
+    "at a size equal to an index": (*(side.xreplace({d: i}) for side in two_sizes), i <= n),
+    "at equal sizes beside a sum": (*(side * Sum(x[j], (j, 1, T)) for side in two_sizes), d <= n),
+    "at equal sizes inside a mean": (Expectation(two_sizes[0] * m[1]), (1 - p) * two_sizes[1], d <= n),
+    "at two sizes that are 0": (2 * Product(h + apart + j - 1, (j, 1, h + apart)),
+                                Product(h + apart + j, (j, 1, h + apart)), ()),
+    "at equal sizes, with a falling product": (
+        Product(2 * n - 2 * d + 1 - j, (j, 1, n - d)), 2 * Product(2 * n - 2 * d - j, (j, 1, n - d)), d <= n),
+    "at equal sizes, with two products": (
+        Product(j + n - d, (j, 1, n)) * Product(i + n - 2 * d - 1, (i, 1, d)),
+        2 * Product(j + n - 2 * d - 1, (j, 1, n)) * Product(i + 2 * n - 2 * d - 1, (i, 2, d + 1)), ()),
+}
+
+
+@pytest.mark.parametrize("name", POLES)
+@pytest.mark.parametrize(("part", "silent", "value"), [(judge, "disagreement", None), (rules, "difference", S.Zero)],
+                         ids=["rules", "judge"])
+def test_a_pole_of_a_closed_form_is_no_limit(monkeypatch, name, part, silent, value):
+    monkeypatch.setattr(part, silent, lambda *_: value)
+    left, right, where = POLES[name]
+    with pytest.raises(Unproved):
+        prove(left, right, where=where)
+
+
 def test_a_range_that_no_size_reaches_is_refused():
     with pytest.raises(NotAClaim, match=r"the range from d \+ 1 to n was empty at all sizes"):
         prove(2 * Sum(x[k], (k, d + 1, n)), Sum(2 * x[k], (k, d + 1, n)), where=n <= d)
@@ -438,6 +475,14 @@ def test_what_is_true_stays_provable(name):
     (Sum(1, (j, 1, v)), v, (), "v = 0, 1, 2, ..."),
     (Integral(1 / v**2, (v, mu, 1)), 1 / mu - 1, (), "mu > 0"),
     (Integral(1 / (1 + v) ** 2, (v, 0, mu)), mu / (1 + mu), (), "mu > -1"),
+    # at the end of an integral where the integrand is infinite
+    (sqrt(mu) * Integral(v ** Rational(-3, 2), (v, mu, 1)), 2 - 2 * sqrt(mu), (), "mu > 0"),
+    (sqrt(1 - mu) * Integral((1 - v) ** Rational(-3, 2), (v, 0, mu)), 2 - 2 * sqrt(1 - mu), (), "mu < 1"),
+    (2 * Integral((1 + v) ** Rational(-5, 2), (v, mu, 0)), Integral(2 * (1 + v) ** Rational(-5, 2), (v, mu, 0)), (),
+     "mu > -1"),
+    (2 * Integral((1 + 1 / sqrt(v))**3, (v, mu, 1)), Integral(2 * (1 + 1 / sqrt(v))**3, (v, mu, 1)), (), "mu > 0"),
+    (Integral(1 / sqrt(v), (v, mu, 1)), 2 - 2 * sqrt(mu), (), "mu >= 0"),
+    (Integral(log(v)**2 / sqrt(v), (v, 0, mu)), Integral(log(v)**2 / sqrt(v), (v, 0, mu)), (), "mu >= 0"),
     (2 * sqrt(mu) * Derivative(sqrt(mu), mu), 1, (), "mu > 0"),
     (1 / (1 - mu * s), 1 + mu * s / (1 - mu * s), [mu >= 0, mu <= 1, s >= 0, s <= 1],
      "0 <= mu <= 1, 0 <= s <= 1, 1 - mu*s != 0"),
@@ -556,6 +601,12 @@ def test_a_sum_that_sympy_closes_wrongly_is_not_shown(polynomial):
     (Sum(j * 2**j, (j, 1, n)), (n - 1) * 2**(n + 1) + 2),
     (Sum(j**3, (j, 1, n)), (n * (n + 1) / 2)**2),
     (Product(j / (j + 1), (j, 1, n)), 1 / (n + 1)),
+    (Product(n - j + 1, (j, 1, n)), factorial(n)),
+    (Product((n + j) * (n - j + 1), (j, 1, n)), factorial(2 * n)),
+    (Product(n - j, (j, 1, n)), 0),
+    (Product((j + mu) / (j + mu + 1), (j, 1, n)), (1 + mu) / (n + mu + 1)),
+    (Product((j + n) / (j + n + 1), (j, 1, d)), (1 + n) / (n + d + 1)),
+    (Sum(1 / ((j + d) * (j + d + 1)), (j, 1, n)), n / ((d + 1) * (n + d + 1))),
     (Sum(1 / (j * (j + 1)), (j, 1, n)), n / (n + 1)),
 ])
 def test_sums_are_closed_where_induction_confirms_it(left, right):

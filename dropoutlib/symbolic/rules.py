@@ -7,23 +7,34 @@ from itertools import product
 from typing import Any
 
 from sympy import (
+    Add,
     Derivative,
     Dummy,
     Expr,
+    FallingFactorial,
+    Function,
     Indexed,
     Integral,
     KroneckerDelta,
     Limit,
     Mul,
     Piecewise,
+    Pow,
     Product,
+    RisingFactorial,
     S,
     Sum,
     Symbol,
+    binomial,
     expand,
+    factorial,
     fraction,
+    gamma,
+    harmonic,
+    loggamma,
     nan,
     oo,
+    polygamma,
     simplify,
     sympify,
     together,
@@ -45,7 +56,7 @@ from .families import (
     mean_of_product,
     with_real_letters,
 )
-from .language import at_least_zero, ranges_of_indices
+from .language import at_least_zero, is_whole, ranges_of_indices
 from .notation import MOMENTS, VARYING, textbook
 from .terms import (
     Ranges,
@@ -418,13 +429,13 @@ def _closed(expression: Any, ranges: Ranges) -> Any:
         body = _closed(body, inner_ranges([(index, low, high)], ranges))
         # a delta is left to collapse(): SymPy finds a j with 41 j = k for every k
         may_be_closed = at_least_zero(high - low + 1, ranges) and not body.has(KroneckerDelta, ExprWithLimits)
-        done = _closed_by_induction(expression.func, body, index, low, high) if may_be_closed else None
+        done = _closed_by_induction(expression.func, body, index, low, high, ranges) if may_be_closed else None
         return expression.func(body, (index, low, high)) if done is None else done
     closed = _in_every_part(expression, lambda part: _closed(part, ranges))
     return with_real_letters(closed, lambda e: e.doit(deep=False)) if isinstance(closed, Limit | Integral) else closed
 
 
-def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any, high: Any) -> Any:
+def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any, high: Any, ranges: Ranges) -> Any:
     """The closed form of SymPy for a sum or product, if induction over its end confirms it, else None.
 
     An end of its own keeps SymPy from what it gets wrong: a sum over k of (-1)^k binomial(n, k) P(k) up to the same n
@@ -437,7 +448,52 @@ def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any, high: Any) 
     first, step = form.xreplace({length: S.Zero}), form.xreplace({length: length + 1})
     next_one = body.xreplace({index: low + length})
     shown = (first, step - form - next_one) if kind is Sum else (first - 1, step - form * next_one)
-    return form.xreplace({length: high - low + 1}) if all(map(_simplifies_to_zero, shown)) else None
+    if not all(map(_simplifies_to_zero, shown)):
+        return None
+    return _without_poles(form, length, high - low + 1, ranges)
+
+
+def _without_poles(form: Any, length: Any, whole: Any, ranges: Ranges) -> Any:
+    """A closed form for the whole length, written without a pole, also at any shorter length; None if one may be left.
+
+    At a pole a closed form is a limit, which depends on the way: (n - 3) (n - 2) ... (2 n - 4) is the quotient of
+    gamma(2 n - 3) and gamma(n - 3), but not its limit n -> 2. Where a letter moves freely there is only one way.
+    """
+    def is_apart(e: Any) -> bool:
+        """Is e no whole number below 1, whatever the sizes are?"""
+        with_letter = [term for term in Add.make_args(expand(e))
+                       if term.has(Indexed) or any(not is_whole(s, lengths) for s in term.free_symbols)]
+        if with_letter:
+            return not any(is_whole(s, lengths) for term in with_letter if not term.has(Indexed)
+                           for s in term.free_symbols)
+        numerator, denominator = fraction(together(e))
+        return bool(e.is_real is False or (denominator.is_Integer and at_least_zero(expand(numerator - 1), lengths)))
+
+    def turned(start: Any, count: Any) -> Any:
+        """x (x + 1) ... (x + k - 1): 0 if it runs over 0, begun at the other end if it stays below."""
+        other = 1 - start - count
+        if is_apart(start):
+            return RisingFactorial(start, count)
+        if is_apart(other):
+            return (-1)**count * RisingFactorial(other, count)
+        runs_over_zero = all(end.is_integer and at_least_zero(end, ranges) for end in (-start, -other))
+        return S.Zero if runs_over_zero else nan
+
+    def has_no_pole(part: Any) -> bool:
+        if isinstance(part, Pow):
+            return is_apart(part.base) or is_apart(-part.base) or not part.exp.is_negative \
+                or not part.base.has(length) or part.base.has(Function)
+        if isinstance(part, gamma | loggamma | polygamma):
+            return is_apart(part.args[-1])
+        if isinstance(part, factorial | binomial | harmonic):
+            return is_apart(part.args[0] + 1)
+        return not isinstance(part, FallingFactorial | TupleParametersBase)
+
+    lengths = {length: (S.Zero, whole), **ranges}
+    if not all(map(has_no_pole, form.atoms(Function, Pow))):
+        return None
+    form = form.xreplace({length: whole}).replace(RisingFactorial, turned)
+    return None if form.has(nan, zoo, oo) else form
 
 
 def _simplifies_to_zero(expression: Any) -> bool:
