@@ -641,6 +641,23 @@ def test_a_size_that_the_rules_need_to_be_positive_is_printed():
     assert "n = 1, 2, ..." in shown.condition
 
 
+hiding, late_w = Sum(x[j], (j, 5, d + 2 * n)), Sum(w[l], (l, 1, d + 2 * n - 64))
+
+
+@pytest.mark.parametrize(("left", "right"), [
+    (binomial(n + d, 4) * Covariance(m[1], m[1 + n]), 0),
+    (Sum(Covariance(m[j], m[j + n]), (j, 5, d + 2 * n)), 0),
+    (Covariance(m[1], m[n + 1]) * hiding, 0),
+    (Expectation(m[1]**n) * late_w, (1 - p) * late_w),
+    (Expectation(Product(m[1] * x[j], (j, 1, n))) * binomial(d + n, 5),
+     (1 - p) * Product(x[j], (j, 1, n)) * binomial(d + n, 5)),
+    (binomial(n + d, 4) * Sum(KroneckerDelta(j, n + 1) * KroneckerDelta(j, 1), (j, 1, n + 2)), 0),
+])
+def test_a_size_is_positive_where_sympy_uses_it(left, right):
+    """A delta of 0 and n is 0, and 0^n is, for n = 1, 2, ...; at n = 0 the factor around them is 0 or empty, too."""
+    assert "n = 1, 2, ..." in prove(left, right).condition
+
+
 def test_copies_that_are_repeated_are_powers():
     assert prove(Expectation(Product(m[1] * x[j], (j, 1, n))), (1 - p) * Product(x[j], (j, 1, n)))
 

@@ -26,7 +26,7 @@ assumptions admit.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ from .meaning import FUNCTIONS
 from .notation import MOMENTS, latex, plain
 
 __all__ = ["FREE", "NAME", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "in_words", "is_whole",
-           "ranges_of_indices", "read"]
+           "noting_positive", "ranges_of_indices", "read"]
 
 NAME = re.compile(r"[A-Za-z]\w*'*", re.ASCII)
 BINDERS = (Sum, Product)
@@ -1010,3 +1010,16 @@ def at_least_zero(e: Any, ranges: dict[Any, Any]) -> bool:
     if facts and not any(gap.xreplace(positive).is_nonnegative for gap in gaps):
         facts.positive.update(positive)
     return True
+
+
+def noting_positive(e: Any, work: Callable[[Any], Any], ranges: dict[Any, Any]) -> Any:
+    """work(e), where SymPy takes 0^n for 0 and a delta of 0 and n, too, if n is declared positive.
+
+    Where the result would be another one with 0, 1, 2, ..., the claim needs that sizes and free indices are 1, 2, ...
+    """
+    facts, result = _FACTS.get(), work(e)
+    positive = {s: Dummy(s.name, integer=True, nonnegative=True) for s in e.free_symbols
+                if s.is_Symbol and s.is_integer and s.is_positive and s not in ranges}
+    if facts and not facts.positive.issuperset(positive) and work(e.xreplace(positive)) != result.xreplace(positive):
+        facts.positive.update(positive)
+    return result

@@ -25,6 +25,7 @@ from sympy import (
     S,
     Sum,
     Symbol,
+    Tuple,
     binomial,
     expand,
     factorial,
@@ -56,7 +57,7 @@ from .families import (
     mean_of_product,
     with_real_letters,
 )
-from .language import at_least_zero, is_whole, ranges_of_indices
+from .language import at_least_zero, is_whole, noting_positive, ranges_of_indices
 from .notation import MOMENTS, VARYING, textbook
 from .terms import (
     Ranges,
@@ -210,7 +211,7 @@ def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
     if not present:
         return whole
     if len(present) == 1 and not whole.has(ExprWithLimits):
-        mean = mean_of_function(whole, present[0])
+        mean = noting_positive(whole, lambda e: mean_of_function(e, *copies(e)), ranges)
         return mean if _is_finished(mean) else Expectation(whole)
     noises: list[Any] = []
     result = S.One
@@ -226,7 +227,7 @@ def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
             result *= _product_of_means(factor, ranges)
         else:
             return Expectation(whole)
-    return result * mean_of_product(noises) if noises else result
+    return result * noting_positive(Tuple(*noises), mean_of_product, ranges) if noises else result
 
 
 def _is_finished(mean: Any) -> bool:
