@@ -698,6 +698,27 @@ def test_a_factor_that_is_zero_hides_nothing(name, factor):
     assert not equal
 
 
+wrong_integral, drawn = HIDDEN["an integral of SymPy"][0], Expectation(Abs(Symbol("g") - g[1]))
+BURIED = {
+    "beside a delta": (KroneckerDelta(a, 50) * wrong_integral, 0),
+    "beside a covariance": (Covariance(m[a], m[50]) * wrong_integral, 0),
+    "under the integral": (Integral(binomial(h, 5) / ((mu**2 * v**2 + 1)**2 + 1), (v, -1, 1)), 0),
+    "in an exponent": ((1 + binomial(h, 5))**(1 + wrong_integral), 1 + binomial(h, 5)),
+    "in a case of a whole number": (Piecewise((wrong_integral, h > 60), (1, True)),
+                                    Piecewise((0, h > 60), (1, True))),
+    "in a case of a number": (Piecewise((wrong_integral, mu > 100), (1, True)), Piecewise((0, mu > 100), (1, True))),
+    "beside a small number": (wrong_integral / 10**20, 0),
+    "beside a small function": (1 + phi(mu**2 + 60) * wrong_integral, 1),
+    "beside a delta, with a letter that has the name of a noise": (KroneckerDelta(a, 50) * drawn, 0),
+}
+
+
+@pytest.mark.parametrize("name", BURIED)
+def test_a_wrong_integral_of_sympy_is_seen_wherever_it_stands(name):
+    with pytest.raises(Unproved, match="is not shown by the rules"):
+        prove(*BURIED[name])
+
+
 @pytest.mark.parametrize("factor", HIDING.values(), ids=HIDING)
 def test_a_factor_that_is_zero_hides_no_condition_and_no_truth(factor):
     assert "d = 1, 2, ..." in prove(factor * Covariance(m[1], m[1 + d]), 0).condition

@@ -115,13 +115,19 @@ def mean_of_function(expression: Any, copy: Any) -> Any:
     """E g(m_j) for a function of one copy."""
     law = copy.base.law
     if not copy.base.is_finite_law:
-        mean = with_real_letters(expression.xreplace({copy: law}), _mean_of_law)
+        mean = with_real_letters(expression.xreplace({copy: _nameless(law)}), _mean_of_law)
         if copy.base.is_normal_law and mean.has(Integral, Piecewise):   # SymPy asks for the sign of the deviation
             mean = with_real_letters(expression.xreplace({copy: law.pspace.distribution.mean
                                                           + law.pspace.distribution.std * _STANDARD}), _mean_of_law)
         return mean
     weights = sorted(stats.density(law).dict.items(), key=default_sort_key)
     return Add(*[weight * expression.xreplace({copy: sympify(value)}) for value, weight in weights])
+
+
+@cache
+def _nameless(law: Any) -> Any:
+    """The same law without its name: a letter of an expression that has it is a number, no noise."""
+    return law.pspace.func(Dummy(law.symbol.name), law.pspace.distribution).value
 
 
 def real_letters(expression: Any) -> dict[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -48,6 +49,7 @@ from sympy.functions.special.hyper import TupleParametersBase
 from sympy.stats import Covariance, Expectation, Variance
 from sympy.stats.rv import RandomSymbol
 
+from . import judge
 from .families import (
     Noise,
     copies,
@@ -57,7 +59,7 @@ from .families import (
     mean_of_product,
     with_real_letters,
 )
-from .language import at_least_zero, is_whole, noting_positive, ranges_of_indices
+from .language import at_least_zero, is_whole, noting_positive, ranges_of_indices, read
 from .notation import MOMENTS, VARYING, textbook
 from .terms import (
     Ranges,
@@ -212,7 +214,8 @@ def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
         return whole
     if len(present) == 1 and not whole.has(ExprWithLimits):
         mean = noting_positive(whole, lambda e: mean_of_function(e, *copies(e)), ranges)
-        return mean if _is_finished(mean) else Expectation(whole)
+        is_shown = _is_finished(mean) and (present[0].base.is_finite_law or _is_confirmed(Expectation(whole), mean))
+        return mean if is_shown else Expectation(whole)
     noises: list[Any] = []
     result = S.One
     for factor in factors:
@@ -233,6 +236,16 @@ def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
 def _is_finished(mean: Any) -> bool:
     """A closed and finite result of the law, in functions of the language."""
     return not mean.has(Integral, Piecewise, RandomSymbol, TupleParametersBase, oo, -oo, zoo, nan)
+
+
+@lru_cache(maxsize=1024)
+def _is_confirmed(integral: Any, closed: Any) -> bool:
+    """Does an integral of SymPy agree with quadrature, wherever it stands in a claim and whatever hides it there?"""
+    try:
+        claim = read([integral, closed])
+        return judge.disagreement(claim, integral, closed, judge.cases(claim, {})[-1:]) is None
+    except (ArithmeticError, ValueError):
+        return False
 
 
 def _product_of_means(factor: Any, ranges: Ranges) -> Any:
@@ -348,8 +361,9 @@ def difference(left: Any, right: Any, ranges: Ranges | None = None) -> Any:
 def _opaque(expression: Any) -> Any:
     """Sums, products and means as letters: SymPy closes sums without a look at their range, and lets free indices in.
 
-    So is an integral, limit or derivative that holds one, in which its letter would be a constant. A mean is one letter
-    as a whole: a letter in it would be no noise, and its mean the letter itself.
+    So is an integral, which SymPy would work out unseen, and a limit or derivative that holds one, in which its letter
+    would be a constant. A mean is one letter as a whole: a letter in it would be no noise, and its mean the letter
+    itself.
     """
     letters: dict[Any, Any] = {}
 
@@ -367,7 +381,7 @@ def _opaque(expression: Any) -> Any:
         return within(e, named)
 
     def within(e: Any, change: Callable[[Any], Any]) -> Any:
-        if e.is_Atom or isinstance(e, Indexed) or not e.has(Sum, Product, *MOMENTS):
+        if e.is_Atom or isinstance(e, Indexed) or not e.has(Sum, Product, Integral, *MOMENTS):
             return e
         return _in_every_part(e, change)
 
@@ -433,7 +447,17 @@ def _closed(expression: Any, ranges: Ranges) -> Any:
         done = _closed_by_induction(expression.func, body, index, low, high, ranges) if may_be_closed else None
         return expression.func(body, (index, low, high)) if done is None else done
     closed = _in_every_part(expression, lambda part: _closed(part, ranges))
-    return with_real_letters(closed, lambda e: e.doit(deep=False)) if isinstance(closed, Limit | Integral) else closed
+    if isinstance(closed, Limit):
+        return with_real_letters(closed, lambda e: e.doit(deep=False))
+    return _integrated(closed) if isinstance(closed, Integral) else closed
+
+
+def _integrated(integral: Any) -> Any:
+    """SymPy's closed form, where quadrature confirms it."""
+    factor, body = integral.function.as_independent(integral.limits[0][0], as_Add=False)
+    bare = Integral(body, *integral.limits)
+    done = with_real_letters(bare, lambda e: e.doit(deep=False))
+    return factor * (done if not done.has(Integral) and _is_confirmed(bare, done) else bare)
 
 
 def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any, high: Any, ranges: Ranges) -> Any:
