@@ -1020,6 +1020,13 @@ def noting_positive(e: Any, work: Callable[[Any], Any], ranges: dict[Any, Any]) 
     facts, result = _FACTS.get(), work(e)
     positive = {s: Dummy(s.name, integer=True, nonnegative=True) for s in e.free_symbols
                 if s.is_Symbol and s.is_integer and s.is_positive and s not in ranges}
-    if facts and not facts.positive.issuperset(positive) and work(e.xreplace(positive)) != result.xreplace(positive):
-        facts.positive.update(positive)
+
+    def matters(symbols: set[Any]) -> bool:
+        weaker = {s: positive[s] for s in symbols}
+        return bool(work(e.xreplace(weaker)) != result.xreplace(weaker))
+
+    if facts and not facts.positive.issuperset(positive) and matters(set(positive)):
+        alone = {symbol for symbol in positive if matters({symbol})}
+        together = set(positive) - alone
+        facts.positive.update(alone, together if matters(together) else ())
     return result

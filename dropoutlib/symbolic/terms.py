@@ -209,7 +209,7 @@ def _one_delta(body: Any, limits: list[Any], ranges: Ranges) -> Term | None:
             if at_least_zero(low - other - 1, others) or at_least_zero(other - high - 1, others):
                 return S.Zero, []
             if at_least_zero(other - low, others) and at_least_zero(high - other, others):
-                moved = noting_positive(Tuple(body, other), lambda e, index=index: e[0].xreplace({index: e[1]}), known)
+                moved = noting_positive(Tuple(body, index, other), lambda e: e[0].xreplace({e[1]: e[2]}), known)
                 return moved, [limit for limit in limits if limit[0] != index]
     return None
 
