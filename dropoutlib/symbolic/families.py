@@ -31,7 +31,7 @@ from sympy.utilities.iterables import multiset_partitions
 from .notation import textbook
 
 __all__ = ["Noise", "copies", "delta", "joint_cumulant", "law_cumulant", "mean_of_function", "mean_of_product",
-           "with_real_letters"]
+           "real_letters", "with_real_letters"]
 
 
 class Noise(IndexedBase):  # type: ignore[misc]
@@ -115,7 +115,7 @@ def mean_of_function(expression: Any, copy: Any) -> Any:
     """E g(m_j) for a function of one copy."""
     law = copy.base.law
     if not copy.base.is_finite_law:
-        mean = with_real_letters(expression.xreplace({copy: law}), _mean_of_law)
+        mean = with_real_letters(expression.xreplace({copy: _nameless(law)}), _mean_of_law)
         if copy.base.is_normal_law and mean.has(Integral, Piecewise):   # SymPy asks for the sign of the deviation
             mean = with_real_letters(expression.xreplace({copy: law.pspace.distribution.mean
                                                           + law.pspace.distribution.std * _STANDARD}), _mean_of_law)
@@ -124,19 +124,38 @@ def mean_of_function(expression: Any, copy: Any) -> Any:
     return Add(*[weight * expression.xreplace({copy: sympify(value)}) for value, weight in weights])
 
 
+@cache
+def _nameless(law: Any) -> Any:
+    """The same law without its name: a letter of an expression that has it is a number, no noise."""
+    return law.pspace.func(Dummy(law.symbol.name), law.pspace.distribution).value
+
+
+def real_letters(expression: Any) -> dict[Any, Any]:
+    """For every letter and entry of an expression of which nothing is said, one that is real.
+
+    An entry that has a bound index stays an entry, of an array of real numbers.
+    """
+    random = {part.symbol for part in expression.atoms(RandomSymbol)}
+    bound = set().union(*(part.bound_symbols for part in expression.atoms(Sum, Product)))
+    names = {symbol: Symbol(symbol.name, real=True) for symbol in expression.atoms(Symbol) - random - bound
+             if type(symbol) is Symbol and symbol.is_extended_real is None}
+    entries = expression.atoms(Indexed)
+    moving = {entry.base: IndexedBase(entry.base.label, real=True) for entry in entries
+              if type(entry.base) is IndexedBase and entry.free_symbols & bound}
+    return {**names, **moving, **{entry: Symbol(str(entry), real=True) for entry in entries
+                                  if not entry.free_symbols & bound}}
+
+
 def with_real_letters(expression: Any, work: Callable[[Any], Any]) -> Any:
     """Let SymPy work on an expression that says of its letters and entries that they are real.
 
     It integrates exp(-|t - u|) over t as if u were no number of the range, where nothing is said of u.
     """
-    if expression.has(Sum, Product):            # an entry may have a bound index
-        return work(expression)
-    random = {part.symbol for part in expression.atoms(RandomSymbol)}
-    names = {symbol: Symbol(symbol.name, real=True) for symbol in expression.atoms(Symbol) - random
-             if type(symbol) is Symbol and symbol.is_extended_real is None}
-    entries = {entry: Symbol(str(entry), real=True) for entry in expression.atoms(Indexed)}
-    back = {real: letter for letter, real in {**names, **entries}.items()}
-    return work(expression.xreplace(entries).xreplace(names)).xreplace(back)
+    letters = real_letters(expression)
+    entries = {part: real for part, real in letters.items() if part.is_Indexed}
+    others = {part: real for part, real in letters.items() if not part.is_Indexed}
+    return work(expression.xreplace(entries).xreplace(others)).xreplace(
+        {real: part for part, real in letters.items()})
 
 
 _STANDARD = stats.Normal(Dummy("u"), 0, 1)         # no letter of an expression is captured

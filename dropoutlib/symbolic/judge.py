@@ -1,8 +1,8 @@
 """The judge: is a claim true at random points of its domain?
 
-Every case gives numbers to the sizes, the free indices and the exponents of a claim: sizes that differ from each other,
-indices equal and unequal, first and last. In every case the symbols and entries are random points, and both sides are
-worked out from their meaning alone (:mod:`.meaning`), without the rules.
+Every case gives numbers to the sizes, the free indices and the exponents of a claim: sizes that differ from each other
+and two that are the same, indices equal and unequal, first and last. In every case the symbols and entries are random
+points, and both sides are worked out from their meaning alone (:mod:`.meaning`), without the rules.
 
 A false equation between rational functions of degree d vanishes at a random point with probability d / |S| at most,
 where |S| is the number of values that a symbol can take (Schwartz and Zippel). |S| is 2^64, and there are as many
@@ -72,6 +72,7 @@ QUADRATURE_ERROR = 1e-16    # of an integral found with 24 digits, relative to i
 TRIES = 400                 # random points until one lies in the domain
 MOST_CASES = 3000
 FAR = (1, 8, 25)            # sizes of formulas without noise
+NEAR = range(4, 13)         # of one size alone, where a product may have a pole in its closed form
 FARTHEST = 40               # numbers in ranges up to this one give sizes just beyond them
 ELEMENTS = (1, 2, 3, 0, -1)     # of every range at some case, as far as the sizes allow it; -1 where it ends two below
 LARGEST_CONSTANT = 9        # numbers in indices and ranges up to this one are sizes and indices of a case of their own
@@ -223,10 +224,9 @@ def without_zeros(claim: Claim, lines: Sequence[Any], where: Sequence[Mapping[st
 def cases(claim: Claim, given: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
     """Numbers for all sizes, free indices and exponents at which a claim is judged.
 
-    Sizes that are not given take all orders of 1, 2, 3, never the same value twice, and in formulas without noise and
-    free indices sizes that lie far apart. A free index takes every value of
-    its range, or equal and different values where it has none; where sums over its place have several ranges, values
-    inside and outside of them.
+    Sizes that are not given take all orders of 1, 2, 3, every two of them once the same value, and in formulas without
+    noise and free indices sizes that lie far apart. A free index takes every value of its range, or equal and different
+    values where it has none; where sums over its place have several ranges, values inside and outside of them.
     """
     found: list[dict[str, int]] = []
     for sizes in _sizes(claim, given):
@@ -379,9 +379,14 @@ def _sizes(claim: Claim, given: Mapping[str, Sequence[int]]) -> Iterator[dict[st
         if len(found) > 2 or not [*claim.where, *claim.places]:
             break
     yield from found[:24] if len(free) < 4 else found[:: max(1, len(found) // 6)]
+    for one, two in combinations(free, 2):          # a factor such as n - d hides everything at no other sizes
+        equal = [{**case, two.name: case[one.name]} for case in found if case[one.name] in _from(two, reach)]
+        different = {tuple(case.values()): case for case in equal if _admitted(claim, case)}
+        yield from list(different.values())[:2]
     without_noise = not claim.indices and not any(line.has(*MOMENTS) for line in claim.lines)
     if without_noise and 0 < len(free) <= len(FAR) and all(_depth(line) <= 2 for line in claim.lines):  # cheap
-        for picked in permutations(FAR[-1:] if len(free) == 1 else FAR, len(free)):
+        alone = (*(NEAR if any(line.has(Product) for line in claim.lines) else ()), FAR[-1])
+        for picked in permutations(FAR, len(free)) if len(free) > 1 else zip(alone):
             case = {**dict(zip(names, picked, strict=True)), **{name: values[0] for name, values in listed.items()}}
             if _admitted(claim, case):
                 yield case

@@ -26,7 +26,7 @@ assumptions admit.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -60,13 +60,13 @@ from sympy.stats.crv_types import NormalDistribution, UniformDistribution
 from sympy.stats.frv_types import BernoulliDistribution
 from sympy.stats.rv import RandomSymbol
 
-from .families import Noise, copies
-from .functions import phi
+from .families import Noise, copies, real_letters
+from .functions import Phi, phi
 from .meaning import FUNCTIONS
 from .notation import MOMENTS, latex, plain
 
-__all__ = ["FREE", "NAME", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "in_words",
-           "ranges_of_indices", "read"]
+__all__ = ["FREE", "NAME", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "in_words", "is_whole",
+           "noting_positive", "ranges_of_indices", "read"]
 
 NAME = re.compile(r"[A-Za-z]\w*'*", re.ASCII)
 BINDERS = (Sum, Product)
@@ -79,6 +79,8 @@ WORDS = {*FUNCTIONS, "sqrt", "ln", "sgn", "min", "max", "Min", "Max", "Var", "Co
 OPERATORS = {"Phi": r"\Phi", "phi": r"\varphi", "gamma": r"\Gamma", "loggamma": r"\Gamma", "polygamma": r"\psi",
              "digamma": r"\psi"}
 KINKS = (Max, Min, sympy.Abs, sympy.sign, Piecewise)
+BOUNDED = (sympy.cos, sympy.sin, sympy.tanh, sympy.atan, sympy.erf, sympy.erfc, sympy.sign, Phi, phi)
+CONTINUOUS = (sympy.exp, sympy.cosh, sympy.sinh, sympy.erfi)
 FREE, PARTIAL = "free", "partial"
 
 
@@ -550,8 +552,10 @@ class _Reader:
                 signs = [sympy.sign(end) if end in (oo, -oo) else end for end in ends]
                 self.note(signs[0] * signs[1], ">", 0, bound, False)
             else:
+                root = sympy.expand(variable - gap / slope)
+                sign = ">=" if relation.rel_op == ">=" or _order(body, variable, root) > -1 else ">"
                 for end in ends:
-                    self.note(end, ">=", 0, bound, False)
+                    self.note(end, ">=" if end.has(oo) else sign, 0, bound, False)
 
     def check_powers(self, e: Any, variable: Any, low: Any, high: Any) -> None:
         """An exponent that is a letter decides whether an integral exists; no sample of points tells where."""
@@ -719,6 +723,34 @@ def _never_negative(e: Any) -> bool:
     if e.is_Pow and e.exp.is_Integer and e.exp.is_even:
         return True
     return type(e).__name__ in ("exp", "Abs", "Phi", "phi", "cosh") or bool(e.is_Symbol and e.is_nonnegative)
+
+
+def _order(e: Any, variable: Any, root: Any) -> Any:
+    """A number r for which e is at most a constant times |variable - root|^r near the root, up to logarithms.
+
+    Minus infinity where none is known.
+    """
+    if variable not in e.free_symbols or isinstance(e, BOUNDED):
+        return S.Zero
+    parts = [value for value, _ in e.args] if isinstance(e, Piecewise) else e.args[:1] if isinstance(e, Sum) else e.args
+    orders = [_order(part, variable, root) for part in parts]
+    least = min(orders, default=S.Zero)
+    if e.is_Mul:
+        return sympy.Add(*orders)
+    if e.is_Symbol or e.is_Add or isinstance(e, Sum | Piecewise | Max | Min | sympy.Abs):
+        return least
+    if e.is_Pow and e.exp.is_Rational and e.exp > 0:
+        return e.exp * least
+    is_bounded = least >= 0 and not e.has(sympy.log, sympy.loggamma)
+    if e.is_Pow and e.exp.is_Rational:
+        at_root = e.base.xreplace({variable: root})
+        if is_bounded and sympy.expand(at_root.xreplace(real_letters(at_root))).is_nonzero:
+            return S.Zero
+        return e.exp if e.base.is_polynomial(variable) and sympy.degree(e.base, variable) == 1 else -oo
+    if isinstance(e, sympy.log | sympy.loggamma) and e.args[0].is_polynomial(variable):
+        return S.Zero
+    is_continuous = isinstance(e, CONTINUOUS) or (e.is_Pow and (e.exp.is_nonnegative or not e.base.has(variable)))
+    return S.Zero if is_bounded and is_continuous else -oo
 
 
 def _at_most_linear(e: Any, noise: set[Any]) -> bool:
@@ -955,6 +987,12 @@ def _known_ranges(claim: Claim) -> dict[Any, Any]:
     return {index: (S.One, high) for index, high in claim.indices.items() if high not in (FREE, PARTIAL)}
 
 
+def is_whole(symbol: Any, ranges: dict[Any, Any]) -> bool:
+    """Does a letter stand for whole numbers alone: by its declaration, or as a size or an index?"""
+    facts = _FACTS.get()
+    return bool(symbol.is_integer) or symbol in ranges or (facts is not None and symbol in facts.whole)
+
+
 def at_least_zero(e: Any, ranges: dict[Any, Any]) -> bool:
     """True if e, linear in the indices of ``ranges``, is known not to be negative on all of them."""
     facts = _FACTS.get()
@@ -972,3 +1010,23 @@ def at_least_zero(e: Any, ranges: dict[Any, Any]) -> bool:
     if facts and not any(gap.xreplace(positive).is_nonnegative for gap in gaps):
         facts.positive.update(positive)
     return True
+
+
+def noting_positive(e: Any, work: Callable[[Any], Any], ranges: dict[Any, Any]) -> Any:
+    """work(e), where SymPy takes 0^n for 0 and a delta of 0 and n, too, if n is declared positive.
+
+    Where the result would be another one with 0, 1, 2, ..., the claim needs that sizes and free indices are 1, 2, ...
+    """
+    facts, result = _FACTS.get(), work(e)
+    positive = {s: Dummy(s.name, integer=True, nonnegative=True) for s in e.free_symbols
+                if s.is_Symbol and s.is_integer and s.is_positive and s not in ranges}
+
+    def matters(symbols: set[Any]) -> bool:
+        weaker = {s: positive[s] for s in symbols}
+        return bool(work(e.xreplace(weaker)) != result.xreplace(weaker))
+
+    if facts and not facts.positive.issuperset(positive) and matters(set(positive)):
+        alone = {symbol for symbol in positive if matters({symbol})}
+        together = set(positive) - alone
+        facts.positive.update(alone, together if matters(together) else ())
+    return result

@@ -251,7 +251,7 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
         where: Conditions under which the chain is meant, such as ``i <= n``; they are shown with it. The judge keeps to
             them; the rules do not know them, so two different units are ``m[i]`` and ``m[i + 1]``.
         **sizes: More sizes for the judge by name: ``n=5`` or ``n=(4, 5)``. Without them, sizes take the values 1, 2
-            and 3 in every order, never two of them the same value, and some larger ones.
+            and 3 in every order, every two of them once the same value, and some larger ones.
 
     Raises:
         Unproved: If a line is not equal to the first; the message names the line and shows the difference.

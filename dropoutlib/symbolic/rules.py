@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
 from sympy import (
+    Add,
     Derivative,
     Dummy,
     Expr,
+    FallingFactorial,
+    Function,
     Indexed,
     Integral,
     KroneckerDelta,
     Limit,
     Mul,
     Piecewise,
+    Pow,
     Product,
+    RisingFactorial,
     S,
     Sum,
     Symbol,
+    Tuple,
+    binomial,
     expand,
+    factorial,
     fraction,
+    gamma,
+    harmonic,
+    loggamma,
     nan,
     oo,
+    polygamma,
     simplify,
     sympify,
     together,
@@ -31,10 +44,12 @@ from sympy import (
 )
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.sorting import default_sort_key
+from sympy.functions.elementary.piecewise import ExprCondPair
 from sympy.functions.special.hyper import TupleParametersBase
 from sympy.stats import Covariance, Expectation, Variance
 from sympy.stats.rv import RandomSymbol
 
+from . import judge
 from .families import (
     Noise,
     copies,
@@ -44,7 +59,7 @@ from .families import (
     mean_of_product,
     with_real_letters,
 )
-from .language import at_least_zero, ranges_of_indices
+from .language import at_least_zero, is_whole, noting_positive, ranges_of_indices, read
 from .notation import MOMENTS, VARYING, textbook
 from .terms import (
     Ranges,
@@ -198,8 +213,9 @@ def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
     if not present:
         return whole
     if len(present) == 1 and not whole.has(ExprWithLimits):
-        mean = mean_of_function(whole, present[0])
-        return mean if _is_finished(mean) else Expectation(whole)
+        mean = noting_positive(whole, lambda e: mean_of_function(e, *copies(e)), ranges)
+        is_shown = _is_finished(mean) and (present[0].base.is_finite_law or _is_confirmed(Expectation(whole), mean))
+        return mean if is_shown else Expectation(whole)
     noises: list[Any] = []
     result = S.One
     for factor in factors:
@@ -214,12 +230,22 @@ def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
             result *= _product_of_means(factor, ranges)
         else:
             return Expectation(whole)
-    return result * mean_of_product(noises) if noises else result
+    return result * noting_positive(Tuple(*noises), mean_of_product, ranges) if noises else result
 
 
 def _is_finished(mean: Any) -> bool:
     """A closed and finite result of the law, in functions of the language."""
     return not mean.has(Integral, Piecewise, RandomSymbol, TupleParametersBase, oo, -oo, zoo, nan)
+
+
+@lru_cache(maxsize=1024)
+def _is_confirmed(integral: Any, closed: Any) -> bool:
+    """Does an integral of SymPy agree with quadrature, wherever it stands in a claim and whatever hides it there?"""
+    try:
+        claim = read([integral, closed])
+        return judge.disagreement(claim, integral, closed, judge.cases(claim, {})[-1:]) is None
+    except (ArithmeticError, ValueError):
+        return False
 
 
 def _product_of_means(factor: Any, ranges: Ranges) -> Any:
@@ -335,8 +361,9 @@ def difference(left: Any, right: Any, ranges: Ranges | None = None) -> Any:
 def _opaque(expression: Any) -> Any:
     """Sums, products and means as letters: SymPy closes sums without a look at their range, and lets free indices in.
 
-    So is an integral, limit or derivative that holds one, in which its letter would be a constant. A mean is one letter
-    as a whole: a letter in it would be no noise, and its mean the letter itself.
+    So is an integral, which SymPy would work out unseen, and a limit or derivative that holds one, in which its letter
+    would be a constant. A mean is one letter as a whole: a letter in it would be no noise, and its mean the letter
+    itself.
     """
     letters: dict[Any, Any] = {}
 
@@ -354,11 +381,18 @@ def _opaque(expression: Any) -> Any:
         return within(e, named)
 
     def within(e: Any, change: Callable[[Any], Any]) -> Any:
-        if e.is_Atom or isinstance(e, Indexed) or not e.has(Sum, Product, *MOMENTS):
+        if e.is_Atom or isinstance(e, Indexed) or not e.has(Sum, Product, Integral, *MOMENTS):
             return e
-        return e.func(*[change(part) if isinstance(part, Expr) else part for part in e.args])
+        return _in_every_part(e, change)
 
     return named(expression)
+
+
+def _in_every_part(expression: Any, change: Callable[[Any], Any]) -> Any:
+    """The same of changed arguments; the values of a case distinction stand one level deeper."""
+    return expression.func(*[change(part) if isinstance(part, Expr) else
+                             part.func(change(part.expr), part.cond) if isinstance(part, ExprCondPair) else part
+                             for part in expression.args])
 
 
 _FACTOR = Dummy("l", integer=True)      # one name for the index of every product
@@ -410,13 +444,23 @@ def _closed(expression: Any, ranges: Ranges) -> Any:
         body = _closed(body, inner_ranges([(index, low, high)], ranges))
         # a delta is left to collapse(): SymPy finds a j with 41 j = k for every k
         may_be_closed = at_least_zero(high - low + 1, ranges) and not body.has(KroneckerDelta, ExprWithLimits)
-        done = _closed_by_induction(expression.func, body, index, low, high) if may_be_closed else None
+        done = _closed_by_induction(expression.func, body, index, low, high, ranges) if may_be_closed else None
         return expression.func(body, (index, low, high)) if done is None else done
-    closed = expression.func(*[_closed(part, ranges) if isinstance(part, Expr) else part for part in expression.args])
-    return with_real_letters(closed, lambda e: e.doit(deep=False)) if isinstance(closed, Limit | Integral) else closed
+    closed = _in_every_part(expression, lambda part: _closed(part, ranges))
+    if isinstance(closed, Limit):
+        return with_real_letters(closed, lambda e: e.doit(deep=False))
+    return _integrated(closed) if isinstance(closed, Integral) else closed
 
 
-def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any, high: Any) -> Any:
+def _integrated(integral: Any) -> Any:
+    """SymPy's closed form, where quadrature confirms it."""
+    factor, body = integral.function.as_independent(integral.limits[0][0], as_Add=False)
+    bare = Integral(body, *integral.limits)
+    done = with_real_letters(bare, lambda e: e.doit(deep=False))
+    return factor * (done if not done.has(Integral) and _is_confirmed(bare, done) else bare)
+
+
+def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any, high: Any, ranges: Ranges) -> Any:
     """The closed form of SymPy for a sum or product, if induction over its end confirms it, else None.
 
     An end of its own keeps SymPy from what it gets wrong: a sum over k of (-1)^k binomial(n, k) P(k) up to the same n
@@ -429,12 +473,57 @@ def _closed_by_induction(kind: Any, body: Any, index: Any, low: Any, high: Any) 
     first, step = form.xreplace({length: S.Zero}), form.xreplace({length: length + 1})
     next_one = body.xreplace({index: low + length})
     shown = (first, step - form - next_one) if kind is Sum else (first - 1, step - form * next_one)
-    return form.xreplace({length: high - low + 1}) if all(map(_simplifies_to_zero, shown)) else None
+    if not all(map(_simplifies_to_zero, shown)):
+        return None
+    return _without_poles(form, length, high - low + 1, ranges)
+
+
+def _without_poles(form: Any, length: Any, whole: Any, ranges: Ranges) -> Any:
+    """A closed form for the whole length, written without a pole, also at any shorter length; None if one may be left.
+
+    At a pole a closed form is a limit, which depends on the way: (n - 3) (n - 2) ... (2 n - 4) is the quotient of
+    gamma(2 n - 3) and gamma(n - 3), but not its limit n -> 2. Where a letter moves freely there is only one way.
+    """
+    def is_apart(e: Any) -> bool:
+        """Is e no whole number below 1, whatever the sizes are?"""
+        with_letter = [term for term in Add.make_args(expand(e))
+                       if term.has(Indexed) or any(not is_whole(s, lengths) for s in term.free_symbols)]
+        if with_letter:
+            return not any(is_whole(s, lengths) for term in with_letter if not term.has(Indexed)
+                           for s in term.free_symbols)
+        numerator, denominator = fraction(together(e))
+        return bool(e.is_real is False or (denominator.is_Integer and at_least_zero(expand(numerator - 1), lengths)))
+
+    def turned(start: Any, count: Any) -> Any:
+        """x (x + 1) ... (x + k - 1): 0 if it runs over 0, begun at the other end if it stays below."""
+        other = 1 - start - count
+        if is_apart(start):
+            return RisingFactorial(start, count)
+        if is_apart(other):
+            return (-1)**count * RisingFactorial(other, count)
+        runs_over_zero = all(end.is_integer and at_least_zero(end, ranges) for end in (-start, -other))
+        return S.Zero if runs_over_zero else nan
+
+    def has_no_pole(part: Any) -> bool:
+        if isinstance(part, Pow):
+            return is_apart(part.base) or is_apart(-part.base) or not part.exp.is_negative \
+                or not part.base.has(length) or part.base.has(Function)
+        if isinstance(part, gamma | loggamma | polygamma):
+            return is_apart(part.args[-1])
+        if isinstance(part, factorial | binomial | harmonic):
+            return is_apart(part.args[0] + 1)
+        return not isinstance(part, FallingFactorial | TupleParametersBase)
+
+    lengths = {length: (S.Zero, whole), **ranges}
+    if not all(map(has_no_pole, form.atoms(Function, Pow))):
+        return None
+    form = form.xreplace({length: whole}).replace(RisingFactorial, turned)
+    return None if form.has(nan, zoo, oo) else form
 
 
 def _simplifies_to_zero(expression: Any) -> bool:
     try:
-        return bool(simplify(_opaque(expression)) == 0)
+        return bool(with_real_letters(_opaque(expression), simplify) == 0)
     except StopIteration:       # sum_add of SymPy 1.14 looks for a Sum among factors where there is none
         return False
 

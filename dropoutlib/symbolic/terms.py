@@ -10,12 +10,28 @@ from collections.abc import Iterable
 from itertools import chain, count, permutations, product
 from typing import Any
 
-from sympy import Add, Basic, Dummy, Indexed, KroneckerDelta, Limit, Mul, Pow, Product, S, Sum, Symbol, expand, sympify
+from sympy import (
+    Add,
+    Basic,
+    Dummy,
+    Indexed,
+    KroneckerDelta,
+    Limit,
+    Mul,
+    Pow,
+    Product,
+    S,
+    Sum,
+    Symbol,
+    Tuple,
+    expand,
+    sympify,
+)
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.sorting import default_sort_key
 
 from .families import copies
-from .language import at_least_zero, ranges_of_indices
+from .language import at_least_zero, noting_positive, ranges_of_indices
 from .notation import MOMENTS, VARYING, textbook
 
 __all__ = ["Ranges", "Term", "collapse", "collapsed", "has_noise", "inner_ranges", "nameless", "readable", "sum_over",
@@ -193,7 +209,8 @@ def _one_delta(body: Any, limits: list[Any], ranges: Ranges) -> Term | None:
             if at_least_zero(low - other - 1, others) or at_least_zero(other - high - 1, others):
                 return S.Zero, []
             if at_least_zero(other - low, others) and at_least_zero(high - other, others):
-                return body.xreplace({index: other}), [limit for limit in limits if limit[0] != index]
+                moved = noting_positive(Tuple(body, index, other), lambda e: e[0].xreplace({e[1]: e[2]}), known)
+                return moved, [limit for limit in limits if limit[0] != index]
     return None
 
 
