@@ -470,6 +470,12 @@ class Flow:
             if held:
                 notes.append(f"{_place(reader.node)}: {held} of its inputs are constant and stay, because it reads "
                              "them through zero padding")
+        for node, inputs, outputs in self.per_channel:
+            if len(node.all_input_nodes) == 1 and len(inputs.known) == len(outputs.known):
+                held = int((inputs.known & ~outputs.known & self._stays(outputs)).sum())
+                if held:
+                    notes.append(f"{_place(node)}: {held} channels are constant in front of it and stay, because what "
+                                 "it makes of them is not, as behind zero padding")
         for node, outputs in self.merged:
             stays = self._stays(outputs) & ~outputs.known
             held = int((torch.stack([self.channels[arg].known for arg in node.all_input_nodes

@@ -314,6 +314,18 @@ def test_zero_padding_keeps_a_constant_and_says_so():
     assert compress(model, x).report.layers["0"].constant == (0, 1)
 
 
+def test_a_padded_mean_says_that_constants_end_there():
+    for padded in (True, False):
+        pool = nn.AvgPool2d(3, 1, 1, count_include_pad=padded)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), pool, nn.Conv2d(8, 4, 1))
+        with torch.no_grad():
+            model[0].weight[:4], model[0].bias[:4] = 0, 1
+        report = compress(model, torch.randn(2, 3, 8, 8)).report
+        assert report.notes == (("2: 4 channels are constant in front of it and stay, because what it makes of them is "
+                                 "not, as behind zero padding",) if padded else ())
+        assert (report.parameters.after < report.parameters.before) is not padded
+
+
 def test_a_zero_passes_zero_padding():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)).double()
     with torch.no_grad():
