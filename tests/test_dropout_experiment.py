@@ -85,7 +85,7 @@ def test_every_method_trains(method) -> None:
     settings = Settings(method=method, dropout=0.3 if takes_rate else 0.0, epochs=1, batch_size=500)
     model = network(settings, 8)
     assert any(type(part).__name__ == method for part in model.modules())
-    outcome = dropout.score(dropout._Run(settings, 0))
+    outcome = dropout.score(dropout.Run(settings, 0))
     assert 0 <= outcome.accuracy <= 1 and all(math.isfinite(value) for value in outcome)
 
 
@@ -93,9 +93,9 @@ def test_noise_that_is_learned_adds_its_divergence(monkeypatch) -> None:
     asked = []
     divergence = dropoutlib.kl_divergence
     monkeypatch.setattr(dropoutlib, "kl_divergence", lambda model: asked.append(1) or divergence(model))
-    dropout.score(dropout._Run(Settings(method="SparseVariationalLinear", epochs=1, batch_size=500), 0))
+    dropout.score(dropout.Run(Settings(method="SparseVariationalLinear", epochs=1, batch_size=500), 0))
     assert len(asked) == 2
-    dropout.score(dropout._Run(Settings(dropout=0.3, epochs=1, batch_size=500), 0))
+    dropout.score(dropout.Run(Settings(dropout=0.3, epochs=1, batch_size=500), 0))
     assert len(asked) == 2
 
 
@@ -103,7 +103,7 @@ def test_the_norm_is_held(monkeypatch) -> None:
     trained: list[torch.nn.Module] = []
     fit = dropout.fit
     monkeypatch.setattr(dropout, "fit", lambda *given, **named: trained.append(fit(*given, **named)) or trained[-1])
-    dropout.score(dropout._Run(Settings(max_norm=0.5, epochs=2), 0))
+    dropout.score(dropout.Run(Settings(max_norm=0.5, epochs=2), 0))
     assert max(part.weight.flatten(1).norm(dim=1).max().item() for part in trained[0].modules()
                if hasattr(part, "weight")) <= 0.5 + 1e-5
 
@@ -122,7 +122,7 @@ def test_dead_units_are_counted(monkeypatch) -> None:
 
     monkeypatch.setattr(dropout, "network", network)
     monkeypatch.setattr(dropout, "he_normal", lambda model: model)
-    assert dropout.score(dropout._Run(Settings(epochs=1, learning_rate=1e-9), 0)).dead == pytest.approx(16 / 88)
+    assert dropout.score(dropout.Run(Settings(epochs=1, learning_rate=1e-9), 0)).dead == pytest.approx(16 / 88)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -204,3 +204,19 @@ def test_processes_of_torchrun_train_one_network(tmp_path) -> None:
         tables.append(rows(tmp_path / name))
     assert [row["processes"] for row in tables[0]] == ["2", "2"] and float(tables[0][0]["accuracy"]) > 0.2
     assert [{**row, "seconds": ""} for row in tables[0]] == [{**row, "seconds": ""} for row in tables[1]]
+
+
+def test_the_grid_of_rates_and_norms(tmp_path) -> None:
+    from dropoutlib.experiments import lenet
+    from dropoutlib.experiments.paired import read_scores
+
+    file = tmp_path / "lenet.txt"
+    assert lenet.main(["--seeds", "1", "--epochs", "1", "--rates", "0.05", "--output", str(file)]) == 0
+    scores = read_scores(file.read_text())
+    settings = [key for key in scores if key[3] == "accuracy"]
+    assert len(settings) == 14 and len(scores) == 28
+    assert {key[2] for key in settings if key[1] == "no max-norm"} == set(lenet.DROPOUT)
+    key = ("learning rate 0.05", "max-norm 25", 0.4)
+    outcome = dropout.score(dropout.Run(Settings(dropout=0.4, max_norm=25, epochs=1), 0))
+    assert scores[*key, "accuracy"][0] == pytest.approx(outcome.accuracy, abs=1e-4)
+    assert scores[*key, "dead units"][0] == pytest.approx(outcome.dead, abs=1e-4)

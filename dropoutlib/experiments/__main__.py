@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 __all__ = ["EXPERIMENTS", "main"]
 
-EXPERIMENTS = ("dropout", "placement", "recurrent", "mc_dropout", "sparsity", "unit_pruning", "propagation",
+EXPERIMENTS = ("dropout", "lenet", "placement", "recurrent", "mc_dropout", "sparsity", "unit_pruning", "propagation",
                "compression")
 
 

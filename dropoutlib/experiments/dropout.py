@@ -26,15 +26,14 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import dropoutlib
-from dropoutlib.arguments import positive
 from dropoutlib.methods import Layer, catalogue
 
 from .data import Split, digits, mnist
 from .networks import he_normal, lenet
-from .paired import attempts, count, file_in_folder, probability
+from .paired import attempts, count, file_in_folder, positive_number, probability
 from .training import fit
 
-__all__ = ["METHODS", "Outcome", "Settings", "main", "network", "plot", "read_outcomes", "score"]
+__all__ = ["METHODS", "Outcome", "Run", "Settings", "main", "network", "plot", "read_outcomes", "score"]
 
 _BINS = 15  # of the calibration error
 _PATIENCE = 10  # seconds until a scheduler has to answer
@@ -80,7 +79,9 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
+    """One training."""
+
     settings: Settings
     seed: int
 
@@ -149,7 +150,7 @@ def _data(name: str) -> Split:
     return digits(1000) if name == "digits" else mnist()
 
 
-def score(run: _Run) -> Outcome:
+def score(run: Run) -> Outcome:
     """Trains one network, on one thread, so that a number is the same on every number of cores.
 
     Args:
@@ -216,12 +217,12 @@ def _has_kl(model: nn.Module) -> bool:
 _VERSIONS = {"torch": torch.__version__, "dropoutlib": dropoutlib.__version__}
 
 
-def _row(run: _Run, outcome: Outcome) -> dict[str, str]:
+def _row(run: Run, outcome: Outcome) -> dict[str, str]:
     cells = {**run.settings._asdict(), "seed": run.seed, **_VERSIONS, **outcome._asdict()}
     return {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in cells.items()}
 
 
-def read_outcomes(file: Path) -> dict[_Run, Outcome]:
+def read_outcomes(file: Path) -> dict[Run, Outcome]:
     """The runs of a table that these versions of torch and of the library made.
 
     Args:
@@ -233,7 +234,7 @@ def read_outcomes(file: Path) -> dict[_Run, Outcome]:
     Raises:
         ValueError: if the file is something else.
     """
-    found: dict[_Run, Outcome] = {}
+    found: dict[Run, Outcome] = {}
     if not file.exists():
         return found
     with file.open(encoding="utf-8", newline="") as lines:
@@ -243,7 +244,7 @@ def read_outcomes(file: Path) -> dict[_Run, Outcome]:
         for row in reader:
             if all(row[name] == version for name, version in _VERSIONS.items()):
                 settings = Settings(*(type(usual)(row[name]) for name, usual in Settings()._asdict().items()))
-                found[_Run(settings, int(row["seed"]))] = Outcome(*(float(row[name]) for name in Outcome._fields))
+                found[Run(settings, int(row["seed"]))] = Outcome(*(float(row[name]) for name in Outcome._fields))
     return found
 
 
@@ -255,7 +256,7 @@ def _add(file: Path, row: Mapping[str, str]) -> None:
     beside.replace(file)
 
 
-def plot(outcomes: Mapping[_Run, Outcome], file: Path) -> None:
+def plot(outcomes: Mapping[Run, Outcome], file: Path) -> None:
     """Draws the accuracy of every run, a column for each setting.
 
     Args:
@@ -286,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments dropout", description=__doc__,
                                      epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dropout", type=probability, default=0.0, metavar="P", help="probability of dropping (0)")
-    parser.add_argument("--max-norm", "--max_norm", type=_positive, default=math.inf, metavar="C",
+    parser.add_argument("--max-norm", "--max_norm", type=positive_number, default=math.inf, metavar="C",
                         help="largest norm of the weights into a unit (none)")
     parser.add_argument("--method", choices=METHODS, default=usual.method, metavar="LAYER",
                         help=f"what drops (Dropout), one of {', '.join(METHODS)}")
@@ -294,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", choices=("digits", "mnist"), default=usual.data,
                         help="digits of scikit-learn, 1000 to learn from (digits), or MNIST, fetched from OpenML once")
     parser.add_argument("--epochs", type=count, default=usual.epochs, help=f"passes over the data ({usual.epochs})")
-    parser.add_argument("--learning-rate", type=_positive, default=usual.learning_rate, metavar="RATE",
+    parser.add_argument("--learning-rate", type=positive_number, default=usual.learning_rate, metavar="RATE",
                         help=f"of gradient descent with momentum 0.9 ({usual.learning_rate})")
     parser.add_argument("--batch-size", type=count, default=usual.batch_size, help=f"({usual.batch_size})")
     parser.add_argument("--device", default=usual.device, help="cpu (default), cuda, ...")
@@ -303,13 +304,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=file_in_folder, default=Path("dropout.csv"),
                         help="the table, a row for each run (dropout.csv); beside it a picture with the same name")
     return parser
-
-
-def _positive(text: str) -> float:
-    try:
-        return positive("number", float(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"has to be a positive number, but got {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -336,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _data(settings.data)    # fetched once, before processes ask for it
     except Exception as error:  # torch and the layers have one of their own for each way
         parser.error(str(error).splitlines()[0])
-    runs = [_Run(settings, seed) for seed in range(options.runs)]
+    runs = [Run(settings, seed) for seed in range(options.runs)]
     missing = [run for run in runs if run not in found]
     with _processes(settings), _workers(options.cluster, parser):
         is_first = settings.processes == 1 or distributed.get_rank() == 0

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from dropoutlib.arguments import positive
 from dropoutlib.noise import Bernoulli
 
 __all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "attempts", "compare", "count", "file_in_folder", "fill",
-           "probability", "read_scores", "write_scores"]
+           "positive_number", "probability", "read_scores", "write_scores"]
 
 Key: TypeAlias = tuple[str, str, float, str]
 Scores: TypeAlias = Mapping[int, float]  # by seed
@@ -141,6 +142,24 @@ def probability(text: str) -> float:
         return Bernoulli(float(text)).p
     except ValueError:
         raise argparse.ArgumentTypeError(f"has to be a number between 0 and 1, but got {text!r}") from None
+
+
+def positive_number(text: str) -> float:
+    """A number of a command line, above 0 and finite.
+
+    Args:
+        text: as it was given.
+
+    Returns:
+        float: the number.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is anything else.
+    """
+    try:
+        return positive("number", float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"has to be a positive number, but got {text!r}") from None
 
 
 def file_in_folder(text: str) -> Path:
