@@ -457,6 +457,9 @@ def _integrated(integral: Any) -> Any:
     factor, body = integral.function.as_independent(integral.limits[0][0], as_Add=False)
     bare = Integral(body, *integral.limits)
     done = with_real_letters(bare, lambda e: e.doit(deep=False))
+    if done.has(Integral) and not done.has(bare):   # SymPy has brought out a factor, and gives up where it would not
+        done = done.replace(lambda e: isinstance(e, Integral),
+                            lambda e: with_real_letters(Integral(*e.args), lambda e: e.doit(deep=False)))
     return factor * (done if not done.has(Integral) and _is_confirmed(bare, done) else bare)
 
 
