@@ -131,6 +131,7 @@ def test_dead_units_are_counted(monkeypatch) -> None:
     (["--runs", "0"], "argument --runs: has to be a whole number of at least 1"),
     (["--method", "VariationalLSTM"], "invalid choice: 'VariationalLSTM'"),
     (["--method", "SparseVariationalLinear", "--dropout", "0.2"], "SparseVariationalLinear has no rate to be set"),
+    (["--method", "SpatialDropout2d"], "SpatialDropout2d with --dropout 0 drops nothing"),
     (["--device", "moon"], "moon"), (["--output", "no/such/folder.csv"], "there is no folder no/such"),
     (["--method", "FastDropoutLinear", "--dropout", "1"], "less than 1")])
 def test_bad_settings_are_refused_before_anything_trains(arguments, words, capsys, monkeypatch, tmp_path) -> None:

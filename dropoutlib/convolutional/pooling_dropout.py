@@ -218,7 +218,7 @@ class _MaxPoolDropout(NoisyLayer, _DropoutNd):
     In evaluation ``inference="expected"`` (probability-weighted pooling) is the exact mean of the training output,
     negative elements included. ``"scaled"`` is 1 - p times the maximum: cheaper, and too small, because it leaves out
     that the second largest element wins if the largest is dropped. Nothing is scaled in training. The exact mean
-    compares the elements of all windows pair by pair, which takes a CPU about 1.5 times as long as a maximum. With a
+    compares the elements of all windows pair by pair, which takes a CPU about as long as a maximum. With a
     gradient, and for windows of more than 16 elements, it sorts every window, of which it holds a copy: for 2 x 2 that
     is about 8 times as long, and k elements at a stride of 1 take about 4k times the memory of the input.
 

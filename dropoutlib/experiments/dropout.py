@@ -1,7 +1,8 @@
 """Trains a LeNet-like network several times with one method, and says how accurate it becomes.
 
-Each run has initial weights, batches and noise of its own; the data are the same for all. Runs that stand in the table
-are not done again, so that what was stopped goes on where it was.
+Each run has initial weights, batches and noise of its own; the data are the same for all. The last line has the mean
+and the standard deviation of the runs. Runs that stand in the table are not done again, so that what was stopped goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Settings(NamedTuple):
 class Outcome(NamedTuple):
     """What one run gave.
 
-    ``accuracy``, ``loss`` (the mean cross-entropy) and ``calibration`` (the expected error of it) are those of the test
-    data; ``dead`` is the part of all rectified units and maps that are zero for all of them.
+    ``accuracy``, ``loss`` (the mean cross-entropy) and ``calibration`` (the expected error, 15 bins) are those of the
+    test data; ``dead`` is the part of all rectified units and maps that are zero for all of them.
     """
 
     accuracy: float
@@ -113,8 +114,8 @@ def _rate(method: str) -> str | None:
 def network(settings: Settings, side: int) -> nn.Sequential:
     """The network with the layers of the method where they belong.
 
-    Those that replace a linear layer, a convolution or a pool are there instead of the hidden one, of the second and
-    of both; what drops maps is behind both pools, everything else behind the hidden layer.
+    Those that replace a linear layer, a convolution or a pool take the place of the hidden layer, of the second
+    convolution, or of both pools; what drops maps is behind both pools, everything else behind the hidden layer.
 
     Args:
         settings: of which the method, its rate and the data count.
@@ -286,18 +287,22 @@ def _parser() -> argparse.ArgumentParser:
     usual = Settings()
     parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments dropout", description=__doc__,
                                      epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dropout", type=probability, default=0.0, metavar="P", help="probability of dropping (0)")
+    parser.add_argument("--dropout", type=probability, default=0.0, metavar="P",
+                        help="probability of dropping, the largest one of StochasticRateDropout (0: nothing; methods "
+                             "without a rate learn or draw their own)")
     parser.add_argument("--max-norm", "--max_norm", type=positive_number, default=math.inf, metavar="C",
                         help="largest norm of the weights into a unit (none)")
     parser.add_argument("--method", choices=METHODS, default=usual.method, metavar="LAYER",
                         help=f"what drops (Dropout), one of {', '.join(METHODS)}")
-    parser.add_argument("--runs", type=count, default=10, help="how many networks are trained (10)")
+    parser.add_argument("--runs", type=count, default=10,
+                        help="how many networks are trained, with the seeds 0, 1, ... (10)")
     parser.add_argument("--data", choices=("digits", "mnist"), default=usual.data,
                         help="digits of scikit-learn, 1000 to learn from (digits), or MNIST, fetched from OpenML once")
     parser.add_argument("--epochs", type=count, default=usual.epochs, help=f"passes over the data ({usual.epochs})")
     parser.add_argument("--learning-rate", type=positive_number, default=usual.learning_rate, metavar="RATE",
                         help=f"of gradient descent with momentum 0.9 ({usual.learning_rate})")
-    parser.add_argument("--batch-size", type=count, default=usual.batch_size, help=f"({usual.batch_size})")
+    parser.add_argument("--batch-size", type=count, default=usual.batch_size,
+                        help=f"examples of a step, shared by several processes ({usual.batch_size})")
     parser.add_argument("--device", default=usual.device, help="cpu (default), cuda, ...")
     parser.add_argument("--jobs", type=count, default=1, help="processes side by side (1)")
     parser.add_argument("--cluster", metavar="ADDRESS", help="of the scheduler of a Dask cluster that trains instead")
@@ -323,6 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("torchrun's processes train every network together, without --jobs or --cluster")
     if settings.dropout and _rate(settings.method) is None:
         parser.error(f"argument --dropout: {settings.method} has no rate to be set, it learns or draws its own")
+    if not settings.dropout and settings.method != Settings().method and _rate(settings.method) is not None:
+        parser.error(f"argument --method: {settings.method} with --dropout 0 drops nothing; give a rate")
     try:
         torch.empty(0, device=settings.device)
         network(settings, 8)
