@@ -221,3 +221,15 @@ def test_the_grid_of_rates_and_norms(tmp_path) -> None:
     outcome = dropout.score(dropout.Run(Settings(dropout=0.4, max_norm=25, epochs=1), 0))
     assert scores[*key, "accuracy"][0] == pytest.approx(outcome.accuracy, abs=1e-4)
     assert scores[*key, "dead units"][0] == pytest.approx(outcome.dead, abs=1e-4)
+
+
+def test_the_committed_grid_is_whole_and_its_runs_can_be_done_again() -> None:
+    from dropoutlib.experiments import lenet, measured
+    from dropoutlib.experiments.paired import read_scores
+
+    scores = read_scores(measured("lenet"))
+    assert len(scores) == 2 * 14 * len(lenet.RATES) and all(len(values) == 10 for values in scores.values())
+    accuracy, dead = lenet.score(lenet.Run(0.05, 0.4, 25.0, 0), epochs=20)
+    key = ("learning rate 0.05", "max-norm 25", 0.4)
+    assert scores[*key, "accuracy"][0] == pytest.approx(accuracy, abs=0.02)    # other processors round otherwise
+    assert scores[*key, "dead units"][0] == pytest.approx(dead, abs=0.05)
