@@ -270,7 +270,7 @@ def require_features(input: Tensor, weight: Tensor, bias: Tensor | None = None) 
     if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
         raise RuntimeError(f"input has to have {weight.shape[1]} features, its last axis, for a weight of shape "
                            f"{tuple(weight.shape)}, but got the shape {tuple(input.shape)}")
-    _require_type_of_weight(input, weight)
+    _require_type_of_weight(input, weight, bias)
 
 
 def require_channels(input: Tensor, weight: Tensor, bias: Tensor | None, axes: int, groups: int = 1) -> None:
@@ -299,7 +299,7 @@ def require_channels(input: Tensor, weight: Tensor, bias: Tensor | None, axes: i
     if input.dim() not in (axes + 1, axes + 2) or input.shape[-axes - 1] != channels:
         raise RuntimeError(f"input has to have {channels} channels, in front of {axes} spatial axes, with or without a "
                            f"batch, but got the shape {tuple(input.shape)}")
-    _require_type_of_weight(input, weight)
+    _require_type_of_weight(input, weight, bias)
 
 
 def _require_bias(bias: Tensor | None, weight: Tensor) -> None:
@@ -311,15 +311,15 @@ def _require_bias(bias: Tensor | None, weight: Tensor) -> None:
     if bias.shape != weight.shape[:1]:
         raise RuntimeError(f"bias has to be of shape ({weight.shape[0]},) for a weight of shape {tuple(weight.shape)}, "
                            f"but got the shape {tuple(bias.shape)}")
-    if bias.dtype != weight.dtype and not is_autocast(weight):
-        raise RuntimeError(f"bias has to be of the type of the weight, {weight.dtype}, but got {bias.dtype}")
 
 
-def _require_type_of_weight(input: Tensor, weight: Tensor) -> None:
+def _require_type_of_weight(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if input.dtype != weight.dtype and not is_autocast(input):
         raise RuntimeError(f"input has to be of the type of the weight, {weight.dtype}, but got {input.dtype}")
     if input.is_complex():
         raise RuntimeError(f"input has to be real, because its moments are those of real sums, but got {input.dtype}")
+    if bias is not None and bias.dtype != weight.dtype and not is_autocast(weight):
+        raise RuntimeError(f"bias has to be of the type of the weight, {weight.dtype}, but got {bias.dtype}")
 
 
 def is_autocast(x: Tensor) -> bool:
