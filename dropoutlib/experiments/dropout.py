@@ -27,11 +27,12 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import dropoutlib
+from dropoutlib import plotting
 from dropoutlib.methods import Layer, catalogue
 
 from .data import Split, digits, mnist
 from .networks import he_normal, lenet
-from .paired import attempts, count, file_in_folder, positive_number, probability
+from .paired import attempts, count, file_in_folder, positive_number, probability, write_whole
 from .training import fit
 
 __all__ = ["METHODS", "Outcome", "Run", "Settings", "main", "network", "plot", "read_outcomes", "score"]
@@ -250,11 +251,8 @@ def read_outcomes(file: Path) -> dict[Run, Outcome]:
 
 
 def _add(file: Path, row: Mapping[str, str]) -> None:
-    """Writes the table with one more row; it is whole at any time."""
     text = file.read_text(encoding="utf-8") if file.exists() else ",".join(row) + "\n"
-    beside = file.with_name(file.name + ".new")
-    beside.write_text(text + ",".join(row.values()) + "\n", encoding="utf-8")
-    beside.replace(file)
+    write_whole(file, text + ",".join(row.values()) + "\n")
 
 
 def plot(outcomes: Mapping[Run, Outcome], file: Path) -> None:
@@ -273,8 +271,8 @@ def plot(outcomes: Mapping[Run, Outcome], file: Path) -> None:
     axis = figure.subplots()
     for place, values in enumerate(groups.values()):
         spread = [0.25 * ((7 * k) % 11 / 10 - 0.5) for k in range(len(values))]
-        axis.plot([place + shift for shift in spread], values, "o", color="#2f79c4", alpha=0.6)
-        axis.plot([place - 0.3, place + 0.3], [statistics.fmean(values)] * 2, color="#d2691e")
+        axis.plot([place + shift for shift in spread], values, "o", color=plotting.BLUE, alpha=0.6)
+        axis.plot([place - 0.3, place + 0.3], [statistics.fmean(values)] * 2, color=plotting.ORANGE)
     axis.set(ylabel="test accuracy, %, and mean", xlim=(-0.6, len(groups) - 0.4))
     axis.set_xticks(range(len(groups)), [str(settings) for settings in groups], rotation=30, ha="right", fontsize=8)
     figure.savefig(file, dpi=150)

@@ -16,7 +16,7 @@ from dropoutlib.arguments import positive
 from dropoutlib.noise import Bernoulli
 
 __all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "attempts", "compare", "count", "file_in_folder", "fill",
-           "positive_number", "probability", "read_scores", "write_scores"]
+           "positive_number", "probability", "read_scores", "write_scores", "write_whole"]
 
 Key: TypeAlias = tuple[str, str, float, str]
 Scores: TypeAlias = Mapping[int, float]  # by seed
@@ -138,10 +138,7 @@ def probability(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: if it is anything else.
     """
-    try:
-        return Bernoulli(float(text)).p
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"has to be a number between 0 and 1, but got {text!r}") from None
+    return _number(text, lambda number: Bernoulli(number).p, "a number between 0 and 1")
 
 
 def positive_number(text: str) -> float:
@@ -156,10 +153,14 @@ def positive_number(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: if it is anything else.
     """
+    return _number(text, lambda number: positive("number", number), "a positive number")
+
+
+def _number(text: str, checked: Callable[[float], float], what: str) -> float:
     try:
-        return positive("number", float(text))
+        return checked(float(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"has to be a positive number, but got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"has to be {what}, but got {text!r}") from None
 
 
 def file_in_folder(text: str) -> Path:
@@ -237,11 +238,15 @@ def fill(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
             scores[key][run.seed] = value
         finished += 1
         rows = write_scores({key: by_seed for key, by_seed in scores.items() if by_seed})
-        beside = output.with_name(output.name + ".new")
-        beside.write_text("\n".join([f"# {parser.prog} {' '.join(given)}".rstrip(), *header, rows, ""]),
-                          encoding="utf-8")
-        beside.replace(output)  # whole at any time
+        write_whole(output, "\n".join([f"# {parser.prog} {' '.join(given)}".rstrip(), *header, rows, ""]))
     return int(finished < len(missing))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file that is whole at any time, also if the program is killed."""
+    beside = file.with_name(file.name + ".new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
 
 
 def attempts(runs: Sequence[Any], score: Callable[[Any], Sequence[float]], jobs: int
