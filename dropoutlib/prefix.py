@@ -72,7 +72,8 @@ class Prefix(TorchFunctionMode):
         self._now: dict[int, Tensor] = {}               # what stands for results in this pass, by number
         self._ended, self._is_first, self._is_lost = False, True, False
         self._next, self._bytes = 0, 0
-        self._state = _random_state()
+        self._measured: list[weakref.finalize[Any, Any]] = []
+        self._state, self._level = _random_state(), _level()
 
     def __enter__(self) -> Prefix:
         if self._is_lost:
@@ -92,6 +93,9 @@ class Prefix(TorchFunctionMode):
         if self._is_first:
             self.end()
             self._is_first = False
+            for waits in self._measured:    # for a tensor that may outlive this object, and keep it alive
+                waits.detach()
+            self._measured.clear()
         elif error is None and self._next < len(self._calls):
             raise Diverged(f"only {self._next} of {len(self._calls)} functions were called")
 
@@ -112,18 +116,19 @@ class Prefix(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._is_first:
             return self._again(func, args, kwargs) if self._next < len(self._calls) else func(*args, **kwargs)
-        leaves = [] if self._ended else _leaves((args, kwargs))[0]
-        inputs, tensors = [self._named(leaf) for leaf in leaves], [x for x in leaves if isinstance(x, Tensor)]
-        versions = [_version(tensor) for tensor in tensors]
-        output = func(*args, **kwargs)
-        results, structure = _leaves(output)
+        if not self._ended and _level() > self._level:     # what the functions in there are given are no plain tensors
+            self.end()
+        leaves = _leaves((args, kwargs))[0]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        inputs, versions = [] if self._ended else [self._named(leaf) for leaf in leaves], list(map(_version, tensors))
+        output = func(*args, **kwargs)  # which may end the prefix
+        (results, structure), own = _leaves(output), set(map(id, tensors))
         if not self._ended and _random_state() != self._state:
-            self._is_lost = versions != [_version(tensor) for tensor in tensors]
+            self._is_lost = versions != list(map(_version, tensors))
             self.end()
         if self._ended:
-            self._measure(results)
+            self._measure(results, own)
         else:
-            own = set(map(id, tensors))
             self._calls.append(_Call(func, inputs, [self._recorded(leaf, own) for leaf in results], structure))
         return output
 
@@ -157,13 +162,14 @@ class Prefix(TorchFunctionMode):
             self._numbers[id(self._now[result])] = result
         return self._now[result]
 
-    def _measure(self, results: list[Any]) -> None:
+    def _measure(self, results: list[Any], arguments: set[int]) -> None:
         for tensor in results:
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and id(tensor) not in arguments:  # x.float() may be x
                 size = tensor.numel() * tensor.element_size()
                 self._bytes += size
                 self.peak = max(self.peak, self._bytes)
-                weakref.finalize(tensor, self._free, size).atexit = False
+                self._measured.append(weakref.finalize(tensor, self._free, size))
+                self._measured[-1].atexit = False
 
     def _free(self, size: int) -> None:
         self._bytes -= size
@@ -202,8 +208,15 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+def _level() -> int:
+    """How many functions of :mod:`torch.func` and modes of torch that see its operators are at work."""
+    top = torch._C._functorch.peek_interpreter_stack()
+    return torch._C._len_torch_dispatch_stack() + (0 if top is None else int(top.level()))
+
+
 def _random_state() -> list[Any]:
-    states: list[Any] = [torch.default_generator.get_state().numpy().tobytes()]
+    with torch._C._DisableFuncTorch():
+        states: list[Any] = [torch.default_generator.get_state().numpy().tobytes()]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states += [(generator.initial_seed(), generator.get_offset()) for generator in torch.cuda.default_generators]
     return states

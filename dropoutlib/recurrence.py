@@ -336,7 +336,7 @@ class _LSTM(torch.autograd.Function):
         recurrent, product = _recurrent(weight, untied), torch.bmm if untied else torch.mm
         of_seen = torch.empty_like(by_gate[0] if untied else of_h, memory_format=torch.contiguous_format)
         of_seen_bits = _combinable(of_seen, noise.state)
-        block = max(1, _IN_CACHE // gates[0].numel())
+        block = max(1, _IN_CACHE // max(1, gates[0].numel()))
         for start in range(steps - 1 - (steps - 1) % block, -1, -block):
             here = slice(start, start + block)
             masks = noise.candidate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 import re
 import sys
@@ -680,7 +679,7 @@ def _class_summary(samples: Tensor, class_axis: int) -> ClassPrediction:
     missed = torch.where(mean > 0, variance / mean, 0).sum(axis) / (2 * count)
     votes = nn.functional.one_hot(p.argmax(axis + 1), shape[axis]).sum(0)
     ratio = 1 - votes.amax(-1).to(p.dtype) / count
-    error |= {name: values.std(0) / math.sqrt(count) for name, values in (
+    error |= {name: _moments(values)[2]["mean"] for name, values in (
         ("entropy", cross), ("expected_entropy", own), ("mutual_information", cross - own))}
     error["variation_ratio"] = (ratio * (1 - ratio) / count).sqrt()
     entropy, expected = cross.mean(0) + missed, own.mean(0)

@@ -1,6 +1,7 @@
 """Monte Carlo dropout: what is turned on and what stays, shared masks, and predictions against the exact law."""
 
 import copy
+import gc
 import math
 import pickle
 import random
@@ -1067,3 +1068,84 @@ def test_functions_that_draw_are_seen(function) -> None:
     with torch.no_grad(), monte_carlo(model, masks="fixed"):    # that of a layer is shared as ever
         model.function = nn.Identity()
         assert torch.equal(model(x), model(x))
+
+
+class _Cast(nn.Module):
+    """Behind its noise it calls a function that returns a parameter and an input as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(40))
+
+    def forward(self, x):
+        return F.dropout(x) * self.scale.float() + x.float()
+
+
+@pytest.mark.parametrize("last", [_Cast, lambda: dropoutlib.VariationalDropoutLinear(40, 3),
+                                  lambda: dropoutlib.ConcreteDropout(nn.Linear(40, 3))])
+def test_nothing_stays_of_what_was_computed_in_front_of_the_noise(last):
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is torch.Tensor and thing.shape == (7, 40) for thing in gc.get_objects())
+
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), last())
+    before = alive()
+    for _ in range(3):
+        predict(model, torch.randn(7, 6), 4)
+    assert alive() == before
+
+
+def test_what_a_function_returns_as_it_is_takes_no_room():
+    x = torch.ones(1000)
+    with Prefix([x], []) as prefix:
+        torch.rand(1)       # the first draw ends it
+        x.float()
+        assert prefix.peak < 1000
+        x.double()
+        assert prefix.peak >= 8000
+
+
+@pytest.mark.parametrize("transform", [
+    lambda energy: torch.func.grad(lambda z: energy(z).sum()),
+    lambda energy: torch.func.vmap(torch.func.grad(lambda z: energy(z).sum())),
+    lambda energy: torch.func.vmap(torch.func.jacrev(lambda z: energy(z)[0])),
+    lambda energy: torch.func.vmap(torch.func.jacfwd(lambda z: energy(z)[0])),
+    lambda energy: lambda x: torch.func.vjp(energy, x)[1](x.new_ones(len(x), 1))[0],
+    lambda energy: lambda x: torch.func.jvp(energy, (x,), (torch.ones_like(x),))[1].expand(-1, 6)])
+def test_a_model_may_use_transforms_of_its_own(transform):
+    """The derivative of an energy, as in a force field, with dropout behind it."""
+    class Force(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
+            self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 2))
+
+        def forward(self, x):
+            return self.head(transform(self.energy)(x.sin()))
+
+    model, x = Force().double(), torch.randn(4, 6).double()
+    found = predict(model, x, 400)
+    with torch.no_grad():
+        force = transform(model.energy)(x.sin())
+        mean, deviation = model.head.eval()(force), ((force ** 2) @ (model.head[1].weight ** 2).T).sqrt()
+    assert ((found.mean - mean).abs() < 6 * deviation / 20).all()
+    torch.testing.assert_close(found.variance.sqrt(), deviation, rtol=0.3, atol=1e-3)
+
+
+def test_dropout_inside_of_a_transform_is_sampled():
+    class Force(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 1))
+
+        def forward(self, x):
+            return torch.func.grad(lambda z: self.energy(z).sum())(x)
+
+    assert (predict(Force(), torch.randn(4, 6), 50).variance > 0).all()
+
+
+def test_an_empty_batch_of_classes_gives_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = predict(nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 3)), torch.randn(0, 8), 10, task="classification")
+    assert found.mean.shape == (0, 3) and found.standard_error["entropy"].shape == (0,)

@@ -415,6 +415,17 @@ def test_weights_are_listed_as_torch_lists_them(name: str) -> None:
     assert_same(layer.all_weights, of_torch.all_weights)
 
 
+@every
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch_has_gradients_of_zero(name: str, options: dict[str, Any], training: bool) -> None:
+    layer = made(name, "cpu", **options).train(training)
+    x = sequences("cpu", batch=3)[:, :0].requires_grad_()
+    output, _ = layer(x)
+    output.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+    assert all(part.grad is not None and (part.grad == 0).all() for part in layer.parameters())
+
+
 def wrapped(rank: int, directory: str) -> None:
     for name, options in itertools.product(NETWORKS, ({}, {"num_layers": 2, "dropout": 0.3})):
         layer = made(name, "cpu", dtype=torch.float32, **options)
