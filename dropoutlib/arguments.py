@@ -339,11 +339,12 @@ def is_recorded() -> bool:
     """Whether a dispatch mode keeps what is called for a graph or another pass, and does not only look on.
 
     Returns:
-        True under tracing, fake tensors and selective checkpoints; False under a mode that counts or prints.
+        True under tracing, fake tensors, selective checkpoints and where saved tensors may be changed; False under a
+        mode that counts or prints.
     """
     modes = [_dispatch_mode(place) for place in range(_dispatch_modes())]
     return any(mode is None or getattr(mode, "_mode_key", None) is not None
-               or type(mode).__module__ == "torch.utils.checkpoint" for mode in modes)
+               or type(mode).__module__ in ("torch.utils.checkpoint", "torch.autograd.graph") for mode in modes)
 
 
 def is_differentiated(x: Tensor) -> bool:

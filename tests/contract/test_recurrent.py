@@ -426,6 +426,15 @@ def test_an_empty_batch_has_gradients_of_zero(name: str, options: dict[str, Any]
     assert all(part.grad is not None and (part.grad == 0).all() for part in layer.parameters())
 
 
+@every
+def test_saved_tensors_may_be_changed(name: str, options: dict[str, Any]) -> None:
+    layer, x = made(name, "cpu", **options), sequences("cpu")
+    noise = layer.draw(x)
+    expected = everything(layer, x, noise=noise)
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        torch.testing.assert_close(everything(layer, x, noise=noise), expected)  # the plain loop rounds otherwise
+
+
 def wrapped(rank: int, directory: str) -> None:
     for name, options in itertools.product(NETWORKS, ({}, {"num_layers": 2, "dropout": 0.3})):
         layer = made(name, "cpu", dtype=torch.float32, **options)
