@@ -18,6 +18,7 @@ from dropoutlib.experiments import dropout
 from dropoutlib.experiments.__main__ import EXPERIMENTS
 from dropoutlib.experiments.__main__ import main as experiments
 from dropoutlib.experiments.dropout import METHODS, Settings, main, network
+from dropoutlib.experiments.networks import rate_of
 
 QUICK = ["--epochs", "1", "--batch-size", "500"]
 
@@ -81,7 +82,7 @@ def test_threads_and_processes_leave_the_numbers(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method) -> None:
-    takes_rate = dropout._rate(method) is not None
+    takes_rate = rate_of(method) is not None
     settings = Settings(method=method, dropout=0.3 if takes_rate else 0.0, epochs=1, batch_size=500)
     model = network(settings, 8)
     assert any(type(part).__name__ == method for part in model.modules())
@@ -133,6 +134,7 @@ def test_dead_units_are_counted(monkeypatch) -> None:
     (["--method", "SparseVariationalLinear", "--dropout", "0.2"], "SparseVariationalLinear has no rate to be set"),
     (["--method", "SpatialDropout2d"], "SpatialDropout2d with --dropout 0 drops nothing"),
     (["--device", "moon"], "moon"), (["--output", "no/such/folder.csv"], "there is no folder no/such"),
+    (["--output", "table.png"], "argument --output: has to be another file than the picture beside it"),
     (["--method", "FastDropoutLinear", "--dropout", "1"], "less than 1")])
 def test_bad_settings_are_refused_before_anything_trains(arguments, words, capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
@@ -148,6 +150,10 @@ def test_a_table_of_something_else_is_left_alone(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--output", str(file)])
     assert "is no table of this program" in capsys.readouterr().err and file.read_text() == "a,b\n1,2\n"
+    file.write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(SystemExit):
+        main(["--output", str(file)])
+    assert "table.csv is no table of this program" in capsys.readouterr().err
 
 
 def test_mnist_without_network_says_so(monkeypatch, capsys, tmp_path) -> None:
@@ -215,7 +221,7 @@ def test_the_grid_of_rates_and_norms(tmp_path) -> None:
     assert lenet.main(["--seeds", "1", "--epochs", "1", "--rates", "0.05", "--output", str(file)]) == 0
     scores = read_scores(file.read_text())
     settings = [key for key in scores if key[3] == "accuracy"]
-    assert len(settings) == 14 and len(scores) == 28
+    assert len(settings) == 3 * 14 and len(scores) == 3 * 28
     assert {key[2] for key in settings if key[1] == "no max-norm"} == set(lenet.DROPOUT)
     key = ("learning rate 0.05", "max-norm 25", 0.4)
     outcome = dropout.score(dropout.Run(Settings(dropout=0.4, max_norm=25, epochs=1), 0))
@@ -228,8 +234,27 @@ def test_the_committed_grid_is_whole_and_its_runs_can_be_done_again() -> None:
     from dropoutlib.experiments.paired import read_scores
 
     scores = read_scores(measured("lenet"))
-    assert len(scores) == 2 * 14 * len(lenet.RATES) and all(len(values) == 10 for values in scores.values())
+    assert len(scores) == 2 * 14 * (len(lenet.RATES) + len(lenet.RECTIFIED))
+    assert all(len(values) == 10 for values in scores.values())
     accuracy, dead = lenet.score(lenet.Run(0.05, 0.4, 25.0, 0), epochs=20)
     key = ("learning rate 0.05", "max-norm 25", 0.4)
     assert scores[*key, "accuracy"][0] == pytest.approx(accuracy, abs=0.02)    # other processors round otherwise
     assert scores[*key, "dead units"][0] == pytest.approx(dead, abs=0.05)
+
+
+def test_rectified_scores_are_behind_the_last_layer_and_count_among_the_dead(monkeypatch) -> None:
+    from dropoutlib.experiments import lenet
+
+    model = lenet.rectified(Settings(dropout=0.3), 8)
+    assert [name for name, _ in model.named_children()][-2:] == ["output", "scores"] and model.noise3.p == 0.3
+    assert (model(torch.rand(50, 64)) >= 0).all()
+    settings = Settings(epochs=1, learning_rate=1e-9)
+
+    def silent(settings: Settings, side: int) -> torch.nn.Sequential:
+        model = lenet.rectified(settings, side)
+        with torch.no_grad():
+            model.output.bias -= 100
+        return model
+
+    plain, dead = (dropout.score(dropout.Run(settings, 0), build).dead for build in (lenet.rectified, silent))
+    assert dead * 98 == pytest.approx(plain * 98 + 10, abs=5)     # scores may be zero before they are silenced

@@ -10,17 +10,18 @@ from torch import nn
 
 from dropoutlib.experiments import measured, paired, recurrent
 
-EXPERIMENTS = list(recurrent.SETTINGS)
-SHORT = {"memory": recurrent.Setting(2, (2,), 6, 4, 6, 0.02), "language": recurrent.Setting(4, (1, 4), 6, 4, 6, 0.01)}
+EXPERIMENTS = list(recurrent.SCHEMES)
+SHORT = {"memory": recurrent.Setting(2, (2,), 6, 4, 6, 0.02), "language": recurrent.Setting(4, (1, 4), 6, 4, 6, 0.01),
+         **dict.fromkeys(("once", "again"), recurrent.Setting(2, (2,), 6, 4, 6, 0.01))}
 
 
 def network(experiment, noise="-", p=0.0, placement="none"):
-    letters = experiment == "language"
+    letters = experiment != "memory"
     return recurrent.Network(27 if letters else 2, 6, 27 if letters else 1, noise, placement, p, letters=letters)
 
 
 def example(experiment):
-    return torch.randint(27, (5, 3)) if experiment == "language" else torch.randn(5, 3, 2)
+    return torch.randn(5, 3, 2) if experiment == "memory" else torch.randint(27, (5, 3))
 
 
 @pytest.fixture
@@ -106,6 +107,30 @@ def test_the_text_is_english_of_this_python_in_two_parts():
     spelled = "".join(" abcdefghijklmnopqrstuvwxyz"[letter] for letter in train.tolist())
     assert spelled.startswith("function get close matches word possibilities n cutoff use sequencematcher to return")
     assert "  " not in spelled
+
+
+def test_the_process_has_the_entropy_that_is_worked_out() -> None:
+    chances = recurrent.process()
+    torch.testing.assert_close(chances.sum(-1), torch.ones(27, 27))
+    text = recurrent.babble(4000, 20, torch.Generator().manual_seed(0))
+    first, second = (text[step] for step in (0, 1))
+    after = text[2][(first == 20) & (second == 8)]      # th
+    assert len(after) > 50
+    assert (after == 5).float().mean().item() == pytest.approx(chances[20, 8, 5].item(), abs=0.15)
+    uniform = -torch.where(chances > 0, chances * chances.log2(), 0.0).sum(-1)
+    assert recurrent.entropy(text) == pytest.approx(uniform[text[:-2], text[1:-1]].mean().item(), abs=0.02)
+
+
+def test_text_is_new_at_every_update_or_some_of_what_there_is(monkeypatch) -> None:
+    monkeypatch.setattr(recurrent, "_SEQUENCES", 3)
+    setting = recurrent.SETTINGS["once"]
+    for data, most in (("once", 10 * 16), ("again", 3)):
+        reader = recurrent._reader(recurrent.Run(data, "-", 0.0, "none", 0), setting, torch.Generator().manual_seed(0))
+        inputs, following = zip(*(reader() for _ in range(10)), strict=True)
+        assert inputs[0].shape == following[0].shape == (50, 16)
+        assert torch.equal(inputs[0][1:], following[0][:-1])
+        seen = {tuple(sequence) for batch in inputs for sequence in batch.T.tolist()}
+        assert len(seen) == most
 
 
 def test_another_text_is_refused(tmp_path):
@@ -197,15 +222,16 @@ def test_importing_the_experiments_does_not_import_these():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("experiment", "least"), [("memory", 6), ("language", 4)])
+@pytest.mark.parametrize(("experiment", "least"), [("memory", 6), ("language", 4), ("passes", 6)])
 def test_the_committed_scores_are_those_that_the_program_asks_for(experiment, least):
     text = measured(experiment)
     first, versions, what = text.splitlines()[:3]
-    assert first.startswith(f"# python -m dropoutlib.experiments.recurrent {experiment} --seeds ")
+    program, _, said = first.partition(" --seeds ")
+    assert program == f"# python -m dropoutlib.experiments.recurrent {experiment}"
     assert (versions.partition("; ")[2], what.removeprefix("# ")) == recurrent._about(experiment)
     assert versions.startswith("# torch ")
     scores = paired.read_scores(text)
     [seeds] = {tuple(values) for values in scores.values()}  # every line has a score of each seed
     assert seeds == tuple(range(len(seeds))) and len(seeds) >= least
-    assert first.endswith(f"--seeds {len(seeds)}")
+    assert int(said or 6) == len(seeds)     # 6 if nothing is said
     assert set(scores) == {key for run in recurrent.runs(experiment, 1) for key in recurrent._keys(run)}

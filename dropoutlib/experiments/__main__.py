@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 __all__ = ["EXPERIMENTS", "main"]
 
-EXPERIMENTS = ("dropout", "lenet", "placement", "recurrent", "mc_dropout", "sparsity", "unit_pruning", "propagation",
-               "compression")
+EXPERIMENTS = ("dropout", "lenet", "comparison", "placement", "recurrent", "mc_dropout", "sparsity", "unit_pruning",
+               "propagation", "compression")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,10 +15,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +27,10 @@ from torch.nn import functional as F
 
 import dropoutlib
 from dropoutlib import plotting
-from dropoutlib.methods import Layer, catalogue
+from dropoutlib.methods import catalogue
 
 from .data import Split, digits, mnist
-from .networks import he_normal, lenet
+from .networks import LENET, he_normal, lenet, place_of, put, rate_of
 from .paired import attempts, count, file_in_folder, positive_number, probability, write_whole
 from .training import fit
 
@@ -88,28 +87,8 @@ class Run(NamedTuple):
     seed: int
 
 
-def _facts() -> dict[str, Layer]:
-    return {layer.name: layer for method in catalogue().values() for layer in method.facts}
-
-
-def _parts(layer: Layer) -> tuple[str, ...]:
-    """The parts of the network that a layer replaces or, in their place, is; none if it is for other networks."""
-    if not isinstance(getattr(dropoutlib, layer.name, None), type) or layer.law in ("none", "place"):
-        return ()
-    if layer.replaces is not None:
-        return {"Linear": ("hidden",), "Conv2d": ("conv2",), "MaxPool2d": ("pool1", "pool2"), "Dropout": ("noise3",),
-                "AvgPool2d": ("pool1", "pool2"), "Dropout2d": ("noise1", "noise2")}.get(layer.replaces, ())
-    if layer.has_weights:   # it wraps what has them
-        return ("conv2",) if layer.site == "map" else ("hidden",)
-    return ("noise1", "noise2") if layer.site == "map" else ("noise3",)
-
-
-METHODS = tuple(name for name, layer in _facts().items() if _parts(layer) and name != "LockedDropout")
-
-
-def _rate(method: str) -> str | None:
-    """The argument that sets how much is dropped, if there is one."""
-    return next((name for name in ("p", "high") if name in signature(getattr(dropoutlib, method)).parameters), None)
+METHODS = tuple(layer.name for method in catalogue().values() for layer in method.facts
+                if place_of(layer, LENET) and layer.law != "place")
 
 
 def network(settings: Settings, side: int) -> nn.Sequential:
@@ -125,38 +104,22 @@ def network(settings: Settings, side: int) -> nn.Sequential:
     Returns:
         nn.Sequential: parts with names.
     """
-    model = lenet(side)
-    make, layer, rate = getattr(dropoutlib, settings.method), _facts()[settings.method], _rate(settings.method)
-    options = {} if rate is None else {rate: settings.dropout}
-    if rate is not None and settings.dropout == 0:
-        return model
-    for name in _parts(layer):
-        old: Any = getattr(model, name)
-        if layer.replaces == "Linear":
-            new = make.from_linear(old, **options)
-        elif layer.replaces == "Conv2d":
-            new = make.from_conv(old, **options)
-        elif layer.has_weights:
-            new = make(old, **options)
-        elif layer.site == "window":
-            new = make(2, **options)
-        elif layer.site == "unit":
-            new = make(model.get_submodule("output").in_features, **options)
-        else:
-            new = make(**options)
-        setattr(model, name, new)
-    return model
+    model, rate = he_normal(lenet(side)), rate_of(settings.method)   # before layers take the weights over
+    if rate is None:
+        return put(settings.method, model, LENET)
+    return put(settings.method, model, LENET, **{rate: settings.dropout}) if settings.dropout else model
 
 
 def _data(name: str) -> Split:
     return digits(1000) if name == "digits" else mnist()
 
 
-def score(run: Run) -> Outcome:
+def score(run: Run, build_network: Callable[[Settings, int], nn.Sequential] | None = None) -> Outcome:
     """Trains one network, on one thread, so that a number is the same on every number of cores.
 
     Args:
         run: settings and a seed.
+        build_network: makes another network than :func:`network`.
 
     Returns:
         Outcome: on the test data.
@@ -170,7 +133,7 @@ def score(run: Run) -> Outcome:
     made: list[nn.Module] = []
 
     def build() -> nn.Module:
-        made.append(he_normal(network(settings, side)).to(device))
+        made.append((build_network or network)(settings, side).to(device))
         if settings.max_norm < math.inf:
             dropoutlib.MaxNorm(made[0], settings.max_norm)
         if settings.processes == 1:
@@ -239,7 +202,7 @@ def read_outcomes(file: Path) -> dict[Run, Outcome]:
     found: dict[Run, Outcome] = {}
     if not file.exists():
         return found
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
         reader = csv.DictReader(lines)
         if reader.fieldnames != [*Settings._fields, "seed", *_VERSIONS, *Outcome._fields]:
             raise ValueError(f"{file} is no table of this program: its columns are {reader.fieldnames}")
@@ -281,6 +244,12 @@ def plot(outcomes: Mapping[Run, Outcome], file: Path) -> None:
 # The program
 
 
+def _table(text: str) -> Path:
+    if (file := file_in_folder(text)).suffix.lower() == ".png":
+        raise argparse.ArgumentTypeError(f"has to be another file than the picture beside it, but got {text!r}")
+    return file
+
+
 def _parser() -> argparse.ArgumentParser:
     usual = Settings()
     parser = argparse.ArgumentParser(prog="python -m dropoutlib.experiments dropout", description=__doc__,
@@ -304,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default=usual.device, help="cpu (default), cuda, ...")
     parser.add_argument("--jobs", type=count, default=1, help="processes side by side (1)")
     parser.add_argument("--cluster", metavar="ADDRESS", help="of the scheduler of a Dask cluster that trains instead")
-    parser.add_argument("--output", type=file_in_folder, default=Path("dropout.csv"),
+    parser.add_argument("--output", type=_table, default=Path("dropout.csv"),
                         help="the table, a row for each run (dropout.csv); beside it a picture with the same name")
     return parser
 
@@ -324,9 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(*(getattr(options, name) for name in Settings._fields))
     if settings.processes > 1 and (options.cluster is not None or options.jobs > 1):
         parser.error("torchrun's processes train every network together, without --jobs or --cluster")
-    if settings.dropout and _rate(settings.method) is None:
+    if settings.dropout and rate_of(settings.method) is None:
         parser.error(f"argument --dropout: {settings.method} has no rate to be set, it learns or draws its own")
-    if not settings.dropout and settings.method != Settings().method and _rate(settings.method) is not None:
+    if not settings.dropout and settings.method != Settings().method and rate_of(settings.method) is not None:
         parser.error(f"argument --method: {settings.method} with --dropout 0 drops nothing; give a rate")
     try:
         torch.empty(0, device=settings.device)

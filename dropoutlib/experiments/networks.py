@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import dropoutlib
 from dropoutlib import Dropout, SpatialDropout2d
+from dropoutlib.arguments import one_of
+from dropoutlib.methods import Layer, catalogue
 
-__all__ = ["CNN", "NOISE", "NORMS", "RESIDUAL", "UNET", "Residual", "UNet", "cnn", "he_normal", "lenet", "residual"]
+__all__ = ["CNN", "DENSE", "LENET", "NOISE", "NORMS", "RESIDUAL", "UNET", "Residual", "UNet", "cnn", "dense",
+           "facts_of", "he_normal", "lenet", "place_of", "put", "rate_of", "residual"]
 
 CNN = {"none": "", "before norm": "conv1 conv2", "before pooling": "relu1 relu2", "after pooling": "pool1 pool2",
        "between modules": "pool1", "before flatten": "pool2", "between dense layers": "relu3",
@@ -20,11 +26,16 @@ RESIDUAL = {"none": "", "in the branch": "branch1 branch2 branch3 branch4", "on 
             "before flatten": "relu"}
 UNET = {"none": "", "encoder": "encoder1 encoder2", "across": "across1 across2", "bottleneck": "bottleneck",
         "decoder": "decoder2 decoder1"}
+DENSE = {"Linear": "hidden2 output", "StandoutLinear": "hidden1 hidden2", "Dropout": "noise1 noise2"}  # see put()
+LENET = {"image": "noise0", "Linear": "hidden", "Conv2d": "conv2", "MaxPool2d": "pool1 pool2",
+         "AvgPool2d": "pool1 pool2", "Dropout2d": "noise1 noise2", "Dropout": "noise3"}
 NOISE: dict[str, type[nn.Module]] = {"elements": Dropout, "maps": SpatialDropout2d}
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d, "instance": lambda maps: nn.InstanceNorm2d(maps, affine=True),
     "group": lambda maps: nn.GroupNorm(4, maps),
     "layer": lambda maps: nn.GroupNorm(1, maps)}  # one group is all maps, and has a scale for each as the others have
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 def _with_dropout(layers: dict[str, nn.Module], behind: str, noise: str, p: float) -> nn.Sequential:
@@ -58,6 +69,88 @@ def cnn(placement: str = "none", noise: str = "elements", p: float = 0.5, norm: 
     return _with_dropout(layers, CNN[placement], noise, p)
 
 
+def facts_of(method: str) -> Layer:
+    """What the table of methods says about a layer.
+
+    Args:
+        method: name of a layer of the library.
+
+    Returns:
+        Layer: its facts.
+
+    Raises:
+        ValueError: if the table has no such layer.
+    """
+    layers = {layer.name: layer for row in catalogue().values() for layer in row.facts}
+    one_of("method", method, sorted(layers))
+    return layers[method]
+
+
+def put(method: str, model: _Model, places: Mapping[str, str], **options: Any) -> _Model:
+    """Puts the layers of a method where a network has places for them.
+
+    Args:
+        method: name of a layer of the library.
+        model: is changed: what replaces a part with weights takes them over, what only drops follows what is there.
+        places: ``DENSE`` or ``LENET``: the parts for a layer of that name, or for those that stand in the place of
+            such a layer of torch, or that drop parts of the ``"image"``.
+        options: of the layers.
+
+    Returns:
+        nn.Module: the same model.
+
+    Raises:
+        ValueError: if the network has no place for it.
+    """
+    layer, make = facts_of(method), getattr(dropoutlib, method)
+    if not (names := place_of(layer, places)):
+        raise ValueError(f"method has to be one for which the network has a place, but got {method!r}")
+    for name in names.split():
+        old: Any = model.get_submodule(name)
+        if layer.replaces == "Linear":
+            new = make.from_linear(old, **options)
+        elif layer.replaces == "Conv2d":
+            new = make.from_conv(old, **options)
+        elif layer.has_weights:
+            new = make(old, **options)
+        elif layer.site == "window":
+            new = make(2, **options)
+        else:
+            units: Any = [model.get_submodule("output").in_features] if layer.site == "unit" else []
+            drops = make(*units, **options)
+            new = drops if isinstance(old, nn.Identity) else nn.Sequential(old, drops)
+        setattr(model, name, new)
+    return model
+
+
+def rate_of(method: str) -> str | None:
+    """The argument of a layer that sets how much is dropped, if there is one."""
+    return next((name for name in ("p", "high") if name in signature(getattr(dropoutlib, method)).parameters), None)
+
+
+def place_of(layer: Layer, places: Mapping[str, str]) -> str:
+    """The parts of a network, separated by spaces, that a layer replaces or follows; empty if there are none."""
+    if not isinstance(getattr(dropoutlib, layer.name, None), type) or layer.law == "none" or layer.site == "feature":
+        return ""
+    usual = {"image": "image", "map": "Conv2d" if layer.has_weights else "Dropout2d"}.get(
+        layer.site, "Linear" if layer.has_weights else "Dropout")
+    return places.get(layer.name, places.get(layer.replaces or usual, ""))
+
+
+def dense(units: int) -> nn.Sequential:
+    """Two hidden layers for 64 pixels, with places for noise.
+
+    Args:
+        units: of each hidden layer.
+
+    Returns:
+        nn.Sequential: layers with names; ``noise1`` and ``noise2`` behind the activations do nothing.
+    """
+    return nn.Sequential(OrderedDict(
+        hidden1=nn.Linear(64, units), relu1=nn.ReLU(), noise1=nn.Identity(),
+        hidden2=nn.Linear(units, units), relu2=nn.ReLU(), noise2=nn.Identity(), output=nn.Linear(units, 10)))
+
+
 def lenet(side: int) -> nn.Sequential:
     """Two convolutions with max pooling and two dense layers, after LeNet, with places for noise.
 
@@ -66,12 +159,12 @@ def lenet(side: int) -> nn.Sequential:
             units, for smaller ones 8 and 16 maps of 3 x 3 and 64 units.
 
     Returns:
-        nn.Sequential: takes images in rows; ``noise1`` and ``noise2`` behind the pools and ``noise3`` behind the
-        hidden layer do nothing.
+        nn.Sequential: takes images in rows; ``noise0`` in front of the first convolution, ``noise1`` and ``noise2``
+        behind the pools and ``noise3`` behind the hidden layer do nothing.
     """
     first, second, units, size = (20, 50, 500, 5) if side >= 28 else (8, 16, 64, 3)
     return nn.Sequential(OrderedDict(
-        image=nn.Unflatten(1, (1, side, side)),
+        image=nn.Unflatten(1, (1, side, side)), noise0=nn.Identity(),
         conv1=nn.Conv2d(1, first, size, padding=size // 2), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
         noise1=nn.Identity(),
         conv2=nn.Conv2d(first, second, size, padding=size // 2), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),
@@ -150,7 +243,7 @@ class UNet(nn.Module):
         return self.output(up)
 
 
-def he_normal(model: nn.Module) -> nn.Module:
+def he_normal(model: _Model) -> _Model:
     """Draws the weights of convolutions and dense layers anew, with a variance that fits to ReLU; biases are 0.
 
     Args:

@@ -1,9 +1,10 @@
-"""Dropout in an LSTM, compared at equal budget: ``python -m dropoutlib.experiments.recurrent memory``, or ``language``.
+"""Dropout in an LSTM, compared at equal budget: ``python -m dropoutlib.experiments.recurrent memory`` and two others.
 
 ``memory`` is the adding problem: two of many numbers are marked, and the network says their sum after the last one.
 Examples never run out, so nothing has to be regularised: what is measured is what noise costs a network that has to
 remember. ``language`` predicts the letters of a short text, which a network soon knows by heart: what is measured is
-what noise gains.
+what noise gains. ``passes`` predicts the letters of a random process whose entropy is known, with as many updates on
+text of which every letter is seen once as on a little of it that is seen again and again.
 
 Each scheme starts from the same weights and sees the same examples; :func:`table` compares the scores, seed by seed.
 """
@@ -38,8 +39,8 @@ from dropoutlib.recurrent_network import RecurrentNetwork
 
 from .paired import Key, Plan, Row, Scores, arguments_of, compare, fill
 
-__all__ = ["SCHEMES", "SETTINGS", "Network", "Run", "Setting", "StepMaskLSTM", "adding", "main", "prose", "real",
-           "runs", "score", "table"]
+__all__ = ["SCHEMES", "SETTINGS", "Network", "Run", "Setting", "StepMaskLSTM", "adding", "babble", "entropy", "main",
+           "process", "prose", "real", "runs", "score", "table"]
 
 _P, _EMBEDDING_P = 0.25, 0.1  # one rate for all, not tuned; that of AWD-LSTM for whole letters
 _MODULES = ("difflib", "email/message", "codecs", "optparse", "http/cookiejar", "subprocess", "textwrap")
@@ -69,7 +70,10 @@ class Run(NamedTuple):
     seed: int
 
 
-SETTINGS = {"memory": Setting(600, (600,), 60, 32, 32, 0.02), "language": Setting(1200, (400, 1200), 50, 16, 128, 0.01)}
+_PASSES = {"once": "text seen once", "again": "text seen again"}
+_SEQUENCES = 400    # of the text that is seen again
+SETTINGS = {"memory": Setting(600, (600,), 60, 32, 32, 0.02), "language": Setting(1200, (400, 1200), 50, 16, 128, 0.01),
+            **dict.fromkeys(_PASSES, Setting(800, (800,), 50, 16, 64, 0.01))}
 
 
 class StepMaskLSTM(RecurrentNetwork):
@@ -121,7 +125,10 @@ SCHEMES: dict[str, list[tuple[str, float, str]]] = {  # numbers to be added are 
                *((noise, _P, place) for noise, place in _INSIDE if not place.startswith("input"))],
     "language": [("-", 0.0, "none"), ("-", 0.0, _HALF), ("nn.Dropout", _P, "input and output"),
                  *((noise, _P, place) for noise, place in _INSIDE if noise != "inverted mask"),
-                 ("locked dropout", _P, "input and output"), ("embedding dropout", _EMBEDDING_P, "letters, a call")]}
+                 ("locked dropout", _P, "input and output"), ("embedding dropout", _EMBEDDING_P, "letters, a call")],
+    "passes": [("-", 0.0, "none"), *(("nn.Dropout", p, "input and output") for p in (0.1, _P, 0.5)),
+               ("locked dropout", _P, "input and output"), ("variational", _P, "input, state, output"),
+               ("zoneout", 0.1, "state and cell, a step"), ("weight drop", _P, "weights, a call")]}
 
 
 class Network(nn.Module):
@@ -213,6 +220,47 @@ def _letters(text: str) -> Tensor:
     return torch.tensor([0 if letter == " " else ord(letter) - ord("a") + 1 for letter in text])
 
 
+@cache
+def process() -> Tensor:
+    """Chances of the next letter after any two, in the text of :func:`prose`: a process of known entropy.
+
+    Returns:
+        Tensor: of shape ``(27, 27, 27)``; each row of it sums to one.
+    """
+    text = torch.cat(prose())
+    counts = torch.zeros(_LETTERS, _LETTERS, _LETTERS)
+    counts.index_put_((text[:-2], text[1:-1], text[2:]), torch.tensor(1.0), accumulate=True)
+    counts[counts.sum(-1) == 0, 0] = 1      # two letters that never come in a row: a space follows
+    return counts / counts.sum(-1, keepdim=True)
+
+
+def babble(number: int, length: int, generator: torch.Generator) -> Tensor:
+    """Text of :func:`process`, behind a word that ends with an e.
+
+    Args:
+        number: of sequences.
+        length: number of letters of each.
+        generator: of the text.
+
+    Returns:
+        Tensor: numbers of letters, ``(length, number)``.
+    """
+    chances, text = process(), [torch.full((number,), letter) for letter in _letters("e ").tolist()]
+    for _ in range(length):
+        text.append(torch.multinomial(chances[text[-2], text[-1]], 1, generator=generator).squeeze(-1))
+    return torch.stack(text[2:])
+
+
+def entropy(text: Tensor) -> float:
+    """Bits per letter of a text under :func:`process`, which nothing that predicts it can beat on average.
+
+    Args:
+        text: numbers of letters, ``(length, number)``; the first two letters of a sequence do not count.
+    """
+    chances = process()[text[:-2], text[1:-1]].gather(-1, text[2:].unsqueeze(-1))
+    return -chances.log2().mean().item()
+
+
 def score(run: Run) -> list[float]:
     """Trains one network and tests it, without noise.
 
@@ -233,6 +281,11 @@ def score(run: Run) -> list[float]:
             test = adding(2000, setting.length, torch.Generator().manual_seed(10**6 + run.seed))
             found = _train(network, setting, lambda: adding(setting.batch, setting.length, examples), _squared_error,
                            lambda: _squared_error(network, *test).sqrt())
+        elif run.experiment in _PASSES:
+            network = Network(_LETTERS, setting.units, _LETTERS, *scheme, letters=True)
+            test = _shifted(babble(1000, setting.length + 1, torch.Generator().manual_seed(10**6 + run.seed)))
+            found = _train(network, setting, _reader(run, setting, examples), _surprise,
+                           lambda: _surprise(network, *test) / math.log(2))
         else:
             train, held_out = prose()
             network = Network(_LETTERS, setting.units, _LETTERS, *scheme, letters=True)
@@ -241,6 +294,14 @@ def score(run: Run) -> list[float]:
             found = _train(network, setting, lambda: _windows(train, setting, examples), _surprise,
                            lambda: _surprise(network, *test) / math.log(2))
     return found
+
+
+def _reader(run: Run, setting: Setting, examples: torch.Generator) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Gives new text at every update, or some of what there is."""
+    if run.experiment == "once":
+        return lambda: _shifted(babble(setting.batch, setting.length + 1, examples))
+    text = babble(_SEQUENCES, setting.length + 1, examples)
+    return lambda: _shifted(text[:, torch.randint(_SEQUENCES, (setting.batch,), generator=examples)])
 
 
 def _for_long_memory(network: Network, length: int) -> Network:
@@ -293,7 +354,8 @@ def _train(network: nn.Module, setting: Setting, draw: Callable[[], tuple[Tensor
 
 def runs(experiment: str, seeds: int) -> list[Run]:
     """All trainings of an experiment: every scheme of ``SCHEMES`` from every seed."""
-    return [Run(experiment, *scheme, seed) for seed in range(seeds) for scheme in SCHEMES[experiment]]
+    kinds = _PASSES if experiment == "passes" else [experiment]
+    return [Run(kind, *scheme, seed) for seed in range(seeds) for kind in kinds for scheme in SCHEMES[experiment]]
 
 
 def _setting(run: Run) -> Setting:
@@ -305,9 +367,8 @@ def _setting(run: Run) -> Setting:
 def _keys(run: Run) -> list[Key]:
     """Where the scores of a run stand in the table."""
     setting = _setting(run)
-    what = [f"adding, {setting.length} steps" if run.experiment == "memory" else _updates(step)
-            for step in setting.measured_at]
-    return [(name, *run[1:4]) for name in what]
+    what = {"memory": f"adding, {setting.length} steps", **_PASSES}.get(run.experiment)
+    return [(what or _updates(step), *run[1:4]) for step in setting.measured_at]
 
 
 def _updates(number: int) -> str:
@@ -347,16 +408,17 @@ def real(rows: Sequence[Row]) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what is not in the table yet; :func:`~dropoutlib.experiments.paired.fill` says how."""
     parser = arguments_of("recurrent", __doc__, seeds=6)
-    parser.add_argument("experiment", choices=sorted(SETTINGS))
+    parser.add_argument("experiment", choices=sorted(SCHEMES))
     return fill(parser, arguments, lambda options: Plan(
         options.experiment, _about(options.experiment), runs(options.experiment, options.seeds), _keys, score))
 
 
 
 def _about(experiment: str) -> tuple[str, str]:
-    setting = SETTINGS[experiment]
+    setting = SETTINGS["once" if experiment == "passes" else experiment]
     what = {"memory": "root mean squared error of the sum on 2000 sequences; 0.8165 is that of saying 0",
-            "language": f"bits per character of held-out text, in windows of {setting.length} characters"}[experiment]
+            "language": f"bits per character of held-out text, in windows of {setting.length} characters",
+            "passes": f"bits per character of 1000 new sequences; {_SEQUENCES} sequences are seen again"}[experiment]
     return (f"{setting.steps} updates of {setting.batch} sequences of {setting.length} steps, {setting.units} units, "
             f"Adam from {setting.learning_rate:g}", f"a column for each seed: {what}")
 

@@ -1,0 +1,317 @@
+"""Every method under one protocol: ``python -m dropoutlib.experiments comparison``.
+
+Each method, and some pairs of methods, has the same budget: three strengths and two step sizes are tried, and those
+with the best accuracy on validation digits are kept (``comparison_choice.txt``). Then ten networks are trained
+(``comparison.txt``) and tested on digits that nothing was chosen by. Those of one seed have the same labels and initial
+weights; :func:`table` compares them with no dropout, seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dropoutlib
+
+from . import recurrent
+from .data import Split, digits
+from .networks import DENSE, LENET, dense, facts_of, he_normal, lenet, place_of, put, rate_of
+from .paired import Key, Plan, Row, Scores, arguments_of, compare, fill, read_scores
+from .training import fit
+
+__all__ = ["COMBINATIONS", "MEASURES", "METHODS", "REGIMES", "STRENGTHS", "Regime", "Run", "choices", "chosen", "main",
+           "network", "runs", "score", "split", "strengths", "table"]
+
+STRENGTHS = (0.1, 0.3, 0.5)     # probabilities of dropping; what else sets how much a method does has its own three
+_OTHER = {"none": (0.0,), "weight decay": (1e-4, 1e-3, 1e-2), "MaxNorm": (4.0, 2.0, 1.0), "Cutout": (2.0, 3.0, 4.0),
+          "StandoutLinear": (0.5, 1.0, 2.0), "StochasticPool2d": (0.0,)}
+_DIVERGENCE = (0.01, 0.1, 1.0)  # weights of the divergence, for noise that is learned
+_MONTE_CARLO = "Dropout, Monte Carlo"
+_SAMPLES = 30
+_STEPS, _BATCH, _BINS = 300, 64, 15
+_POOL = 900     # digits to learn from and to choose by; the others are for testing
+MEASURES = ("accuracy", "loss", "calibration error")
+
+
+class Regime(NamedTuple):
+    """What a network learns from, and how wide it is."""
+
+    network: str
+    labels: int
+    wrong: float
+    units: int
+
+
+REGIMES = {"dense, few labels": Regime("dense", 100, 0.0, 128), "dense, wrong labels": Regime("dense", 300, 0.3, 128),
+           "dense, wide": Regime("dense", 100, 0.0, 384),
+           "convolutional, few labels": Regime("convolutional", 100, 0.0, 0),
+           "convolutional, wrong labels": Regime("convolutional", 300, 0.3, 0),
+           "recurrent, few labels": Regime("recurrent", 100, 0.0, 64),
+           "recurrent, wrong labels": Regime("recurrent", 300, 0.3, 64)}
+_STEP_SIZES = {"dense": (0.03, 0.1), "convolutional": (0.02, 0.05), "recurrent": (0.1, 0.3)}
+_SCHEMES = {"Dropout": ("nn.Dropout", "input and output"), "LockedDropout": ("locked dropout", "input and output"),
+            "RNNDropLSTM": ("RNNDrop", "cell, a sequence"),
+            "RecurrentDropoutLSTM": ("recurrent dropout", "update, a step"),
+            "VariationalLSTM": ("variational", "input, state, output"),
+            "ZoneoutLSTM": ("zoneout", "state and cell, a step"), "WeightDropLSTM": ("weight drop", "weights, a call")}
+_ALIKE = ("none", "weight decay", "MaxNorm", "Dropout", _MONTE_CARLO)
+
+
+def _fitting(places: Mapping[str, str]) -> tuple[str, ...]:
+    layers = [layer for row in dropoutlib.catalogue().values() for layer in row.facts]
+    return (*_ALIKE, *(layer.name for layer in layers if place_of(layer, places) and layer.name not in _ALIKE))
+
+
+METHODS = {"dense": _fitting(DENSE), "convolutional": _fitting(LENET),
+           "recurrent": (*_ALIKE, *(name for name in _SCHEMES if name not in _ALIKE))}
+COMBINATIONS = {
+    "dense": ("Dropout + weight decay", "Dropout + MaxNorm", "Dropout + GaussianDropout", "Dropout + DropConnectLinear",
+              "Dropout + ConcreteDropout"),
+    "convolutional": ("Dropout + SpatialDropout2d", "Dropout + Cutout", "Dropout + MaxPoolDropout2d",
+                      "SpatialDropout2d + Cutout", "SpatialDropout2d + MaxPoolDropout2d"),
+    "recurrent": ("LockedDropout + ZoneoutLSTM", "LockedDropout + WeightDropLSTM", "Dropout + weight decay")}
+
+
+class Run(NamedTuple):
+    """One training: everything that decides its scores. ``strength`` counts from 0, the weakest of the method's."""
+
+    regime: str
+    method: str
+    strength: int
+    step_size: float
+    seed: int
+
+
+def strengths(method: str) -> tuple[float, ...]:
+    """What is tried of a method, by the number that sets how much it does.
+
+    Args:
+        method: one of ``METHODS``.
+
+    Returns:
+        tuple[float, ...]: probabilities of dropping; for noise that is learned weights of its divergence, for Cutout
+        sides of the square, for standout slopes, for max-norm radii, for weight decay factors.
+    """
+    return _OTHER.get(method, _DIVERGENCE if _is_learned(method) else STRENGTHS)
+
+
+def _is_learned(method: str) -> bool:
+    return hasattr(dropoutlib, method) and facts_of(method).rate == "learned"
+
+
+def _parts(run: Run) -> dict[str, float]:
+    """The methods of a run, each with what sets how much it does."""
+    return {method: strengths(method)[run.strength] for method in run.method.split(" + ")}
+
+
+def split(regime: Regime, seed: int) -> tuple[Split, Split]:
+    """Digits to learn from and to choose by, and the same to learn from with the digits for testing.
+
+    Args:
+        regime: how many labels, and which part of them is replaced by random ones.
+        seed: which digits, and which labels are wrong.
+
+    Returns:
+        tuple[Split, Split]: the test data of the first are for choosing.
+    """
+    inputs, labels, test, truth = digits(_POOL)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(_POOL, generator=generator)
+    learn, choose = order[:regime.labels], order[regime.labels:]
+    wrong = torch.rand(regime.labels, generator=generator) < regime.wrong
+    given = torch.where(wrong, torch.randint(10, wrong.shape, generator=generator), labels[learn])
+    return Split(inputs[learn], given, inputs[choose], labels[choose]), Split(inputs[learn], given, test, truth)
+
+
+class _Rows(nn.Module):
+    """Reads an image row by row, and answers behind the last row."""
+
+    def __init__(self, units: int, noise: str, placement: str, p: float) -> None:
+        super().__init__()
+        self.network = recurrent.Network(8, units, 10, noise, placement, p)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.unflatten(1, (8, 8)).transpose(0, 1))[-1]
+
+
+def network(run: Run) -> nn.Module:
+    """The network of a run, with the layers of its methods.
+
+    Args:
+        run: of which the regime, the methods and their strength count.
+
+    Returns:
+        nn.Module: takes digits in rows.
+    """
+    regime, parts = REGIMES[run.regime], _parts(run)
+    layers = {method.removesuffix(", Monte Carlo"): value for method, value in parts.items()
+              if method not in ("none", "weight decay", "MaxNorm")}
+    model: nn.Module
+    if regime.network == "recurrent":
+        inside = next((name for name in layers if name.endswith("LSTM")), next(iter(layers), "none"))
+        noise, placement = _SCHEMES.get(inside, ("-", "none"))
+        model = _Rows(regime.units, noise, placement, layers.get(inside, 0.0))
+        if "LockedDropout" in layers and inside != "LockedDropout":
+            for place in ("before", "after"):
+                setattr(model.network, place, dropoutlib.LockedDropout(layers["LockedDropout"]))
+    else:
+        model, places = (dense(regime.units), DENSE) if regime.network == "dense" else (lenet(8), LENET)
+        he_normal(model)    # before layers take the weights over
+        for name, value in layers.items():
+            put(name, model, places, **_options(name, value))
+    if "MaxNorm" in parts:
+        dropoutlib.MaxNorm(model, parts["MaxNorm"])
+    return model
+
+
+def _options(method: str, value: float) -> dict[str, Any]:
+    if method == "Cutout":
+        return {"size": int(value)}
+    if method == "StandoutLinear":
+        return {"alpha": value}
+    rate = rate_of(method)
+    return {} if rate is None or _is_learned(method) else {rate: value}
+
+
+def score(run: Run, *, is_choice: bool) -> list[float]:
+    """Trains one network and tests it, on one thread.
+
+    Args:
+        run: what to train.
+        is_choice: whether it is tested on the digits that are for choosing.
+
+    Returns:
+        list[float]: accuracy; where nothing is chosen also the mean cross-entropy and the expected calibration error.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    torch.set_num_threads(1)
+    parts = _parts(run)
+    inputs, labels, test, truth = split(REGIMES[run.regime], run.seed)[0 if is_choice else 1]
+    learned = next((value for name, value in parts.items() if _is_learned(name)), None)
+    made: list[nn.Module] = []
+
+    def build() -> nn.Module:
+        made.append(network(run))
+        return made[0]
+
+    def loss(output: Tensor, labels: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(output, labels)
+        return cross_entropy if learned is None else (
+            cross_entropy + learned * dropoutlib.kl_divergence(made[0]) / len(inputs))
+
+    model = fit(build, inputs, labels, steps=_STEPS, batch_size=_BATCH, seed=run.seed, learning_rate=run.step_size,
+                weight_decay=parts.get("weight decay", 0.0), loss=loss)
+    if run.method == _MONTE_CARLO:
+        generator = torch.Generator().manual_seed(run.seed)
+        chances = dropoutlib.predict(model, test, _SAMPLES, task="classification", generator=generator).mean
+    else:
+        with torch.no_grad():
+            chances = model(test).softmax(-1)
+    found = [(chances.argmax(-1) == truth).float().mean().item()]
+    if not is_choice:
+        found += [F.nll_loss(chances.clamp(min=1e-12).log(), truth).item(),
+                  multiclass_calibration_error(chances, truth, num_classes=10, n_bins=_BINS).item()]
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"the network of {run} has outputs that are not finite")
+    return found
+
+
+def choices(seeds: Sequence[int]) -> Iterator[Run]:
+    """The runs by whose accuracies a strength and a step size are chosen."""
+    for regime, (kind, *_) in REGIMES.items():
+        for method in (*METHODS[kind], *COMBINATIONS[kind]):
+            tried = range(min(len(strengths(part)) for part in method.split(" + ")))
+            yield from (Run(regime, method, strength, size, seed)
+                        for strength in tried for size in _STEP_SIZES[kind] for seed in seeds)
+
+
+def _choice_key(run: Run) -> list[Key]:
+    return [(run.regime, run.method, float(run.strength), f"step size {run.step_size:g}")]
+
+
+def chosen(scores: Mapping[Key, Scores]) -> dict[tuple[str, str], tuple[int, float]]:
+    """What has the best mean accuracy; of those that are as good, the first.
+
+    Args:
+        scores: of the runs that :func:`choices` names.
+
+    Returns:
+        dict: for a regime and a method the strength, and the step size.
+    """
+    best: dict[tuple[str, str], tuple[float, int, float]] = {}
+    for (regime, method, strength, size), values in scores.items():
+        mean = sum(values.values()) / len(values)
+        if mean > best.get((regime, method), (-1.0,))[0]:
+            best[regime, method] = mean, int(strength), float(size.removeprefix("step size "))
+    return {key: (strength, size) for key, (_, strength, size) in best.items()}
+
+
+def runs(found: Mapping[tuple[str, str], tuple[int, float]], seeds: Sequence[int]) -> list[Run]:
+    """The runs that are compared, each method as it was chosen."""
+    return [Run(*key, *how, seed) for key, how in found.items() for seed in seeds]
+
+
+def _keys(run: Run) -> list[Key]:
+    return [(run.regime, run.method, float(run.strength), measure) for measure in MEASURES]
+
+
+def table(scores: Mapping[Key, Scores]) -> list[Row]:
+    """Compares every method with no dropout, and a pair of methods also with the better of the two.
+
+    Args:
+        scores: of all runs that are compared, as they stand in the table.
+
+    Returns:
+        list[Row]: the network of a row is the regime, or for a pair the regime with ``", over "`` and the method with
+        which it is compared: the one of the two whose mean accuracy is better.
+    """
+    by_name = {(regime, method, measure): (key, values) for key, values in scores.items()
+               for regime, method, _, measure in [key]}
+    pairs: dict[Key, tuple[Scores, Scores]] = {}
+    for (regime, method, measure), (key, values) in by_name.items():
+        if method == "none":
+            continue
+        pairs[key] = values, by_name[regime, "none", measure][1]
+        if " + " in method:
+            best = max(method.split(" + "), key=lambda name: _mean(by_name[regime, name, "accuracy"][1]))
+            pairs[f"{regime}, over {best}", *key[1:]] = values, by_name[regime, best, measure][1]
+    return compare(pairs)
+
+
+def _mean(values: Scores) -> float:
+    return sum(values.values()) / len(values)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Chooses, then compares; :func:`~dropoutlib.experiments.paired.fill` says how."""
+    parser = arguments_of("comparison", __doc__, seeds=10)
+    parser.add_argument("--choice", type=Path, default=Path("comparison_choice.txt"),
+                        help="the table by which strengths and step sizes are chosen (comparison_choice.txt)")
+    about = f"{_STEPS} updates, batches of {_BATCH}, momentum 0.9"
+
+    def choice(options: argparse.Namespace) -> Plan:
+        options.output, options.final = options.choice, options.output
+        seeds = range(options.seeds, options.seeds + 2)
+        return Plan("comparison_choice", (about, "a column for each seed: accuracy on digits to choose by"),
+                    list(choices(seeds)), _choice_key, partial(score, is_choice=True))
+
+    def comparison(options: argparse.Namespace) -> Plan:
+        found = chosen(read_scores(options.choice.read_text(encoding="utf-8")))
+        return Plan("comparison", (about, "a column for each seed, on test digits"),
+                    runs(found, range(options.seeds)), _keys, partial(score, is_choice=False))
+
+    return fill(parser, arguments, choice) or fill(parser, arguments, comparison)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
