@@ -19,6 +19,7 @@ import accessible
 import all_cores
 import check_pages
 import checks
+import claims
 import dark_figures
 import downloads
 import index_of_names
@@ -28,6 +29,7 @@ import notebooks
 import offline
 import pytest
 import summaries
+import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
@@ -551,6 +553,32 @@ def test_every_chapter_has_a_summary_for_the_index_of_results() -> None:
         for chapter in summaries.chapters(ROOT, folder):
             assert summaries.summary((ROOT / chapter).with_suffix(".ipynb")).startswith("- "), chapter
     assert summaries.summary(ROOT / "book/dense/variational_dropout.ipynb").count("\n- ") < 12, "the appendix is in it"
+
+
+def test_every_claim_has_a_verdict_a_reason_and_a_place() -> None:
+    assert list(claims.problems(ROOT)) == []
+    page = (ROOT / "book/reference/claims.md").read_text(encoding="utf-8")
+    ledger = claims.read(ROOT)
+    assert {f"```{{claims}} {claim.source}" for claim in ledger} == set(re.findall(r"```\{claims\} .+", page))
+    assert all(f"*{verdict.capitalize()}*" in page or f"*{verdict}*" in page for verdict in claims.VERDICTS)
+    assert len({(claim.source, claim.says) for claim in ledger}) == len(ledger)
+
+
+@pytest.mark.parametrize(("field", "value", "words"), [
+    ("verdict", "perhaps", "the verdict 'perhaps' is none of"), ("because", "", "no reason"),
+    ("where", "/book/dense/gone.ipynb#here", "'/book/dense/gone.ipynb#here' is no page"),
+    ("where", "/book/foundations/standard_dropout.ipynb#gone", "has no section 'gone'"),
+    ("where", "", "'' is no page")])
+def test_a_claim_that_is_not_decided_is_found(tmp_path, field, value, words) -> None:
+    chapter = "book/foundations/standard_dropout.ipynb"
+    claim = {"says": "one", "verdict": "proved", "because": "so", "where": f"/{chapter}#summary"}
+    (tmp_path / "book/foundations").mkdir(parents=True)
+    (tmp_path / chapter).write_bytes((ROOT / chapter).read_bytes())
+    file = tmp_path / claims.FILE
+    file.write_text(yaml.safe_dump([{"source": "someone2000", "claims": [claim]}]))
+    assert list(claims.problems(tmp_path)) == []
+    file.write_text(yaml.safe_dump([{"source": "someone2000", "claims": [claim | {field: value}]}]))
+    assert len(found := list(claims.problems(tmp_path))) == 1 and words in found[0]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
