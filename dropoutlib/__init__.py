@@ -6,6 +6,7 @@
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,9 +16,12 @@ __version__ = "0.2.0"
 
 
 def _load(name: str) -> Any:
-    """Load the layers, and with them torch, when one is asked for: :mod:`dropoutlib.symbolic` needs neither."""
+    """Load a module, or the layers and with them torch, when it is asked for: :mod:`dropoutlib.symbolic` needs neither.
+    """
     if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "__all__" and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")
     exports = import_module(f"{__name__}.exports")
     globals().update({exported: getattr(exports, exported) for exported in exports.__all__}, __all__=exports.__all__)
     if name not in globals():

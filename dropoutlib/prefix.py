@@ -33,7 +33,6 @@ class _Kept(NamedTuple):
     """Contents of a tensor at the end of the prefix."""
 
     tensor: Tensor
-    version: int | None
     contents: torch.UntypedStorage
 
 
@@ -79,10 +78,8 @@ class Prefix(TorchFunctionMode):
         if self._is_lost:
             raise Diverged("a function drew into a tensor that was there before")
         if not self._is_first:
-            for i, kept in enumerate(self._kept):
-                if kept.version is None or kept.tensor._version != kept.version:
-                    kept.tensor.untyped_storage().copy_(kept.contents)
-                    self._kept[i] = kept._replace(version=_version(kept.tensor))
+            for kept in self._kept:     # a write through .data or an array of numpy leaves no trace: undone in any case
+                kept.tensor.untyped_storage().copy_(kept.contents)
             self._next, self._now = 0, dict(self._live)
             self._numbers = {id(tensor): number for number, tensor in self._live.items()}
         super().__enter__()
@@ -109,7 +106,7 @@ class Prefix(TorchFunctionMode):
         for tensor in (*self._inputs, *self._live.values()):
             if _address(tensor) not in self._held and tensor.layout is torch.strided and not tensor.is_meta:
                 self._held.add(_address(tensor))
-                self._kept.append(_Kept(tensor, _version(tensor), tensor.untyped_storage().clone()))
+                self._kept.append(_Kept(tensor, tensor.untyped_storage().clone()))
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:

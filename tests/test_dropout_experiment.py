@@ -133,7 +133,8 @@ def test_dead_units_are_counted(monkeypatch) -> None:
     (["--method", "VariationalLSTM"], "invalid choice: 'VariationalLSTM'"),
     (["--method", "SparseVariationalLinear", "--dropout", "0.2"], "SparseVariationalLinear has no rate to be set"),
     (["--method", "SpatialDropout2d"], "SpatialDropout2d with --dropout 0 drops nothing"),
-    (["--device", "moon"], "moon"), (["--output", "no/such/folder.csv"], "there is no folder no/such"),
+    (["--device", "moon"], "argument --device: 'moon' cannot be used: "),
+    (["--output", "no/such/folder.csv"], "there is no folder no/such"),
     (["--output", "table.png"], "argument --output: has to be another file than the picture beside it"),
     (["--method", "FastDropoutLinear", "--dropout", "1"], "less than 1")])
 def test_bad_settings_are_refused_before_anything_trains(arguments, words, capsys, monkeypatch, tmp_path) -> None:
@@ -154,6 +155,22 @@ def test_a_table_of_something_else_is_left_alone(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--output", str(file)])
     assert "table.csv is no table of this program" in capsys.readouterr().err
+
+
+def test_a_table_that_ends_within_a_row_is_gone_on_with(tmp_path, capsys) -> None:
+    file = tmp_path / "table.csv"
+    command = ["--runs", "2", "--output", str(file), *QUICK]
+    assert main(command) == 0
+    whole = rows(file)
+    first, second, _ = file.read_text().rpartition("digits,")
+    file.write_text(first + second + "Drop")
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "mean accuracy (2 runs): " in capsys.readouterr().out
+    assert {**rows(file)[-1], "seconds": ""} == {**whole[-1], "seconds": ""}
+    file.write_text("")
+    assert main(["--runs", "1", "--output", str(file), *QUICK]) == 0
+    assert len(rows(file)) == 1 and "+/-" not in capsys.readouterr().out   # one run has no spread
 
 
 def test_mnist_without_network_says_so(monkeypatch, capsys, tmp_path) -> None:

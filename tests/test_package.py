@@ -50,6 +50,11 @@ def public() -> dict[str, object]:
     return found
 
 
+@pytest.mark.parametrize("module", ["training", "enumeration", "functional", "symbolic"])
+def test_a_module_is_there_when_it_is_asked_for(module: str) -> None:
+    assert run(f"import dropoutlib; print(dropoutlib.{module}.__name__)") == f"dropoutlib.{module}\n"
+
+
 def missing_words(text: str) -> list[str]:
     """The ``{word}`` that nothing was filled in for; formulas have braces of their own."""
     return re.findall(r"\{\w+\}|\{>>>\}", re.sub(":math:`[^`]*`", "", text))

@@ -647,8 +647,9 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Mean and variance of samples along the first axis, and the standard errors of both."""
     count = len(values)
     mean = values.mean(0)
-    squares = (values - mean).square()
-    variance = squares.sum(0) / (count - 1)
+    away = values - mean
+    squares = away.square()
+    variance = (squares.sum(0) - away.sum(0).square() / count) / (count - 1)   # the mean is rounded
     of_variance = (squares.square().mean(0) - (count - 3) / (count - 1) * variance.square()) / count
     return mean, variance, {"mean": (variance / count).sqrt(), "variance": of_variance.clamp(min=0).sqrt()}
 

@@ -200,7 +200,7 @@ def read_outcomes(file: Path) -> dict[Run, Outcome]:
         ValueError: if the file is something else.
     """
     found: dict[Run, Outcome] = {}
-    if not file.exists():
+    if not file.exists() or not file.stat().st_size:
         return found
     with file.open(encoding="utf-8", errors="replace", newline="") as lines:
         reader = csv.DictReader(lines)
@@ -214,8 +214,8 @@ def read_outcomes(file: Path) -> dict[Run, Outcome]:
 
 
 def _add(file: Path, row: Mapping[str, str]) -> None:
-    text = file.read_text(encoding="utf-8") if file.exists() else ",".join(row) + "\n"
-    write_whole(file, text + ",".join(row.values()) + "\n")
+    text = (file.read_text(encoding="utf-8") if file.exists() else "").rstrip("\n") or ",".join(row)
+    write_whole(file, f"{text}\n{','.join(row.values())}\n")
 
 
 def plot(outcomes: Mapping[Run, Outcome], file: Path) -> None:
@@ -299,10 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"argument --method: {settings.method} with --dropout 0 drops nothing; give a rate")
     try:
         torch.empty(0, device=settings.device)
+    except Exception as error:  # torch has one of its own for each kind of device
+        parser.error(f"argument --device: {settings.device!r} cannot be used: {str(error).splitlines()[0]}")
+    try:
         network(settings, 8)
         found = read_outcomes(options.output)
         _data(settings.data)    # fetched once, before processes ask for it
-    except Exception as error:  # torch and the layers have one of their own for each way
+    except Exception as error:  # the layers have one of their own for each way
         parser.error(str(error).splitlines()[0])
     runs = [Run(settings, seed) for seed in range(options.runs)]
     missing = [run for run in runs if run not in found]
@@ -323,8 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = read_outcomes(options.output)
     accuracies = [100 * found[run].accuracy for run in runs if run in found]
     if accuracies:
-        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else math.nan
-        print(f"mean accuracy ({len(accuracies)} runs): {statistics.fmean(accuracies):.3g} +/- {spread:.3g}")
+        spread = f" +/- {statistics.stdev(accuracies):.3g}" if len(accuracies) > 1 else ""
+        print(f"mean accuracy ({len(accuracies)} runs): {statistics.fmean(accuracies):.3g}{spread}")
         plot(found, options.output.with_suffix(".png"))
     return int(failed > 0)
 

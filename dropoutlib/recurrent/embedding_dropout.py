@@ -211,7 +211,10 @@ class EmbeddingDropout(NoisyLayer, nn.Embedding):
         return inverted_variance(self._looked_up(input), self.p)
 
     def _looked_up(self, input: Tensor) -> Tensor:
-        return embedding_dropout(input, self.weight, training=False)
+        return embedding_dropout(input, self.weight, self.p, False, padding_idx=self.padding_idx,
+                                 max_norm=self.max_norm, norm_type=self.norm_type,
+                                 scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse, sharing=self.sharing,
+                                 batch_first=self.batch_first)
 
     def extra_repr(self) -> str:
         """{shown}"""

@@ -89,6 +89,7 @@ class _Variational(RecurrentNetwork):
         self.gates, self.inference = gates, inference
 
     def _is_noisy(self) -> bool:
+        one_of("inference", self.inference, ("mean", "sampled"))
         return self.training or self.inference == "sampled"
 
     def _masks(self, x: Tensor, noise: Any, generator: torch.Generator | None) -> VariationalNoise:

@@ -1149,3 +1149,33 @@ def test_an_empty_batch_of_classes_gives_no_warning():
         warnings.simplefilter("error")
         found = predict(nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 3)), torch.randn(0, 8), 10, task="classification")
     assert found.mean.shape == (0, 3) and found.standard_error["entropy"].shape == (0,)
+
+
+@pytest.mark.parametrize("write", [
+    lambda h, factor: h.data.mul_(factor), lambda h, factor: np.multiply(h.numpy(), factor.numpy(), out=h.numpy())])
+@pytest.mark.parametrize("limit", [1, 2**28])
+def test_what_is_written_past_the_version_of_a_tensor_is_undone(write, limit):
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.drop = nn.Linear(6, 6), nn.Dropout(0.5)
+
+        def forward(self, x):
+            h = self.linear(x).detach()
+            write(h, self.drop(torch.ones_like(h)))
+            return h
+
+    model, x = Writes(), torch.randn(4, 6)
+    with torch.no_grad():
+        expected = model.linear(x).square()     # p = 1/2: the variance is the square
+    found = predict(model, x, 2000, memory_limit=limit).variance
+    torch.testing.assert_close(found, expected, rtol=0.2, atol=1e-4)
+
+
+def test_a_variance_of_a_few_roundings_is_that_of_the_samples():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[1].weight.mul_(0.1)
+        model[1].bias.fill_(1e6)
+    found = predict(model, torch.randn(4, 6), 500)
+    torch.testing.assert_close(found.variance, found.samples.double().var(0).float(), rtol=1e-3, atol=1e-6)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dropoutlib import Dropout, EmbeddingDropout, LockedDropout, functional
-from dropoutlib.enumeration import distribution
+from dropoutlib.enumeration import distribution, masks
 
 P = 0.3
 TEXTS = torch.tensor([[0, 1], [1, 2], [0, 0]])  # three steps of two texts
@@ -205,6 +205,14 @@ def test_max_norm_clips_what_is_stored_and_not_what_is_scaled() -> None:
     law = distribution(lambda keep: layer(torch.tensor([0, 1]), noise=keep), (2,), 0.5)
     expected = torch.tensor([[0.6, 0.8], [0.6, 0.8]], dtype=torch.float64)
     torch.testing.assert_close(law.mean(), expected, rtol=0, atol=1e-6)
+
+
+def test_moments_are_those_of_what_max_norm_leaves() -> None:
+    layer, words = EmbeddingDropout(3, 4, p=0.5, max_norm=0.5), torch.tensor([[0, 1, 2]])
+    mean, variance = layer.mean(words), layer.variance(words)
+    outputs = torch.stack([layer(words, noise=keep) for keep in masks(3)])
+    torch.testing.assert_close(mean, outputs.mean(0))
+    torch.testing.assert_close(variance, outputs.var(0, correction=0))
 
 
 def test_a_table_that_also_scores_is_dropped_only_where_it_is_read() -> None:

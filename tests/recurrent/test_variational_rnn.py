@@ -256,6 +256,9 @@ def test_sampled_inference_draws_in_evaluation(mode: str, options: dict[str, Any
     drawn = layer(x, generator=generator.manual_seed(5))[0]
     assert torch.equal(drawn, layer(x, noise=layer.draw(x, generator=generator.manual_seed(5)))[0])
     assert torch.equal(drawn, layer.train()(x, generator=generator.manual_seed(5))[0])
+    layer.inference = "Sampled"     # assigned later: refused where it is used
+    with pytest.raises(ValueError, match="inference has to be 'mean' or 'sampled', but got 'Sampled'"):
+        layer(x)
     layer.inference = "mean"
     with pytest.raises(ValueError, match="noise"):
         layer.eval()(x, noise=noise)
