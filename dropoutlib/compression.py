@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from .channels import Flow, Run, Units, fold_scales, name_of
 from .plain_layers import Scale, exchanged
-from .surgery import _call, _copied, _tensors
+from .surgery import _call, _copied, _is_exported, _tensors
 
 __all__ = ["Change", "Compressed", "CompressionReport", "compress"]
 
@@ -109,7 +109,7 @@ def compress(model: nn.Module, example: Any) -> Compressed:
         Compressed: the named tuple ``(model, report)``.
 
     Raises:
-        TypeError: if ``model`` is not a module, or is scripted or compiled.
+        TypeError: if ``model`` is not a module, or is scripted, compiled or exported.
         ValueError: if ``example`` is empty, or the model cannot be called with it; if it cannot be followed, with the
             place: a layer that has no plain equal, is called twice or shares its weights, a hook or a parametrization,
             a branch that depends on values, noise in evaluation.
@@ -172,8 +172,8 @@ def _require_what_can_be_copied(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     for place, module in _places(model):
-        if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
-            raise TypeError(f"{place} is scripted or compiled: compress the model that it was made of")
+        if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") or _is_exported(module):
+            raise TypeError(f"{place} is scripted, compiled or exported: compress the model that it was made of")
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
             raise ValueError(f"{place} ({type(module).__name__}) has no weights yet: run the model once")
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)

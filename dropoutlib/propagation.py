@@ -125,7 +125,8 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
         NotImplementedError: if a module cannot be followed, with its name in the model.
         ValueError: if the model has no noise at all, if ``x`` has no axis of examples, or a layer gets another number
             of axes than those of a batch; if the model has lazy layers that have no weights yet.
-        TypeError: if the model is no module or is scripted, ``x`` is no tensor, or ``covariance`` no truth value.
+        TypeError: if the model is no module, or is scripted or exported, ``x`` is no tensor, or ``covariance`` no truth
+            value.
         RuntimeError: if shapes do not fit, or ``x`` holds no real floating point numbers, or those of float16, in
             which variances overflow.
 

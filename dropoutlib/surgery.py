@@ -160,7 +160,7 @@ def audit(model: nn.Module, x: Any) -> Report:
         Report: a tuple of :class:`~dropoutlib.surgery.Finding`.
 
     Raises:
-        TypeError: if the model is no module, or is scripted or traced.
+        TypeError: if the model is no module, or is scripted, traced or exported.
         ValueError: if the model has lazy layers that have no weights yet.
 
     Example:
@@ -690,11 +690,19 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return readable and not torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
+def _is_exported(module: nn.Module) -> bool:
+    """Whether a module is what :func:`torch.export.export` makes: it has no modes, and its methods for them raise."""
+    return isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)
+
+
 def _require_what_can_be_followed(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"a scripted or traced module cannot be followed, but {name or 'the model'} is one: use "
                             "the model before it is scripted")
+        if _is_exported(module):
+            raise TypeError(f"an exported program cannot be followed, but {name or 'the model'} is one: use the model "
+                            "before it is exported")
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise ValueError(f"{name or 'the model'} ({type(module).__name__}) has no weights yet: run the model once "
                              "before")

@@ -79,7 +79,7 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     What is given as ``noise`` is used as it is.
 
     Args:
-        model: any module that is not scripted or traced.
+        model: any module that is not scripted, traced or exported.
         masks: ``"example"``: every example has masks of its own, as in training. ``"call"``: all examples of a call
             share theirs. ``"fixed"``: they share them, and the calls that follow in the context, too: the model is one
             function, drawn from the posterior. A part that one call of the model uses twice has masks for each of its
@@ -96,7 +96,7 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
             drops in training cannot be seen.
 
     Raises:
-        TypeError: if the model is no module, or is scripted or traced.
+        TypeError: if the model is no module, or is scripted, traced or exported.
         ValueError: if ``masks`` is another word; if it is not ``"example"`` and the model has a layer whose masks
             depend on their example, such as :class:`~dropoutlib.StandoutLinear`; if the model has lazy layers that have
             no weights yet.
@@ -507,8 +507,8 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
         :class:`~dropoutlib.bayesian.mc_dropout.ClassPrediction`.
 
     Raises:
-        TypeError: if the model is no module, is scripted or traced, or returns no tensor of floating point numbers; if
-            ``num_samples``, ``precision`` or ``memory_limit`` are no numbers.
+        TypeError: if the model is no module, is scripted, traced or exported, or returns no tensor of floating point
+            numbers; if ``num_samples``, ``precision`` or ``memory_limit`` are no numbers.
         ValueError: if ``num_samples`` is below 2, ``precision`` not positive, or given for a classification;
             ``task`` or ``masks`` another word; ``class_axis`` no axis of the output, or one of a single class; or as
             from :func:`~dropoutlib.monte_carlo`.

@@ -267,7 +267,7 @@ class ConcreteDropout(NoisyLayer):
                          for part in (gathered(given), gathered(self.p_logit).squeeze(0)))
         entropy = F.softplus(logit) - logit * torch.sigmoid(logit)
         squares = weight.square().sum() * (1 + logit.exp())  # 1/(1 - p)
-        return self.length_scale**2 / 2 * squares - (_inputs(self.module) or 0) * entropy
+        return positive("length_scale", self.length_scale) ** 2 / 2 * squares - (_inputs(self.module) or 0) * entropy
 
 
 @describe("concrete_dropout", concrete_dropout2d, ConcreteDropout, like=None, **_WRAPPER)

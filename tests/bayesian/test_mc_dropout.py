@@ -1070,6 +1070,16 @@ def test_functions_that_draw_are_seen(function) -> None:
         assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize("follow", [
+    lambda model, x: predict(model, x, 4), lambda model, x: dropoutlib.audit(model, x), dropoutlib.compress,
+    lambda model, x: dropoutlib.propagate_moments(model, x)])
+def test_an_exported_program_is_refused_by_name(follow):
+    x = torch.randn(2, 4)
+    program = torch.export.export(nn.Sequential(nn.Linear(4, 3), nn.Dropout()), (x,)).module()
+    with pytest.raises(TypeError, match="exported"):
+        follow(program, x)
+
+
 class _Cast(nn.Module):
     """Behind its noise it calls a function that returns a parameter and an input as they are."""
 

@@ -240,3 +240,10 @@ def test_a_wrapper_in_evaluation_draws_what_the_layer_in_it_draws():
     noise = layer.draw(x, generator=torch.Generator().manual_seed(0))
     assert noise.own is None
     assert torch.equal(layer(x, noise=noise), layer(x, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_length_scale_that_is_assigned_later_is_checked() -> None:
+    layer = ConcreteDropout(nn.Linear(3, 2))
+    layer.length_scale = -0.1
+    with pytest.raises(ValueError, match=r"length_scale has to be .* but got -0\.1"):
+        layer.kl()
