@@ -415,9 +415,11 @@ class _DropConnect(NoisyLayer):
         return self._moments(input).variance
 
     def _moments(self, input: Tensor) -> Moments:
-        input, sums = self._sums(input)
-        value = _pre_activation(sums, input, self.weight, self.bias, Bernoulli(self.p))
-        return _in_type_of(value.mean, value) if self.activation is None else _activated(self.activation, value)
+        taken, sums = self._sums(input)
+        value = _pre_activation(sums, taken, self.weight, self.bias, Bernoulli(self.p))
+        if self.activation is not None:
+            return _activated(self.activation, value)
+        return Moments(value.mean, value.variance.to(input.dtype))  # that of autocast may be too narrow for squares
 
 
 @describe("dropconnect", drop_connect_linear, unwanted="where nothing is drawn", refused=_REFUSED)

@@ -390,3 +390,12 @@ def test_a_wrong_bias_of_a_convolution_is_named() -> None:
             functional.drop_connect_conv2d(torch.ones(2, 3, 4, 4), torch.ones(4, 3, 3, 3), bias)
         with pytest.raises(RuntimeError, match=message):
             functional.drop_connect_linear(torch.ones(2, 3), torch.ones(4, 3), bias)
+
+
+def test_a_variance_under_autocast_is_as_wide_as_the_input() -> None:
+    layer, x = DropConnectLinear(6, 3), 1000 * torch.ones(4, 6)
+    expected = layer.variance(x)
+    assert expected.max() > torch.finfo(torch.float16).max
+    with torch.autocast("cpu", torch.float16):
+        torch.testing.assert_close(layer.variance(x), expected)
+    assert layer.half().variance(x.half() / 1000).dtype == torch.float16
