@@ -52,6 +52,18 @@ def test_a_method_without_a_place_is_refused(method, words) -> None:
         put(method, dense(8), DENSE)
 
 
+def test_pools_without_noise_are_those_of_the_methods_that_bring_them_along() -> None:
+    x = torch.rand(4, 64)
+    for method, noisy in (("average pooling", "AvgPoolDropout2d"), ("expected pooling", "MaxPoolDropout2d")):
+        models = []
+        for name in (method, noisy):
+            torch.manual_seed(0)
+            models.append(network(Run("convolutional, few labels", name, 0, 0.1, 0)))
+        expected = models[1].eval()(x)
+        torch.testing.assert_close(models[0].train()(x), expected)
+        torch.testing.assert_close(models[0].eval()(x), expected)
+
+
 def test_what_is_chosen_by_is_not_what_is_tested_on() -> None:
     for seed in (0, 1):
         choose, final = split(REGIMES["dense, wrong labels"], seed)
@@ -71,7 +83,7 @@ def test_every_method_has_the_same_budget_but_those_without_a_strength() -> None
     for regime, (kind, *_) in REGIMES.items():
         for method in (*METHODS[kind], *COMBINATIONS[kind]):
             tried = {run[2:4] for run in runs if run[:2] == (regime, method)}
-            assert len(tried) == (2 if method in ("none", "StochasticPool2d") else 6), method
+            assert len(tried) == (2 if method in ("none", "StochasticPool2d", "average pooling") else 6), method
             assert len({size for _, size in tried}) == 2
     assert strengths("Dropout") == strengths("Dropout, Monte Carlo") == (0.1, 0.3, 0.5)
     assert strengths("ConcreteDropout") == (0.01, 0.1, 1.0)
@@ -110,13 +122,15 @@ def test_a_short_comparison_chooses_trains_and_goes_on_where_it_was(short, tmp_p
     arguments = ["--seeds", "2", "--choice", str(choice), "--output", str(output)]
     assert comparison.main(arguments) == 0
     number = len(asked)
-    assert number == 2 * (2 + 6 * 6) + 2 * 7
+    assert number == 2 * (2 + 6 * 6) + 2 * (7 + 1)
     found, scores = (paired.read_scores(file.read_text()) for file in (choice, output))
     assert all(set(values) == {2, 3} for values in found.values())       # other seeds than those that are compared
-    assert all(set(values) == {0, 1} for values in scores.values()) and len(scores) == 7 * 3
+    assert all(set(values) == {0, 1} for values in scores.values()) and len(scores) == (7 + 1) * 3
     best = chosen(found)
     assert {(regime, method, int(strength)) for regime, method, strength, _ in scores} == {
-        (*key, strength) for key, (strength, _) in best.items()}
+        *((*key, strength) for key, (strength, _) in best.items()),
+        ("dense, few labels", "none, other step size", 0)}
+    assert {run.step_size for run in asked if run.seed < 2 and run.method.startswith("none")} == {0.03, 0.1}
     assert comparison.main(arguments) == 0 and len(asked) == number
 
 

@@ -33,9 +33,11 @@ __all__ = ["COMBINATIONS", "MEASURES", "METHODS", "REGIMES", "STRENGTHS", "Regim
 
 STRENGTHS = (0.1, 0.3, 0.5)     # probabilities of dropping; what else sets how much a method does has its own three
 _OTHER = {"none": (0.0,), "weight decay": (1e-4, 1e-3, 1e-2), "MaxNorm": (4.0, 2.0, 1.0), "Cutout": (2.0, 3.0, 4.0),
-          "StandoutLinear": (0.5, 1.0, 2.0), "StochasticPool2d": (0.0,)}
+          "StandoutLinear": (0.5, 1.0, 2.0), "StochasticPool2d": (0.0,), "average pooling": (0.0,),
+          "none, other step size": (0.0,)}
 _DIVERGENCE = (0.01, 0.1, 1.0)  # weights of the divergence, for noise that is learned
 _MONTE_CARLO = "Dropout, Monte Carlo"
+_POOLS = ("average pooling", "expected pooling")    # other pools, without noise, beside methods that bring theirs along
 _SAMPLES = 30
 _STEPS, _BATCH, _BINS = 300, 64, 15
 _POOL = 900     # digits to learn from and to choose by; the others are for testing
@@ -71,7 +73,7 @@ def _fitting(places: Mapping[str, str]) -> tuple[str, ...]:
     return (*_ALIKE, *(layer.name for layer in layers if place_of(layer, places) and layer.name not in _ALIKE))
 
 
-METHODS = {"dense": _fitting(DENSE), "convolutional": _fitting(LENET),
+METHODS = {"dense": _fitting(DENSE), "convolutional": (*_fitting(LENET), *_POOLS),
            "recurrent": (*_ALIKE, *(name for name in _SCHEMES if name not in _ALIKE))}
 COMBINATIONS = {
     "dense": ("Dropout + weight decay", "Dropout + MaxNorm", "Dropout + GaussianDropout", "Dropout + DropConnectLinear",
@@ -154,7 +156,7 @@ def network(run: Run) -> nn.Module:
     """
     regime, parts = REGIMES[run.regime], _parts(run)
     layers = {method.removesuffix(", Monte Carlo"): value for method, value in parts.items()
-              if method not in ("none", "weight decay", "MaxNorm")}
+              if not method.startswith("none") and method not in ("weight decay", "MaxNorm")}
     model: nn.Module
     if regime.network == "recurrent":
         inside = next((name for name in layers if name.endswith("LSTM")), next(iter(layers), "none"))
@@ -167,10 +169,28 @@ def network(run: Run) -> nn.Module:
         model, places = (dense(regime.units), DENSE) if regime.network == "dense" else (lenet(8), LENET)
         he_normal(model)    # before layers take the weights over
         for name, value in layers.items():
-            put(name, model, places, **_options(name, value))
+            if name in _POOLS:
+                model.pool1, model.pool2 = (_pool(name, value) for _ in range(2))
+            else:
+                put(name, model, places, **_options(name, value))
     if "MaxNorm" in parts:
         dropoutlib.MaxNorm(model, parts["MaxNorm"])
     return model
+
+
+class _ExpectedPool(nn.Module):
+    """The test rule of dropout in max pooling windows, in training too."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dropoutlib.functional.max_pool_dropout2d(input, 2, p=self.p, training=False)
+
+
+def _pool(name: str, p: float) -> nn.Module:
+    return nn.AvgPool2d(2) if name == "average pooling" else _ExpectedPool(p)
 
 
 def _options(method: str, value: float) -> dict[str, Any]:
@@ -257,8 +277,14 @@ def chosen(scores: Mapping[Key, Scores]) -> dict[tuple[str, str], tuple[int, flo
 
 
 def runs(found: Mapping[tuple[str, str], tuple[int, float]], seeds: Sequence[int]) -> list[Run]:
-    """The runs that are compared, each method as it was chosen."""
-    return [Run(*key, *how, seed) for key, how in found.items() for seed in seeds]
+    """The runs that are compared: each method as it was chosen, and no dropout with the other step size, too."""
+    all_ways: list[tuple[str, str, int, float]] = []
+    for (regime, method), (strength, size) in found.items():
+        all_ways.append((regime, method, strength, size))
+        if method == "none":
+            [other] = set(_STEP_SIZES[REGIMES[regime].network]) - {size}
+            all_ways.append((regime, "none, other step size", 0, other))
+    return [Run(*way, seed) for way in all_ways for seed in seeds]
 
 
 def _keys(run: Run) -> list[Key]:
