@@ -636,8 +636,8 @@ class _Twice(dropoutlib.Dropout):
 _REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no module": (lambda: torch.relu, TypeError, "model has to be a module, but got builtin_function_or_method"),
     "scripted": (lambda: torch.jit.trace(nn.Linear(9, 3), torch.zeros(1, 9)), TypeError,
-                 "the model is scripted or compiled"),
-    "compiled": (lambda: torch.compile(nn.Linear(9, 3)), TypeError, "the model is scripted or compiled"),
+                 "the model is scripted, compiled or exported"),
+    "compiled": (lambda: torch.compile(nn.Linear(9, 3)), TypeError, "the model is scripted, compiled or exported"),
     "no values": (lambda: nn.Sequential(nn.Linear(9, 3, device="meta")), ValueError, "0.weight has no values.*meta"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), ValueError, r"0 \(LazyLinear\) has no weights yet"),
     "wrong input": (lambda: nn.Linear(8, 3), ValueError, "the model cannot be called with the example: mat1"),
