@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ def read(root: Path) -> list[Claim]:
 
 def problems(root: Path) -> Iterator[str]:
     """Claims without a verdict, without a reason, or whose place is none."""
+    known = set(pages(root))
     for claim in read(root):
         if claim.verdict not in VERDICTS:
             yield f"{claim.says}: the verdict {claim.verdict!r} is none of {', '.join(VERDICTS)}"
@@ -46,12 +48,13 @@ def problems(root: Path) -> Iterator[str]:
             yield f"{claim.says}: no reason"
         if claim.where or claim.verdict not in WITHOUT_PLACE:
             page, _, place = claim.where.partition("#")
-            if not (file := root / page.lstrip("/")).is_file() or file not in pages(root):
+            if (file := root / page.lstrip("/")) not in known:
                 yield f"{claim.says}: {claim.where!r} is no page"
             elif place not in headings(file):
                 yield f"{claim.says}: {page} has no section {place!r}"
 
 
+@cache  # many claims have a section of one page
 def headings(page: Path) -> set[str]:
     """The addresses of the sections of a page."""
     found = (line for line in page_prose(page).splitlines() if line.startswith("#"))
