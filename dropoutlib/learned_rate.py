@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .arguments import is_eager
 from .divergence import gathered
@@ -54,14 +55,18 @@ def logit_of(p: float) -> float:
 
 
 @torch.no_grad()
-def set_rate(logit: Tensor, p: float) -> None:
-    """Sets a learned rate, or all of them."""
-    logit.fill_(logit_of(p))
+def set_rate(layer: nn.Module, name: str, p: float) -> None:
+    """Sets a learned rate, or all of them, whose logit is a parameter of the layer; also one that is parametrized."""
+    value, logit = logit_of(p), getattr(layer, name)
+    if parametrize.is_parametrized(layer, name):
+        setattr(layer, name, torch.full_like(logit, value))
+    else:
+        logit.fill_(value)
 
 
 def shown_rate(logit: Tensor) -> str:
     """The rate in ``print(layer)``, or the range of several; nothing where it cannot be read."""
-    if not is_eager(logit) or logit.numel() == 0:
+    if not is_eager(logit) or logit.numel() == 0 or logit.is_complex():
         return ""
     least, most = (torch.sigmoid(one).item() for one in (logit.detach().min(), logit.detach().max()))
     return f"p={least:.4g}" if logit.numel() == 1 else f"p={least:.4g} to {most:.4g}"

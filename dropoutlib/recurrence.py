@@ -80,7 +80,8 @@ def run(mode: str, x: Tensor, state: State, weights: Weights, noise: Noise, leng
         tuple[Tensor, State]: h after every step, (T, B, H), and the state after the last.
     """
     given = [part for part in noise if part is not None]
-    is_fixed = not in_forward_mode() and not any(part.requires_grad for part in given)
+    # complex gates do not saturate, and the backward that is written out is that of real numbers
+    is_fixed = not in_forward_mode() and not any(part.requires_grad or x.is_complex() for part in given)
     is_plain = is_fixed and is_eager(x)
     is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     if is_fixed and x.dim() == 3 and (is_plain or is_recorded):

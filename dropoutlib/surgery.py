@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -43,6 +44,7 @@ _CHAPTERS = {
     "noise in evaluation": "Where dropout goes",
     "noise that nothing calls": "Where dropout goes",
     "weights that torch takes": "Where dropout goes",
+    "test rule that torch skips": "Where dropout goes",
 }
 
 _CONVOLUTIONS = {f"conv{transpose}{axes}d": axes for axes in (1, 2, 3) for transpose in ("", "_transpose")}
@@ -139,7 +141,7 @@ def audit(model: nn.Module, x: Any) -> Report:
     * a noisy layer of this library that nothing calls: its place is that of a module whose p is read by code that drops
       by itself, such as the attention of other libraries,
     * a layer with weights and a test rule inside of ``nn.TransformerEncoderLayer``, whose fast path in evaluation takes
-      the weights and leaves the test rule out.
+      the weights and leaves the test rule out, or one that scales there, which it skips.
 
     A finding is a question, not a verdict. It says so where the dropout is the call of a function, which
     :func:`~dropoutlib.replace` cannot exchange; its place is the module that calls. Noise that is added to a tensor
@@ -396,16 +398,26 @@ def _of_recurrent_layers(model: nn.Module) -> Iterator[Finding]:
                                    "gradients pass through. WeightDropLSTM and WeightDropGRU drop inside of a call.")
 
 
+_SLOW_PATH = "torch.backends.mha.set_fastpath_enabled(False)"
+_SCALE_IN_EVALUATION = ("WeightScalingDropout", "LogNormalDropout")
+
+
 def _skipped_test_rules(model: nn.Module) -> Iterator[Finding]:
     for name, block in model.named_modules():
         if not isinstance(block, nn.TransformerEncoderLayer) or not torch.backends.mha.get_fastpath_enabled():
             continue
         for part, module in block.named_modules():
             layer = facts(type(module))
-            if layer is not None and layer.has_weights and isinstance(module, NoisyLayer):
+            if layer is None or not isinstance(module, NoisyLayer):
+                continue
+            if layer.has_weights:
                 yield _finding("weights that torch takes", _joined(name, part), "torch's fast path may multiply by the "
                                f"weights of this {type(module).__name__} in evaluation instead of calling it: call "
-                               "torch.backends.mha.set_fastpath_enabled(False).")
+                               f"{_SLOW_PATH}.")
+            elif layer.name in _SCALE_IN_EVALUATION:
+                yield _finding("test rule that torch skips", _joined(name, part), "torch's fast path may leave out "
+                               f"this {type(module).__name__} in evaluation, where it changes its input: call "
+                               f"{_SLOW_PATH}, or use Dropout.")
 
 
 class _Drop(NamedTuple):
@@ -708,11 +720,36 @@ def _require_what_can_be_followed(model: nn.Module) -> None:
                              "before")
 
 
-def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Has compiled modules and functions run as they were written, so that hooks and the trace see them."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and its import takes seconds
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+_STARTING = threading.Lock()
+_watched = 0                # contexts of any thread in which models run layer by layer
+_fast_path_before = True
+_stance: contextlib.AbstractContextManager[Any] | None = None
+
+
+@contextlib.contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    """Has compiled modules and torch's fast paths call what they were made of, so that hooks and the trace see it.
+
+    Both are settings of the process: they are put back when nobody needs them any more, whoever leaves last.
+    """
+    global _watched, _fast_path_before, _stance
+    with _STARTING:
+        if not _watched:
+            _fast_path_before = torch.backends.mha.get_fastpath_enabled()
+        if _stance is None and "torch._dynamo" in sys.modules:  # else nothing was compiled; its import takes seconds
+            _stance = torch.compiler.set_stance("force_eager")
+        torch.backends.mha.set_fastpath_enabled(False)  # it skips the layers inside a transformer
+        _watched += 1
+    try:
+        yield
+    finally:
+        with _STARTING:
+            _watched -= 1
+            if not _watched:
+                torch.backends.mha.set_fastpath_enabled(_fast_path_before)
+                if _stance is not None:
+                    _stance.__exit__(None, None, None)
+                    _stance = None
 
 
 @contextlib.contextmanager
@@ -721,14 +758,11 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it skips the layers inside a transformer
     try:
         model.eval()
-        with torch.random.fork_rng(devices=sorted(devices)), _uncompiled():
+        with torch.random.fork_rng(devices=sorted(devices)), _layer_by_layer():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():
             module.training = mode
         with torch.no_grad():

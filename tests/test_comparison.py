@@ -116,10 +116,11 @@ def short(monkeypatch) -> None:
 
 
 def test_a_short_comparison_chooses_trains_and_goes_on_where_it_was(short, tmp_path, monkeypatch) -> None:
-    choice, output, asked = tmp_path / "choice.txt", tmp_path / "table.txt", []
+    choice, output, costs, asked = (*(tmp_path / f"{name}.txt" for name in ("choice", "table", "cost")), [])
     score = comparison.score
     monkeypatch.setattr(comparison, "score", lambda run, **named: asked.append(run) or score(run, **named))
-    arguments = ["--seeds", "2", "--choice", str(choice), "--output", str(output)]
+    monkeypatch.setattr(comparison, "cost", lambda run: [1.0, 2.0, 3.0])
+    arguments = ["--seeds", "2", "--choice", str(choice), "--output", str(output), "--cost", str(costs)]
     assert comparison.main(arguments) == 0
     number = len(asked)
     assert number == 2 * (2 + 6 * 6) + 2 * (7 + 1)
@@ -131,7 +132,24 @@ def test_a_short_comparison_chooses_trains_and_goes_on_where_it_was(short, tmp_p
         *((*key, strength) for key, (strength, _) in best.items()),
         ("dense, few labels", "none, other step size", 0)}
     assert {run.step_size for run in asked if run.seed < 2 and run.method.startswith("none")} == {0.03, 0.1}
+    timed = paired.read_scores(costs.read_text())
+    assert {key[1] for key in timed} == {key[1] for key in found} and len(timed) == 7 * 3
+    assert all(set(values) == set(range(5)) for values in timed.values())
     assert comparison.main(arguments) == 0 and len(asked) == number
+
+
+def test_a_cost_is_a_multiple_of_that_without_dropout(monkeypatch) -> None:
+    def seconds(work, x, repetitions):      # of a clock that knows what it is asked
+        work()
+        return 1.0 if work.args[0].method == "none" else 3.0
+
+    monkeypatch.setattr(comparison, "_TIMED", 2)
+    monkeypatch.setattr(comparison, "seconds_of", seconds)
+    wide = Run("dense, wide", "none", 0, 0.1, 0)
+    assert comparison.cost(wide) == [1, 1, 1]
+    assert comparison.cost(wide._replace(method="weight decay")) == [3, 3, 1]
+    update, prediction, memory = comparison.cost(wide._replace(method="Dropout"))
+    assert update == prediction == 3 and 1.05 < memory < 2      # two masks
 
 
 def test_the_divergence_is_weighted_and_weights_decay(short, monkeypatch) -> None:
@@ -162,6 +180,9 @@ def test_the_committed_tables_are_whole_and_belong_together() -> None:
     assert set(scores) == wanted
     assert all(set(values) == set(range(10)) for values in scores.values())
     assert all(set(values) == {10, 11} for values in choice.values())
+    costs = paired.read_scores(measured("comparison_cost"))
+    assert set(costs) == {key for run in comparison.timed([0]) for key in comparison._cost_keys(run)}
+    assert all(set(values) == set(range(5)) for values in costs.values())
 
 
 @pytest.mark.parametrize(("regime", "method"), [("dense, few labels", "Dropout"), ("recurrent, few labels", "none"),

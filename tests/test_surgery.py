@@ -25,6 +25,7 @@ RECURSION, UNREAD = "dropout inside a recursion", "weights that the kernel does 
 STEPS = torch.ones(4, 2, 6)
 
 NO_MAPS, UNCALLED, TAKEN = "map dropout without maps", "noise that nothing calls", "weights that torch takes"
+SKIPPED = "test rule that torch skips"
 
 
 class Own(dropoutlib.NoisyLayer):
@@ -199,6 +200,11 @@ CASES = {
         nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.0),
         {nn.Linear: lambda old: dropoutlib.StandoutLinear(old.in_features, old.out_features)}), SEQUENCES,
         [("linear1", TAKEN), ("linear2", TAKEN)]),
+    "one without weights": (replace(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.2),
+                                    {nn.Dropout: lambda old: dropoutlib.WeightScalingDropout(old.p)}), SEQUENCES,
+                            [(place, SKIPPED) for place in ("dropout", "dropout1", "dropout2")]),
+    "one that is the identity": (replace(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.2),
+                                         {nn.Dropout: lambda old: dropoutlib.Dropout(old.p)}), SEQUENCES, []),
     # Recurrent
     "one layer": (recurrent(dropout=0.5), SEQUENCES, [("body", RECURRENT)]),
     "two layers": (recurrent(dropout=0.5, num_layers=2), SEQUENCES, []),

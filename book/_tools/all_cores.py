@@ -1,10 +1,12 @@
 """Sphinx extension: every build executes every chapter, on all cores, while Sphinx reads the pages one after another.
 
-The kernels start before the first page is read; where myst-nb executes a notebook, it waits for that one.
+The kernels start before the first page is read; where myst-nb executes a notebook, it waits for that one. When they are
+done, the pages are written on all cores, too.
 """
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,10 +75,18 @@ def every_chapter(app: Sphinx, env: BuildEnvironment, *changes: set[str]) -> lis
     return [page for page in env.found_docs if env.doc2path(page).endswith(".ipynb")]
 
 
+def write_on_all_cores(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Not before all is read: the processes that would read have no part in the kernels."""
+    app.parallel = joblib.cpu_count()
+    return []
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    kernels = Kernels()
+    gc.set_threshold(100_000, 50, 100)  # trees of a million nodes live to the end; to look for garbage in them took a
+    kernels = Kernels()                 # third of the time of a build
     direct.single_nb_execution = kernels.result
     app.connect("env-get-outdated", every_chapter)
     app.connect("env-before-read-docs", kernels.start)
+    app.connect("env-updated", write_on_all_cores)
     app.connect("build-finished", kernels.stop)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

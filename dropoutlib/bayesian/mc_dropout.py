@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import random
 import re
 import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
@@ -32,15 +33,16 @@ from dropoutlib.surgery import (
     _copied,
     _dropout_of,
     _is_noisy,
+    _layer_by_layer,
     _never_drops,
     _require_what_can_be_followed,
-    _uncompiled,
 )
 
 __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _IN_KERNELS = {*_RECURRENT, "multi_head_attention_forward", "native_dropout"}
+_FEWEST = 8     # samples that are worth torch.vmap
 _PREDICTING = threading.RLock()     # contexts change a model, and a seed is that of the process
 _ENTERING = threading.Lock()
 # The contexts that a module is in; the innermost one counts.
@@ -66,13 +68,15 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
       ``attention_dropout`` in transformers. That module alone is then in training, without what it contains.
 
     Functions of :mod:`dropoutlib.functional` draw where they are told ``training=True``, for each example; they are
-    refused with other ``masks``. What it cannot see stays off: those that are told ``training=False``, functions
-    of torch in a method of the model that is called instead of the model, stochastic depth of other libraries, kernels
-    that are no functions of torch. At the end everything is as it was, also after an error. Contexts nest; for a module
-    that is in several, the innermost one counts. A compiled model runs uncompiled: its graph was made without the
-    noise; compile it before. Other threads may call the model, too, and meet its dropout as well; none may enter a
-    context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are not followed. Under
-    activation checkpointing masks have to be those of examples, and ``backward`` has to run in the context, too.
+    refused with other ``masks``. What it cannot see stays off: those that are told ``training=False``, functions of
+    torch in a method of the model that is called instead of the model, stochastic depth of other libraries, kernels
+    that are no functions of torch, modules that the model calls without holding them. At the end everything is as it
+    was, also after an error. Contexts nest; for a module that is in several, the innermost one counts, and of contexts
+    that take turns, in generators or coroutines, the one that was entered last. A compiled model runs uncompiled: its
+    graph was made without the noise; compile it before. Other threads may call the model, too, and meet its dropout as
+    well; none may enter a context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are
+    not followed. Under activation checkpointing masks have to be those of examples, and ``backward`` has to run in the
+    context, too.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -136,11 +140,6 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
         yield noise.places
 
 
-def _restore(modes: Mapping[nn.Module, bool]) -> None:
-    for module, mode in modes.items():
-        module.training = mode
-
-
 def _rates(module: nn.Module) -> dict[str, float]:
     """Rates of dropout that the attributes of a module name: numbers, and layers."""
     named = {**vars(module), **{name: getattr(part, "p", None) for name, part in module.named_children()}}
@@ -165,9 +164,11 @@ class _Noise(TorchFunctionMode):
         _require_what_can_be_followed(model)
         self.model, self.masks, self.before_drawing = model, masks, before_drawing
         self.names = {module: name for name, module in model.named_modules()}
+        self.modes: dict[nn.Module, bool] = {}      # before the context
         self.places: list[str] = []
         self.warned: set[str] = set()
         self.kept: dict[tuple[str, str, int], Any] = {}
+        self.fitting: dict[tuple[str, str, int], set[torch.Size]] = {}  # shapes of inputs that these masks are for
         self.local = threading.local()
         self.drawing = threading.RLock()
         self.thread = threading.get_ident()
@@ -180,30 +181,39 @@ class _Noise(TorchFunctionMode):
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        modes = {module: module.training for module in self.names}
-        fast = torch.backends.mha.get_fastpath_enabled()
         with contextlib.ExitStack() as stack:
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-            torch.backends.mha.set_fastpath_enabled(False)
-            stack.callback(_restore, modes)
             with _ENTERING:
-                if any(other.thread != self.thread for module in modes for other in _CONTEXTS.get(module, [])):
+                if any(other.thread != self.thread for module in self.names for other in _CONTEXTS.get(module, [])):
                     raise RuntimeError(f"the model {type(self.model).__name__} is in a context of another thread, "
                                        "which has its layers draw: leave that first")
-                for module in modes:
-                    stack.callback(_CONTEXTS.setdefault(module, []).remove, self)
-                    _CONTEXTS[module].append(self)
+                for module in self.names:
+                    self.modes[module] = module.training
+                    stack.callback(self._put_back, module)
+                    _CONTEXTS.setdefault(module, []).append(self)
             self.model.eval()
-            for module in modes:
+            for module in self.names:
                 if (isinstance(module, NoisyLayer) and _is_noisy(module)) or _drops_in_training_only(module):
                     module.training = True
             for handle in self._hooks():
                 stack.callback(handle.remove)
-            stack.enter_context(_uncompiled())
+            stack.enter_context(_layer_by_layer())
             stack.enter_context(self)
             stack.callback(DRAWING.remove, self._follow)
             DRAWING.append(self._follow)
             yield
+
+    def _put_back(self, module: nn.Module) -> None:
+        """Takes a module out of the context; where another one was entered later, that one knows its mode from now on.
+
+        Contexts of generators and coroutines end in any order.
+        """
+        contexts = _CONTEXTS[module]
+        place = contexts.index(self)
+        del contexts[place]
+        if place == len(contexts):
+            module.training = self.modes[module]
+        else:
+            contexts[place].modes[module] = self.modes[module]
 
     @property
     def stack(self) -> list[nn.Module]:
@@ -214,6 +224,8 @@ class _Noise(TorchFunctionMode):
         return stack
 
     def _hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        yield nn.modules.module.register_module_forward_pre_hook(self._enter_another)
+        yield nn.modules.module.register_module_forward_hook(self._leave_another, always_call=True)
         yield self.model.register_forward_hook(self._require_noise)
         for module in self.names:
             yield module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
@@ -239,6 +251,8 @@ class _Noise(TorchFunctionMode):
         self._note()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if module not in self.names:    # a copy, which has the hooks of what it was made of
+            return None
         if not self.stack:
             self.local.calls.clear()
             # off in other threads, and where backward() runs the forward of a checkpoint again
@@ -258,14 +272,26 @@ class _Noise(TorchFunctionMode):
         input = args[0] if args else kwargs["input"]
         if getattr(input, "is_nested", False):
             raise RuntimeError(f"masks has to be 'example' for a nested tensor, but got {self.masks!r}")
-        draw = lambda: _draw_for_all(module, input, kwargs.get("generator"))  # noqa: E731
-        return args, {**kwargs, "noise": self._shared(type(module).__name__, draw)}
+        if not {"noise", "kwargs"} & inspect.signature(module.forward).parameters.keys():
+            raise RuntimeError(f"masks has to be 'example', but got {self.masks!r}: forward of "
+                               f"{self._place() or 'the model'} ({type(module).__name__}) takes no noise=, by which "
+                               "examples share a mask")
+        one = _one_example(module, input)
+        draw = lambda: _draw_for_all(module, one, kwargs.get("generator"))  # noqa: E731
+        return args, {**kwargs, "noise": self._shared(type(module).__name__, draw, one[0].shape)}
+
+    def _enter_another(self, module: nn.Module, *_: Any) -> None:
+        """A module that the model calls without holding it, such as a teacher: it stays as it is."""
+        if self.stack and module not in self.names:
+            self.stack.append(module)
+
+    def _leave_another(self, module: nn.Module, *_: Any) -> None:
+        if self.stack and module not in self.names:
+            self.stack.pop()
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
-        error = sys.exc_info()[1]
-        if self.masks == "fixed" and isinstance(module, NoisyLayer) and isinstance(error, ValueError):
-            error.add_note(f"in {self._place() or 'the model'}, whose masks are fixed: it was called before, with an "
-                           "input of another size behind the batch, or of another number of steps")
+        if module not in self.names:
+            return
         self.stack.pop()
         if not self.stack and self.local.is_pushed:
             self.__exit__(None, None, None)
@@ -289,8 +315,8 @@ class _Noise(TorchFunctionMode):
         if self._place() not in self.places:
             self.places.append(self._place())
 
-    def _shared(self, name: str, draw: Callable[[], Any]) -> Any:
-        """A draw; with fixed masks that of the same call in an earlier pass."""
+    def _shared(self, name: str, draw: Callable[[], Any], shape: torch.Size | None = None) -> Any:
+        """A draw; with fixed masks that of the same call in an earlier pass, for an input for which it fits."""
         if self.masks != "fixed":
             return draw()
         self.local.calls[self._place(), name] += 1
@@ -304,7 +330,21 @@ class _Noise(TorchFunctionMode):
                                        "first")
                 with torch.inference_mode(False):   # a later call may have a gradient
                     self.kept[key] = tree_map(lambda part: part.clone() if part.is_inference() else part, drawn)
+                self.fitting[key] = set() if shape is None else {shape}
+            elif shape is not None and shape not in self.fitting[key]:
+                self._require_the_same_sizes(self.kept[key], draw)
+                self.fitting[key].add(shape)
             return self.kept[key]
+
+    def _require_the_same_sizes(self, kept: Any, draw: Callable[[], Any]) -> None:
+        """A mask that is shared over time fits any length; another one would be shared over what it has not seen."""
+        with torch.random.fork_rng(sorted({part.device.index for part in tree_leaves(kept) if part.is_cuda})):
+            now = draw()
+        for before, after in zip(tree_leaves(kept), tree_leaves(now), strict=True):
+            if _sizes(before) != _sizes(after):
+                raise RuntimeError(f"masks are fixed, but {self._place() or 'the model'} got an input of another size "
+                                   "behind the batch, or of another number of steps: its mask has the shape "
+                                   f"{tuple(before.shape)}, and would have {tuple(after.shape)}")
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -390,21 +430,32 @@ def _factor_and_shift(func: Callable[..., Any], name: str, x: Tensor, p: float) 
     return func(ones, p, True) - shift, shift
 
 
-def _draw_for_all(module: NoisyLayer, input: Any, generator: torch.Generator | None) -> Any:
-    """Noise for one example, which broadcasts to all of them."""
+def _sizes(mask: Tensor) -> list[int]:
+    return [size for size in mask.shape if size != 1]
+
+
+def _one_example(module: NoisyLayer, input: Any) -> tuple[Tensor, bool]:
+    """The first example of an input, as a batch of one, or the input if it has no batch; and whether it is a batch."""
     first = getattr(module, "batch_first", True)
     if isinstance(input, PackedSequence):
         input = pad_packed_sequence(input, batch_first=first)[0]
     layer = facts(type(module))
     rank = re.search(r"(\d)d$", (layer and (layer.replaces or layer.name)) or "")
+    is_of_maps = layer is not None and layer.site == "map"      # MaxDrop, of images
     has_features = not first and not (layer and layer.site == "word")
-    if input.dim() == (int(rank[1]) + 1 if rank else 2 if has_features else 1):
-        return module.draw(input, generator=generator)
+    if input.dim() == (int(rank[1]) + 1 if rank else 3 if is_of_maps else 2 if has_features else 1):
+        return input, False
     axis = 0 if first else 1
     is_empty = input.shape[axis] == 0
     one = input.new_ones((*input.shape[:axis], 1, *input.shape[axis + 1:])) if is_empty else input.narrow(axis, 0, 1)
-    drawn = module.draw(one, generator=generator)
-    if layer is None or layer.site == "state":  # takes a batch of one for an input without a batch
+    return one, True
+
+
+def _draw_for_all(module: NoisyLayer, example: tuple[Tensor, bool], generator: torch.Generator | None) -> Any:
+    """Noise for one example, which broadcasts to all of them."""
+    one, is_batch = example
+    drawn, layer = module.draw(one, generator=generator), facts(type(module))
+    if not is_batch or layer is None or layer.site == "state":  # takes a batch of one for an input without a batch
         return drawn
     # an axis of one in front broadcasts to a batch with and without it; a single example takes it without
     return tree_map(lambda part: part.squeeze(0) if part.dim() else part, drawn)
@@ -477,10 +528,11 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     close.
 
     What the model computes before its first random number is computed once. Further samples run side by side, by
-    :func:`torch.vmap`, as many at a time as the memory allows; where the model cannot be mapped, one after another. The
-    law is the same; the random numbers are those of a plain loop in the latter case alone. Layers may work in place; so
-    may the model on its input, of which it gets a copy. What ``forward`` keeps in the model, such as a state that goes
-    on from call to call, is not that of a loop afterwards. Nothing is differentiated.
+    :func:`torch.vmap`, as many at a time as the memory allows; one after another where that is faster, with recurrent
+    layers of this library and where the memory is for less than eight, and where the model cannot be mapped. The law is
+    the same; the random numbers are those of a plain loop in the latter case alone. Layers may work in place; so may
+    the model on its input, of which it gets a copy. What ``forward`` keeps in the model, such as a state that goes on
+    from call to call, is not that of a loop afterwards. Nothing is differentiated.
 
     Metrics are left to others. ``torchmetrics`` takes ``mean`` as probabilities ``(N, K)``; ``torch-uncertainty`` takes
     ``stacked``.
@@ -607,7 +659,9 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
         (together, side_by_side),
         (1, lambda _: again().unsqueeze(0)),
         (1, lambda _: _call(model, _copied(x)).unsqueeze(0))]
-    if _state_of_others() != others:     # a number that torch did not draw would be one for all samples side by side
+    if together < _FEWEST or any(map(_is_recurrent, model.modules())):
+        ways.pop(0)     # a plain pass is faster
+    elif _state_of_others() != others:     # a number that torch did not draw would be one for all samples side by side
         ways.pop(0)
     done = 1
     while done < num_samples:
@@ -633,6 +687,11 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
         if progress is not None:
             progress(done, num_samples)
     return samples
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    layer = facts(type(module))
+    return layer is not None and layer.replaces in ("LSTM", "GRU")
 
 
 def _state_of_others() -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import sys
@@ -83,6 +84,7 @@ def allocated(function: Function, x: Tensor, parameters: Sequence[Tensor] = (), 
 
 
 def _peak(run: Callable[[], object]) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes into the progress on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
     now = most = 0

@@ -224,7 +224,7 @@ class ConcreteDropout(NoisyLayer):
 
     @p.setter
     def p(self, p: float) -> None:
-        set_rate(self.p_logit, p)
+        set_rate(self, "p_logit", p)
 
     def forward(self, input: Tensor, *, noise: Any = None, generator: torch.Generator | None = None) -> Tensor:
         """Applies the module to the masked input in training, to the input in evaluation. {call}"""

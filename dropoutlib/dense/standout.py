@@ -89,6 +89,7 @@ def standout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, t
     if belief_weight is not None and belief_weight.shape != weight.shape:
         raise RuntimeError(f"belief_weight has to be of the shape {tuple(weight.shape)} of the weight, "
                            f"but got {tuple(belief_weight.shape)}")
+    require_callable("activation", activation)
     pre_activation = F.linear(input, weight, bias)
     logit = _logit(input, pre_activation, alpha, beta, belief_weight, belief_bias)
     hidden = activation(pre_activation)

@@ -220,7 +220,7 @@ class _VariationalDropout(NoisyLayer):
 
     @p.setter
     def p(self, p: float) -> None:
-        set_rate(self.log_alpha, p)
+        set_rate(self, "log_alpha", p)
 
     def _log_alpha(self) -> Tensor:
         log_alpha = finite_logarithm(self.log_alpha)

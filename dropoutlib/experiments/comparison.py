@@ -3,7 +3,8 @@
 Each method, and some pairs of methods, has the same budget: three strengths and two step sizes are tried, and those
 with the best accuracy on validation digits are kept (``comparison_choice.txt``). Then ten networks are trained
 (``comparison.txt``) and tested on digits that nothing was chosen by. Those of one seed have the same labels and initial
-weights; :func:`table` compares them with no dropout, seed by seed.
+weights; :func:`table` compares them with no dropout, seed by seed. What a method takes in time and memory is measured
+in turns with no dropout (``comparison_cost.txt``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dropoutlib
+from dropoutlib.benchmark.timing import allocated, ratio, seconds_of, turns
 
 from . import recurrent
 from .data import Split, digits
@@ -28,8 +30,8 @@ from .networks import DENSE, LENET, dense, facts_of, he_normal, lenet, place_of,
 from .paired import Key, Plan, Row, Scores, arguments_of, compare, fill, read_scores
 from .training import fit
 
-__all__ = ["COMBINATIONS", "MEASURES", "METHODS", "REGIMES", "STRENGTHS", "Regime", "Run", "choices", "chosen", "main",
-           "network", "runs", "score", "split", "strengths", "table"]
+__all__ = ["COMBINATIONS", "COSTS", "MEASURES", "METHODS", "REGIMES", "STRENGTHS", "Regime", "Run", "choices", "chosen",
+           "cost", "main", "network", "runs", "score", "split", "strengths", "table", "timed"]
 
 STRENGTHS = (0.1, 0.3, 0.5)     # probabilities of dropping; what else sets how much a method does has its own three
 _OTHER = {"none": (0.0,), "weight decay": (1e-4, 1e-3, 1e-2), "MaxNorm": (4.0, 2.0, 1.0), "Cutout": (2.0, 3.0, 4.0),
@@ -42,6 +44,8 @@ _SAMPLES = 30
 _STEPS, _BATCH, _BINS = 300, 64, 15
 _POOL = 900     # digits to learn from and to choose by; the others are for testing
 MEASURES = ("accuracy", "loss", "calibration error")
+COSTS = ("time of an update", "time of a prediction", "memory of a pass")
+_ROUNDS, _TIMED, _MIDDLE = 5, 50, 1     # processes that measure, updates that each of them times, and the strength
 
 
 class Regime(NamedTuple):
@@ -202,6 +206,34 @@ def _options(method: str, value: float) -> dict[str, Any]:
     return {} if rate is None or _is_learned(method) else {rate: value}
 
 
+def _train(run: Run, data: Split, steps: int | None = None) -> nn.Module:
+    parts = _parts(run)
+    learned = next((value for name, value in parts.items() if _is_learned(name)), None)
+    made: list[nn.Module] = []
+
+    def build() -> nn.Module:
+        made.append(network(run))
+        return made[0]
+
+    def loss(output: Tensor, labels: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(output, labels)
+        return cross_entropy if learned is None else (
+            cross_entropy + learned * dropoutlib.kl_divergence(made[0]) / len(data.train_inputs))
+
+    return fit(build, data.train_inputs, data.train_labels, steps=_STEPS if steps is None else steps,
+               batch_size=_BATCH, seed=run.seed, learning_rate=run.step_size,
+               weight_decay=parts.get("weight decay", 0.0), loss=loss)
+
+
+def _predict(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:
+    """The probabilities of the classes."""
+    if run.method == _MONTE_CARLO:
+        generator = torch.Generator().manual_seed(run.seed)
+        return dropoutlib.predict(model, inputs, _SAMPLES, task="classification", generator=generator).mean
+    with torch.no_grad():
+        return model(inputs).softmax(-1)
+
+
 def score(run: Run, *, is_choice: bool) -> list[float]:
     """Trains one network and tests it, on one thread.
 
@@ -215,28 +247,8 @@ def score(run: Run, *, is_choice: bool) -> list[float]:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     torch.set_num_threads(1)
-    parts = _parts(run)
-    inputs, labels, test, truth = split(REGIMES[run.regime], run.seed)[0 if is_choice else 1]
-    learned = next((value for name, value in parts.items() if _is_learned(name)), None)
-    made: list[nn.Module] = []
-
-    def build() -> nn.Module:
-        made.append(network(run))
-        return made[0]
-
-    def loss(output: Tensor, labels: Tensor) -> Tensor:
-        cross_entropy = F.cross_entropy(output, labels)
-        return cross_entropy if learned is None else (
-            cross_entropy + learned * dropoutlib.kl_divergence(made[0]) / len(inputs))
-
-    model = fit(build, inputs, labels, steps=_STEPS, batch_size=_BATCH, seed=run.seed, learning_rate=run.step_size,
-                weight_decay=parts.get("weight decay", 0.0), loss=loss)
-    if run.method == _MONTE_CARLO:
-        generator = torch.Generator().manual_seed(run.seed)
-        chances = dropoutlib.predict(model, test, _SAMPLES, task="classification", generator=generator).mean
-    else:
-        with torch.no_grad():
-            chances = model(test).softmax(-1)
+    data = split(REGIMES[run.regime], run.seed)[0 if is_choice else 1]
+    chances, truth = _predict(run, _train(run, data), data.test_inputs), data.test_labels
     found = [(chances.argmax(-1) == truth).float().mean().item()]
     if not is_choice:
         found += [F.nll_loss(chances.clamp(min=1e-12).log(), truth).item(),
@@ -244,6 +256,44 @@ def score(run: Run, *, is_choice: bool) -> list[float]:
     if not all(map(math.isfinite, found)):
         raise ValueError(f"the network of {run} has outputs that are not finite")
     return found
+
+
+def cost(run: Run) -> list[float]:
+    """What a method takes, on one thread and in turns with no dropout.
+
+    Args:
+        run: of which the regime, the methods and their strength count; the seed is the number of the round.
+
+    Returns:
+        list[float]: the time of an update with its part of the divergence, the time to predict all test digits, and
+        the most memory that a batch takes forward and back, each as a multiple of that without dropout.
+    """
+    torch.set_num_threads(1)
+    ways = {"none": run._replace(method="none", strength=0), run.method: run}
+    _, data = split(REGIMES[run.regime], run.seed)
+    models = {name: _train(way, data, 1) for name, way in ways.items()}
+    updates = turns({name: partial(seconds_of, partial(_train, way, data, _TIMED), data.train_inputs)
+                     for name, way in ways.items()}, 3)
+    predictions = turns({name: partial(seconds_of, partial(_predict, way, models[name], data.test_inputs),
+                                       data.test_inputs) for name, way in ways.items()}, 9)
+    peaks = [allocated(model.train(), data.train_inputs[:_BATCH], list(model.parameters())).peak
+             for model in (models["none"], models[run.method])]
+    return [*(ratio(times[run.method], times["none"]) for times in (updates, predictions)), peaks[1] / peaks[0]]
+
+
+def timed(rounds: Sequence[int]) -> Iterator[Run]:
+    """The runs that are timed: every method at its middle strength, in each network once."""
+    kinds: dict[tuple[str, int], str] = {}
+    for regime, (kind, _, _, units) in REGIMES.items():
+        kinds.setdefault((kind, units), regime)
+    for (kind, _), regime in kinds.items():
+        for method in (*METHODS[kind], *COMBINATIONS[kind]):
+            middle = min(_MIDDLE, *(len(strengths(part)) - 1 for part in method.split(" + ")))
+            yield from (Run(regime, method, middle, _STEP_SIZES[kind][0], number) for number in rounds)
+
+
+def _cost_keys(run: Run) -> list[Key]:
+    return [(run.regime, run.method, float(run.strength), measure) for measure in COSTS]
 
 
 def choices(seeds: Sequence[int]) -> Iterator[Run]:
@@ -323,6 +373,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = arguments_of("comparison", __doc__, seeds=10)
     parser.add_argument("--choice", type=Path, default=Path("comparison_choice.txt"),
                         help="the table by which strengths and step sizes are chosen (comparison_choice.txt)")
+    parser.add_argument("--cost", type=Path, default=Path("comparison_cost.txt"),
+                        help="the table of time and memory (comparison_cost.txt)")
     about = f"{_STEPS} updates, batches of {_BATCH}, momentum 0.9"
 
     def choice(options: argparse.Namespace) -> Plan:
@@ -336,7 +388,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Plan("comparison", (about, "a column for each seed, on test digits"),
                     runs(found, range(options.seeds)), _keys, partial(score, is_choice=False))
 
-    return fill(parser, arguments, choice) or fill(parser, arguments, comparison)
+    def costs(options: argparse.Namespace) -> Plan:
+        options.output, options.jobs = options.cost, 1      # alone, since it is timed
+        return Plan("comparison_cost", (f"batches of {_BATCH}; multiples of what no dropout takes, in turns with it",
+                                        "a column for each round"),
+                    list(timed(range(_ROUNDS))), _cost_keys, cost)
+
+    return (fill(parser, arguments, choice) or fill(parser, arguments, comparison)
+            or fill(parser, arguments, costs))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Monte Carlo dropout: what is turned on and what stays, shared masks, and predictions against the exact law."""
 
+import asyncio
 import copy
 import gc
+import itertools
 import math
 import pickle
 import random
@@ -473,14 +475,29 @@ def test_fixed_masks_of_torch_are_those_of_a_batch_and_of_one_example():
         torch.testing.assert_close(batch[1], one)
 
 
-def test_an_input_of_another_size_is_told_from_wrong_noise():
-    for layer, x, other in ((dropoutlib.FastDropoutConv2d(2, 3, 3), numbers(2, 2, 8, 8), numbers(2, 2, 9, 9)),
-                            (dropoutlib.ZoneoutLSTM(3, 4), numbers(5, 2, 3), numbers(1, 2, 3))):
-        with monte_carlo(nn.Sequential(layer), "fixed") as _, pytest.raises(ValueError, match="noise") as caught:
-            model = layer
-            model(x), model(other)
-        [note] = caught.value.__notes__
-        assert note.startswith("in 0, whose masks are fixed: it was called before, with an input of another size")
+@pytest.mark.parametrize(("layer", "x", "other"), [
+    (dropoutlib.FastDropoutConv2d(2, 3, 3), (2, 2, 8, 8), (2, 2, 9, 9)), (dropoutlib.Dropout(), (1, 1, 6), (1, 4, 6)),
+    (dropoutlib.ZoneoutLSTM(3, 4), (5, 2, 3), (1, 2, 3)), (dropoutlib.ZoneoutGRU(3, 4), (1, 2, 3), (6, 2, 3)),
+    (dropoutlib.GaussianDropout(), (2, 1), (2, 3)), (dropoutlib.StochasticRateDropout(), (2, 3), (2, 4, 3)),
+    (dropoutlib.WeightDropLSTM(3, 4, 2, dropout=0.5), (1, 2, 3), (5, 2, 3))])
+def test_a_fixed_mask_is_not_stretched(layer, x, other):
+    """One that is shared over time is that of any number of steps."""
+    state = torch.get_rng_state()
+    with monte_carlo(nn.Sequential(layer), "fixed"), pytest.raises(RuntimeError, match=r"masks are fixed, but 0 got .*"
+                                                                   "size behind the batch, or of another number"):
+        layer(numbers(*x)), torch.set_rng_state(state), layer(numbers(*other))
+    assert torch.equal(torch.get_rng_state(), state)    # numbers() has one of its own
+    for shared in (dropoutlib.VariationalLSTM(3, 4), dropoutlib.LockedDropout(), dropoutlib.RNNDropLSTM(3, 4)):
+        with monte_carlo(shared, "fixed"):
+            for steps in (1, 5, 1):
+                shared(numbers(steps, 2, 3))
+
+
+def test_an_image_by_itself_has_a_mask_for_every_map():
+    layer, image = dropoutlib.MaxDrop(0.5), numbers(200, 3, 3)
+    with monte_carlo(layer, "fixed"):
+        dropped = (layer(image) == 0).any((1, 2))
+    assert 50 < dropped.sum() < 150
 
 
 def test_samples_of_convolutions_with_noisy_weights_run_at_once():
@@ -1189,3 +1206,98 @@ def test_a_variance_of_a_few_roundings_is_that_of_the_samples():
         model[1].bias.fill_(1e6)
     found = predict(model, torch.randn(4, 6), 500)
     torch.testing.assert_close(found.variance, found.samples.double().var(0).float(), rtol=1e-3, atol=1e-6)
+
+
+# Contexts that do not end in the order in which they began, and settings of the process
+
+
+@pytest.mark.parametrize("layer", [dropoutlib.Dropout(), dropoutlib.DropConnectLinear(4, 4),
+                                   nn.MultiheadAttention(4, 1, dropout=0.5)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_contexts_may_end_in_any_order(layer, order):
+    model = nn.Sequential(layer)
+    for was in (False, True):
+        model.train(was)
+        contexts = [monte_carlo(model) for _ in order]
+        for context in contexts:
+            context.__enter__()
+        for place in order:
+            assert not model.training and layer.training
+            contexts[place].__exit__(None, None, None)
+        assert model.training is layer.training is was
+
+
+def test_what_a_context_finds_is_put_back_even_if_another_one_ends_meanwhile():
+    model = nn.Sequential(nn.Linear(4, 4), dropoutlib.Dropout()).eval()
+
+    async def request():
+        with torch.no_grad(), monte_carlo(model):
+            for _ in range(3):
+                model(numbers(1, 4))
+                await asyncio.sleep(0)
+
+    async def requests():
+        await asyncio.gather(request(), request())
+
+    asyncio.run(requests())
+    assert torch.equal(model(numbers(1, 4)), model(numbers(1, 4)))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_settings_of_the_process_come_back_when_the_last_context_ends(first):
+    models = [nn.Sequential(nn.Dropout()) for _ in range(2)]
+    contexts = [monte_carlo(model) for model in models]
+    torch.compile(models[0], backend="eager")   # loads the compiler
+    stance = torch._dynamo.eval_frame._stance.stance
+    for context in contexts:
+        context.__enter__()
+    contexts[first].__exit__(None, None, None)
+    assert not torch.backends.mha.get_fastpath_enabled()
+    assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+    contexts[1 - first].__exit__(None, None, None)
+    assert torch.backends.mha.get_fastpath_enabled() and torch._dynamo.eval_frame._stance.stance == stance
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.Dropout()], ids=["torch's", "ours"])
+def test_a_module_that_the_model_does_not_hold_stays_as_it_is(layer):
+    teacher = nn.Sequential(nn.Linear(8, 8), layer).eval()
+
+    class Student(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout()
+
+        def forward(self, input):
+            return self.drop(input), teacher(input)
+
+    student, x = Student(), numbers(4, 8)
+    with torch.no_grad(), monte_carlo(student) as places:
+        (one, fixed), (other, again) = student(x), student(x)
+    assert torch.equal(fixed, again) and not torch.equal(one, other) and places == ["drop"]
+
+
+@pytest.mark.parametrize("masks", ["call", "fixed"])
+def test_a_layer_that_takes_no_noise_is_named(masks):
+    class Plain(dropoutlib.Dropout):
+        def forward(self, input):
+            return super().forward(input)
+
+    model = nn.Sequential(Plain())
+    with monte_carlo(model):
+        model(numbers(2, 3))
+    with monte_carlo(model, masks), pytest.raises(RuntimeError, match=r"forward of 0 \(Plain\) takes no noise="):
+        model(numbers(2, 3))
+
+
+def test_few_samples_at_a_time_and_recurrent_layers_are_looped(monkeypatch):
+    """A plain pass is faster there than torch.vmap."""
+    mapped = []
+    vmap = torch.vmap
+    monkeypatch.setattr(torch, "vmap", lambda *args, **named: mapped.append(1) or vmap(*args, **named))
+    dense, x = nn.Sequential(nn.Dropout(), nn.Linear(64, 64)), numbers(4, 64)
+    predict(dense, x, 20, memory_limit=4 * 2 * 2 * 4 * 64 * 4)
+    recurrent = Of(lambda self, x: self.rnn(x)[0], rnn=dropoutlib.WeightDropLSTM(3, 4))
+    predict(nn.Sequential(dropoutlib.LockedDropout(), recurrent), numbers(2, 3, 3), 20)
+    assert not mapped
+    predict(dense, x, 20)
+    assert mapped

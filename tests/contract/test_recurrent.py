@@ -89,6 +89,28 @@ def test_without_noise_it_is_the_layer_of_torch(name: str, dtype: torch.dtype, t
 
 
 @every
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_sequences_as_those_of_torch(name: str, options: dict[str, Any], dtype: torch.dtype, device: str
+                                             ) -> None:
+    x = 0.1 * sequences(device, dtype) * (1 + 2j)     # far from the poles of complex gates
+    layer, exact = (made(name, device, dtype=kind, **options) for kind in (dtype, torch.complex128))
+    exact.load_state_dict(layer.state_dict())
+    noise = layer.draw(x)
+    one, other = (network(y, noise=noise)[0] for network, y in ((layer, x), (exact, x.to(torch.complex128))))
+    torch.testing.assert_close(one, other.to(dtype), rtol=1e-3, atol=1e-4)
+    layer, of_torch = twin_of_torch(name, device, dtype)
+    torch.testing.assert_close(layer(x)[0], of_torch(x)[0], rtol=1e-3, atol=1e-4)
+
+
+@every
+def test_gradients_of_complex_sequences(name: str, options: dict[str, Any], device: str) -> None:
+    layer = made(name, device, dtype=torch.complex128, **options)
+    x = (0.1 * sequences(device, torch.complex128, 1)[:2] * (1 + 2j)).requires_grad_()
+    noise = layer.draw(x)
+    assert torch.autograd.gradcheck(lambda x: layer(x, noise=noise)[0], x, fast_mode=True)
+
+
+@every
 def test_batch_first_turns_input_and_output(name: str, options: dict[str, Any], device: str) -> None:
     layer, x = made(name, device, **options), sequences(device)
     turned = made(name, device, batch_first=True, **options)
