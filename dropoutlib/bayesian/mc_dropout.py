@@ -27,6 +27,7 @@ from dropoutlib.methods import describe, facts
 from dropoutlib.noise.given import in_checkpoint
 from dropoutlib.noise.laws import DRAWING
 from dropoutlib.prefix import Apart, Diverged, Prefix
+from dropoutlib.recurrent_network import RecurrentNetwork
 from dropoutlib.surgery import (
     _argument,
     _call,
@@ -529,10 +530,10 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
 
     What the model computes before its first random number is computed once. Further samples run side by side, by
     :func:`torch.vmap`, as many at a time as the memory allows; one after another where that is faster, with recurrent
-    layers of this library and where the memory is for less than eight, and where the model cannot be mapped. The law is
-    the same; the random numbers are those of a plain loop in the latter case alone. Layers may work in place; so may
-    the model on its input, of which it gets a copy. What ``forward`` keeps in the model, such as a state that goes on
-    from call to call, is not that of a loop afterwards. Nothing is differentiated.
+    layers and where the memory is for less than eight, and where the model cannot be mapped. The law is the same; the
+    random numbers are those of a plain loop in the latter case alone. Layers may work in place; so may the model on its
+    input, of which it gets a copy. What ``forward`` keeps in the model, such as a state that goes on from call to call,
+    is not that of a loop afterwards. Nothing is differentiated.
 
     Metrics are left to others. ``torchmetrics`` takes ``mean`` as probabilities ``(N, K)``; ``torch-uncertainty`` takes
     ``stacked``.
@@ -690,8 +691,7 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
 
 
 def _is_recurrent(module: nn.Module) -> bool:
-    layer = facts(type(module))
-    return layer is not None and layer.replaces in ("LSTM", "GRU")
+    return isinstance(module, (nn.RNNBase, RecurrentNetwork))
 
 
 def _state_of_others() -> tuple[Any, ...]:

@@ -287,7 +287,7 @@ def timed(rounds: Sequence[int]) -> Iterator[Run]:
     for regime, (kind, _, _, units) in REGIMES.items():
         kinds.setdefault((kind, units), regime)
     for (kind, _), regime in kinds.items():
-        for method in (*METHODS[kind], *COMBINATIONS[kind]):
+        for method in (*METHODS[kind][1:], *COMBINATIONS[kind]):    # the first is none
             middle = min(_MIDDLE, *(len(strengths(part)) - 1 for part in method.split(" + ")))
             yield from (Run(regime, method, middle, _STEP_SIZES[kind][0], number) for number in rounds)
 

@@ -1296,8 +1296,9 @@ def test_few_samples_at_a_time_and_recurrent_layers_are_looped(monkeypatch):
     monkeypatch.setattr(torch, "vmap", lambda *args, **named: mapped.append(1) or vmap(*args, **named))
     dense, x = nn.Sequential(nn.Dropout(), nn.Linear(64, 64)), numbers(4, 64)
     predict(dense, x, 20, memory_limit=4 * 2 * 2 * 4 * 64 * 4)
-    recurrent = Of(lambda self, x: self.rnn(x)[0], rnn=dropoutlib.WeightDropLSTM(3, 4))
-    predict(nn.Sequential(dropoutlib.LockedDropout(), recurrent), numbers(2, 3, 3), 20)
+    for layer in (dropoutlib.WeightDropLSTM(3, 4), nn.GRU(3, 4)):
+        recurrent = Of(lambda self, x: self.rnn(x)[0], rnn=layer)
+        predict(nn.Sequential(dropoutlib.LockedDropout(), recurrent), numbers(2, 3, 3), 20)
     assert not mapped
     predict(dense, x, 20)
     assert mapped
