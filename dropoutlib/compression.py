@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from .channels import Flow, Run, Units, fold_scales, name_of
 from .plain_layers import Scale, exchanged
-from .surgery import _call, _copied, _is_exported, _tensors
+from .surgery import _call, _copied, _is_exported, _require_values, _tensors
 
 __all__ = ["Change", "Compressed", "CompressionReport", "compress"]
 
@@ -182,9 +182,7 @@ def _require_what_can_be_copied(model: Any) -> None:
                              "remove_weight_norm do so for theirs)")
         if parametrize.is_parametrized(module):
             raise ValueError(f"{place} has a parametrization: call torch.nn.utils.parametrize.remove_parametrizations")
-    for name, part in (*model.named_parameters(), *model.named_buffers()):
-        if part.is_meta:
-            raise ValueError(f"{name} has no values: it lies on the device meta")
+    _require_values(model)
     owners: dict[Tensor, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if owners.setdefault(parameter, name) != name and not _is_one_module(model, owners[parameter], name):

@@ -193,6 +193,8 @@ def sum_variance(input: Tensor, weight: Tensor, alpha: Tensor | float = 1.0,
         tensor([25.])
     """
     not_negative("alpha", alpha)
+    _require_real("input", input)
+    _require_real("weight", weight)
     autocast = is_autocast(input)
     if (torch.get_autocast_dtype(input.device.type) if autocast else input.dtype) != torch.float16:
         return product(input.square(), (alpha * weight.square()).to(weight.dtype))
@@ -446,6 +448,7 @@ def _require(value: object, *, joint: bool = False) -> None:
     for name, part in value._asdict().items():
         if not isinstance(part, Tensor):
             raise TypeError(f"value.{name} has to be a tensor, but got {type(part).__name__}")
+        _require_real(f"value.{name}", part)
     mean, spread = value
     if isinstance(value, JointMoments):
         size = mean.shape[-1:]
@@ -456,6 +459,11 @@ def _require(value: object, *, joint: bool = False) -> None:
         raise ValueError("value.mean and value.variance have to be of shapes that broadcast, "
                          f"but got {tuple(mean.shape)} and {tuple(spread.shape)}")
     not_negative("value.variance", value.variance)
+
+
+def _require_real(name: str, part: Tensor) -> None:
+    if part.is_complex():
+        raise RuntimeError(f"{name} has to be real, as moments are, but got {part.dtype}")
 
 
 def _broadcasts(one: torch.Size, other: torch.Size) -> bool:

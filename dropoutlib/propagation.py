@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 import dropoutlib.moments as moments
@@ -31,12 +32,15 @@ from .dense.variational_dropout import VariationalDropoutConv1d, VariationalDrop
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
+from .noise.laws import DRAWING
+from .prefix import _random_state
 from .surgery import (
     _dropout_of,
     _is_noisy,
     _joined,
     _left_as_it_was,
     _never_drops,
+    _require_values,
     _require_what_can_be_followed,
 )
 
@@ -83,7 +87,8 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
 
     The noise is that of training, all else is as in evaluation: batch norm has its stored statistics, whatever mode the
     model is in. It is left as it was. What lies in front of the first noise is certain, and any modules may stand
-    there, as long as they hold and call no dropout themselves. From there on are followed
+    there, as long as they hold no dropout, call none and draw no random numbers in training (they run twice, once as in
+    training, to see that). :class:`~dropoutlib.Cutout` is an augmentation, and left out. From there on are followed
 
     * ``nn.Sequential``, also one in another, ``Linear``, ``Conv1d/2d/3d`` padded with zeros, ``BatchNorm1d/2d/3d``,
       ``AvgPool1d/2d/3d``, ``AdaptiveAvgPool1d/2d/3d``, ``Flatten``, ``Unflatten`` and ``Identity``, exactly;
@@ -124,7 +129,8 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
     Raises:
         NotImplementedError: if a module cannot be followed, with its name in the model.
         ValueError: if the model has no noise at all, if ``x`` has no axis of examples, or a layer gets another number
-            of axes than those of a batch; if the model has lazy layers that have no weights yet.
+            of axes than those of a batch; if the model has lazy layers that have no weights yet, or weights without
+            values, on the device meta.
         TypeError: if the model is no module, or is scripted or exported, ``x`` is no tensor, or ``covariance`` no truth
             value.
         RuntimeError: if shapes do not fit, or ``x`` holds no real floating point numbers, or those of float16, in
@@ -166,6 +172,8 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
         raise ValueError("x has to be of shape (N, ...), with examples along the first axis, "
                          f"but got the shape {tuple(x.shape)}: x[None] is one example")
     _require_what_can_be_followed(model)
+    if not x.is_meta:
+        _require_values(model)
     with _left_as_it_was(model):
         value = _through(model, x.clone(), "", joint)  # a layer may write into its input
     if isinstance(value, Tensor):
@@ -178,7 +186,7 @@ def _through(module: nn.Module, value: Tensor | _Value, place: str, joint: bool)
     """What a module makes of a value; a tensor is a value without noise."""
     module = getattr(module, "_orig_mod", module)  # of what was compiled
     kind = next((base for base in type(module).__mro__ if base in _RULES or base is nn.Sequential), None)
-    if kind is None or type(module).forward is not kind.forward:
+    if kind is None or type(module).forward is not kind.forward or "forward" in vars(module):
         kind = None
     if kind is nn.Sequential:
         _refuse_hooks(module, place)
@@ -190,13 +198,15 @@ def _through(module: nn.Module, value: Tensor | _Value, place: str, joint: bool)
     try:
         if isinstance(value, Tensor):
             if not _has_noise(module):
-                with _NoDropout():
-                    return module(value)
+                _require_certain(module, lambda: module(value.clone()))
+                return module(value)
             if kind is None and not _is_noisy(module):
                 raise _Refused("it has dropout inside, and only sequences are followed")
         if kind is None:
-            raise _Refused("no rule for its moments is known")
+            raise _Refused("its forward was replaced" if "forward" in vars(module)
+                           else "no rule for its moments is known")
         _refuse_hooks(module, place)
+        _refuse_noisy_parametrizations(module)
         return _RULES[kind](module, _without_noise(value, joint) if isinstance(value, Tensor) else value)
     except _Refused as error:
         raise NotImplementedError(f"{place or 'the model'} ({type(module).__name__}) cannot be followed{when}: "
@@ -209,6 +219,39 @@ def _through(module: nn.Module, value: Tensor | _Value, place: str, joint: bool)
 def _has_noise(module: nn.Module) -> bool:
     return any((_is_noisy(part) and not _never_drops(part)) or (isinstance(part, nn.RNNBase) and part.dropout > 0)
                for part in module.modules())
+
+
+def _require_certain(module: nn.Module, call: Callable[[], Any]) -> None:
+    """Runs what is to be certain as in training, with the layers of torch and of this library in evaluation: no draw.
+
+    A module may drop by a function that is told ``self.training``, or multiply by random numbers.
+    """
+    own = [part for part in module.modules() if type(part).__module__.partition(".")[0] not in ("torch", "dropoutlib")]
+
+    def refuse() -> None:
+        raise _Refused("it draws random numbers in training, and only sequences are followed")
+
+    for part in own:
+        part.training = True
+    DRAWING.append(refuse)
+    before = _random_state()
+    try:
+        with _NoDropout():
+            call()
+        if _random_state() != before:
+            refuse()
+    finally:
+        DRAWING.remove(refuse)
+        for part in own:
+            part.training = False
+
+
+def _refuse_noisy_parametrizations(module: nn.Module) -> None:
+    if parametrize.is_parametrized(module):
+        parametrizations: Any = module.parametrizations
+        if _has_noise(parametrizations):
+            raise _Refused("its parameters are dropped by a parametrization")
+        _require_certain(parametrizations, lambda: [getattr(module, name) for name in parametrizations])
 
 
 class _NoDropout(TorchFunctionMode):

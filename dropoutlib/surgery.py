@@ -720,6 +720,12 @@ def _require_what_can_be_followed(model: nn.Module) -> None:
                              "before")
 
 
+def _require_values(model: nn.Module) -> None:
+    for name, part in (*model.named_parameters(), *model.named_buffers()):
+        if part.is_meta:
+            raise ValueError(f"{name} has no values: it lies on the device meta")
+
+
 _STARTING = threading.Lock()
 _watched = 0                # contexts of any thread in which models run layer by layer
 _fast_path_before = True

@@ -63,3 +63,24 @@ def test_fit_learns_and_belongs_to_its_seed():
     visited = []
     train(0, batch_size=16, after_step=lambda model, step: visited.append(step))
     assert visited == list(range(1, 101))
+
+
+def test_an_accuracy_needs_a_label_for_each_output():
+    model, x = nn.Linear(4, 3), torch.randn(5, 4)
+    for labels in (torch.zeros(5, 1), torch.zeros(1)):
+        with pytest.raises(ValueError, match=r"labels has to have one label for each output, of shape \(5,\), but got"):
+            accuracy(model, x, labels)
+    with pytest.raises(ValueError, match="labels"):
+        accuracy(model, x[:0], torch.zeros(0))
+
+
+@pytest.mark.parametrize(("kind", "words", "options"), [
+    (ValueError, "steps has to be at least 0, but got -5", {"steps": -5}),
+    (ValueError, "batch_size.*0", {"batch_size": 0}), (ValueError, "batch_size.*-3", {"batch_size": -3}),
+    (TypeError, "loss.*mse", {"loss": "mse"}), (TypeError, "steps.*1.5", {"steps": 1.5})])
+def test_what_fit_cannot_use_is_named(kind, words, options):
+    x, y = torch.randn(5, 4), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(kind, match=words):
+        fit(lambda: nn.Linear(4, 3), x, y, **{"steps": 1, **options})
+    with pytest.raises(ValueError, match="labels has to have as many examples as inputs, 5, but got 4"):
+        fit(lambda: nn.Linear(4, 3), x, y[:4], steps=1)

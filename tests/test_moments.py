@@ -439,3 +439,19 @@ def test_large_variances_do_not_overflow():
 def test_arguments_that_mean_nothing_are_refused(call, words):
     with pytest.raises((TypeError, ValueError), match=words):
         call(gaussian([1.0], [1.0]))
+
+
+@pytest.mark.parametrize("call", [
+    lambda value: moments.relu(value), lambda value: moments.probit(value), lambda value: moments.sigmoid(value),
+    lambda value: moments.squared_error(value, torch.zeros(2)), lambda value: moments.expectation(torch.tanh, value),
+    lambda value: moments.multiply(value, noise.Bernoulli(0.5), scale=2.0)])
+def test_complex_values_are_refused(call):
+    with pytest.raises(RuntimeError, match=r"value\.mean has to be real, as moments are, but got torch\.complex64"):
+        call(moments.Moments(torch.tensor([1j, 2 + 0j]), torch.ones(2)))
+
+
+def test_a_complex_sum_is_refused():
+    for input, weight, name in ((torch.tensor([1j]), torch.ones(1, 1), "input"),
+                                (torch.ones(1), torch.tensor([[1j]]), "weight")):
+        with pytest.raises(RuntimeError, match=f"{name} has to be real"):
+            moments.sum_variance(input, weight)

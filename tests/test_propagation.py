@@ -23,6 +23,7 @@ from dropoutlib import (
     StandoutLinear,
     VariationalDropoutLinear,
     WeightScalingDropout,
+    functional,
     moments,
     propagate_moments,
 )
@@ -556,3 +557,77 @@ def test_a_short_measurement_is_written_and_read_back(tmp_path, monkeypatch):
     scores = read_scores(output.read_text())
     assert [key[3] for key in scores] == ["independent", "with covariances", "with covariances"]
     assert all(0.8 < values[0] < 1.2 for values in scores.values())     # hardly trained, so hardly correlated
+
+
+# What drops without being a layer
+
+
+class Drops(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, input):
+        return self.function(self, input)
+
+
+@pytest.mark.parametrize("function", [
+    lambda self, x: functional.dropout(x, 0.5, self.training), lambda self, x: functional.dropout(x, 0.5),
+    lambda self, x: functional.gaussian_dropout(x, 0.5, self.training),
+    lambda self, x: functional.max_drop(x[..., None, None], 0.5, training=self.training)[..., 0, 0],
+    lambda self, x: x * torch.rand(()) if self.training else x])
+def test_what_draws_in_training_is_not_taken_for_certain(function):
+    model = nn.Sequential(Drops(function), Dropout(0.1), nn.Linear(8, 1))
+    state = torch.get_rng_state()
+    with pytest.raises(NotImplementedError, match=r"0 \(Drops\) cannot be followed: it draws random numbers"):
+        propagate_moments(model, torch.ones(1, 8))
+    assert model[0].training and torch.equal(state, torch.get_rng_state())
+
+
+def test_attention_that_drops_in_training_alone_is_not_taken_for_certain():
+    def attend(self, x):
+        return nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if self.training else 0.0)
+
+    model = nn.Sequential(Drops(attend), nn.Flatten(), Dropout(0.1), nn.Linear(8, 1))
+    with pytest.raises(NotImplementedError, match=r"0 \(Drops\) cannot be followed: it calls scaled_dot_product"):
+        propagate_moments(model, torch.ones(1, 2, 4))
+
+
+def test_a_module_that_is_certain_runs_in_evaluation():
+    norm = nn.BatchNorm1d(8)
+    model = nn.Sequential(Drops(lambda self, x: norm(x) + (not self.training)), Dropout(0.5), nn.Linear(8, 1))
+    model[0].norm = norm.train()
+    before, x = norm.running_mean.clone(), torch.rand(4, 8)
+    found = propagate_moments(model, x)
+    expected = propagate_moments(model[1:], norm.eval()(x) + 1)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize("noise", [nn.Dropout(0.5), Dropout(0.5),
+                                   Drops(lambda self, w: nn.functional.dropout(w, 0.5, self.training)),
+                                   Drops(lambda self, w: functional.dropout(w, 0.5, self.training))])
+@pytest.mark.parametrize("place", [0, 1])
+def test_weights_that_a_parametrization_drops_are_refused(noise, place):
+    layers = [Dropout(0.1), nn.Linear(8, 8)][::1 if place else -1]
+    torch.nn.utils.parametrize.register_parametrization(layers[place], "weight", noise)
+    with pytest.raises(NotImplementedError, match=rf"{place} \(ParametrizedLinear\) cannot be followed"):
+        propagate_moments(nn.Sequential(*layers), torch.ones(1, 8))
+    plain = nn.utils.parametrizations.weight_norm(nn.Linear(8, 1))
+    assert propagate_moments(nn.Sequential(Dropout(0.1), plain), torch.ones(1, 8)).variance > 0
+
+
+@pytest.mark.parametrize("place", ["0", "1", "2", "3", ""])
+def test_a_forward_that_was_replaced_is_refused(place):
+    model = nn.Sequential(Dropout(0.5), nn.Linear(8, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 1)))
+    part = model.get_submodule(place)
+    old = part.forward
+    part.forward = lambda x: 10 * old(x)
+    with pytest.raises(NotImplementedError, match="cannot be followed"):
+        propagate_moments(model, torch.ones(1, 8))
+
+
+def test_weights_without_values_are_named():
+    model = nn.Sequential(Dropout(0.5), nn.Linear(8, 1, device="meta"))
+    with pytest.raises(ValueError, match=r"1\.weight has no values: it lies on the device meta"):
+        propagate_moments(model, torch.ones(1, 8))

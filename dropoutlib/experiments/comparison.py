@@ -34,9 +34,9 @@ __all__ = ["COMBINATIONS", "COSTS", "MEASURES", "METHODS", "REGIMES", "STRENGTHS
            "cost", "main", "network", "runs", "score", "split", "strengths", "table", "timed"]
 
 STRENGTHS = (0.1, 0.3, 0.5)     # probabilities of dropping; what else sets how much a method does has its own three
-_OTHER = {"none": (0.0,), "weight decay": (1e-4, 1e-3, 1e-2), "MaxNorm": (4.0, 2.0, 1.0), "Cutout": (2.0, 3.0, 4.0),
-          "StandoutLinear": (0.5, 1.0, 2.0), "StochasticPool2d": (0.0,), "average pooling": (0.0,),
-          "none, other step size": (0.0,)}
+_OTHER = {"none": (0.0,), "early stopping": (150.0, 80.0, 40.0), "weight decay": (1e-4, 1e-3, 1e-2),
+          "MaxNorm": (4.0, 2.0, 1.0), "Cutout": (2.0, 3.0, 4.0), "StandoutLinear": (0.5, 1.0, 2.0),
+          "StochasticPool2d": (0.0,), "average pooling": (0.0,), "none, other step size": (0.0,)}
 _DIVERGENCE = (0.01, 0.1, 1.0)  # weights of the divergence, for noise that is learned
 _MONTE_CARLO = "Dropout, Monte Carlo"
 _POOLS = ("average pooling", "expected pooling")    # other pools, without noise, beside methods that bring theirs along
@@ -69,7 +69,7 @@ _SCHEMES = {"Dropout": ("nn.Dropout", "input and output"), "LockedDropout": ("lo
             "RecurrentDropoutLSTM": ("recurrent dropout", "update, a step"),
             "VariationalLSTM": ("variational", "input, state, output"),
             "ZoneoutLSTM": ("zoneout", "state and cell, a step"), "WeightDropLSTM": ("weight drop", "weights, a call")}
-_ALIKE = ("none", "weight decay", "MaxNorm", "Dropout", _MONTE_CARLO)
+_ALIKE = ("none", "early stopping", "weight decay", "MaxNorm", "Dropout", _MONTE_CARLO)
 
 
 def _fitting(places: Mapping[str, str]) -> tuple[str, ...]:
@@ -105,7 +105,8 @@ def strengths(method: str) -> tuple[float, ...]:
 
     Returns:
         tuple[float, ...]: probabilities of dropping; for noise that is learned weights of its divergence, for Cutout
-        sides of the square, for standout slopes, for max-norm radii, for weight decay factors.
+        sides of the square, for standout slopes, for max-norm radii, for weight decay factors, for early stopping
+        numbers of updates.
     """
     return _OTHER.get(method, _DIVERGENCE if _is_learned(method) else STRENGTHS)
 
@@ -160,7 +161,7 @@ def network(run: Run) -> nn.Module:
     """
     regime, parts = REGIMES[run.regime], _parts(run)
     layers = {method.removesuffix(", Monte Carlo"): value for method, value in parts.items()
-              if not method.startswith("none") and method not in ("weight decay", "MaxNorm")}
+              if not method.startswith("none") and method not in ("early stopping", "weight decay", "MaxNorm")}
     model: nn.Module
     if regime.network == "recurrent":
         inside = next((name for name in layers if name.endswith("LSTM")), next(iter(layers), "none"))
@@ -220,9 +221,10 @@ def _train(run: Run, data: Split, steps: int | None = None) -> nn.Module:
         return cross_entropy if learned is None else (
             cross_entropy + learned * dropoutlib.kl_divergence(made[0]) / len(data.train_inputs))
 
-    return fit(build, data.train_inputs, data.train_labels, steps=_STEPS if steps is None else steps,
-               batch_size=_BATCH, seed=run.seed, learning_rate=run.step_size,
-               weight_decay=parts.get("weight decay", 0.0), loss=loss)
+    if steps is None:
+        steps = min(_STEPS, int(parts.get("early stopping", _STEPS)))
+    return fit(build, data.train_inputs, data.train_labels, steps=steps, batch_size=_BATCH, seed=run.seed,
+               learning_rate=run.step_size, weight_decay=parts.get("weight decay", 0.0), loss=loss)
 
 
 def _predict(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from dropoutlib.arguments import integer, positive_integer, require_callable
+
 __all__ = ["accuracy", "fit", "mlp"]
 
 
@@ -68,11 +70,20 @@ def fit(build: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, *, steps
         nn.Module: the trained model, in evaluation mode.
 
     Raises:
-        TypeError: if ``build`` is a model and not a function that makes one.
+        TypeError: if ``build`` is a model and not a function that makes one, ``loss`` cannot be called, or a number of
+            updates or examples is none.
+        ValueError: if ``steps`` is negative, ``batch_size`` below 1, or there are not as many labels as inputs.
     """
     if isinstance(build, nn.Module):
         raise TypeError("build has to be a function that makes a model, so that initial weights belong to the seed, "
                         f"but got the model {type(build).__name__}")
+    if integer("steps", steps) < 0:
+        raise ValueError(f"steps has to be at least 0, but got {steps}")
+    if batch_size is not None:
+        positive_integer("batch_size", batch_size)
+    require_callable("loss", loss)
+    if len(inputs) != len(labels):
+        raise ValueError(f"labels has to have as many examples as inputs, {len(inputs)}, but got {len(labels)}")
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
         torch.manual_seed(seed)
         model = build().to(inputs.device).train()
@@ -92,4 +103,8 @@ def fit(build: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, *, steps
 @torch.no_grad()
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Fraction of the examples whose largest output is the label; the model is used in the mode it is in."""
-    return (model(inputs).argmax(dim=-1) == labels).float().mean().item()
+    found = model(inputs).argmax(dim=-1)
+    if found.shape != labels.shape or not len(labels):
+        raise ValueError(f"labels has to have one label for each output, of shape {tuple(found.shape)}, but got the "
+                         f"shape {tuple(labels.shape)}")
+    return (found == labels).float().mean().item()
