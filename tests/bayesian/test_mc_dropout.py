@@ -1231,7 +1231,7 @@ def test_what_a_context_finds_is_put_back_even_if_another_one_ends_meanwhile():
     model = nn.Sequential(nn.Linear(4, 4), dropoutlib.Dropout()).eval()
 
     async def request():
-        with torch.no_grad(), monte_carlo(model):
+        with monte_carlo(model):
             for _ in range(3):
                 model(numbers(1, 4))
                 await asyncio.sleep(0)
