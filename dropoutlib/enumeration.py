@@ -39,7 +39,7 @@ def masks(*shape: int) -> Tensor:
         >>> masks(2).tolist()
         [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
     """
-    if not all(isinstance(size, int) and size > 0 for size in shape):
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape):
         raise TypeError(f"shape has to be sizes, whole numbers of at least 1, but got {shape}: masks(2, 3)")
     elements = math.prod(shape)
     if elements > _MOST_ELEMENTS:
@@ -107,7 +107,8 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
         Distribution: the output under every mask, with its probability; a mask that never comes is left out.
 
     Raises:
-        TypeError: if ``shape`` is no tuple of sizes, or ``function`` returns neither a tensor nor a number.
+        TypeError: if ``shape`` is no tuple of sizes, ``p`` is a truth value, or ``function`` returns neither a
+            tensor nor a number.
         ValueError: if the mask has too many elements, ``p`` is not between 0 and 1, or outputs differ in shape.
 
     Example:
@@ -124,6 +125,8 @@ def distribution(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], p
     if not isinstance(shape, tuple):
         raise TypeError(f"shape has to be a tuple, but got {shape!r}")
     keep = masks(*shape)
+    if isinstance(p, bool) or (isinstance(p, Tensor) and p.dtype is torch.bool):
+        raise TypeError(f"dropout probability has to be a real number, but got {p}")
     p = torch.as_tensor(p, dtype=torch.float64, device="cpu")
     require_broadcastable("p", p, torch.Size(shape), "masks")  # else each mask would get the rates of another row
     if not bool(((p >= 0) & (p <= 1)).all()):

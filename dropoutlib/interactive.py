@@ -481,8 +481,10 @@ def _figure(formulas: _Formulas, shown: Mapping[str, Any], layers: list[dict[str
 
 
 def _check_words(title: str, alt: str) -> None:
-    if len(alt.split()) < 3 or "$" in title + alt:
-        raise ValueError(f"the title and what describes the figure are plain text, got {title!r} and {alt!r}")
+    if len(alt.split()) < 3:
+        raise ValueError(f"alt has to describe the figure in words, three at least, but got {alt!r}")
+    if "$" in title + alt:
+        raise ValueError(f"title and alt have to be plain text, without formulas, but got {title!r} and {alt!r}")
 
 
 def _described(title: str, shown: Mapping[str, Any], formulas: _Formulas) -> str:

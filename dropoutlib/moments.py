@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropoutlib.arguments import is_autocast, not_negative
+from dropoutlib.arguments import is_autocast, is_eager, not_negative
 from dropoutlib.documentation import document
 
 __all__ = ["JointMoments", "Moments", "deviation", "expectation", "linear", "logistic_loss", "multiply", "probit",
@@ -423,8 +423,9 @@ def logistic_loss(value: Moments | JointMoments, target: Tensor) -> Tensor:
     widening = _widening(value)
     logits = value.mean / widening
     target = _as_target(target, logits)
-    not_negative("target, a probability,", target)
-    not_negative("1 - target, a probability,", 1 - target)
+    if is_eager(target) and target.is_cpu and bool(((target < 0) | (target > 1)).any()):
+        raise ValueError("target has to hold probabilities, from 0 to 1, but goes from "
+                         f"{target.min().item():g} to {target.max().item():g}")
     return widening * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 

@@ -60,7 +60,7 @@ def masked_image(axes: Axes, values: Tensor, keep: Tensor | None = None, *, titl
         limits: values of the lightest and of the darkest blue.
     """
     keep = torch.ones_like(values, dtype=torch.bool) if keep is None else keep.bool()
-    axes.imshow(torch.where(keep, values, float("nan")).cpu().numpy(), vmin=limits[0], vmax=limits[1])
+    axes.imshow(torch.where(keep, values.detach(), float("nan")).cpu().numpy(), vmin=limits[0], vmax=limits[1])
     rows, columns = (~keep).cpu().nonzero(as_tuple=True)
     axes.scatter(columns.numpy(), rows.numpy(), marker="x", s=14, linewidths=1.0, color=ORANGE)
     axes.set(title=title, xticks=[], yticks=[])
@@ -80,6 +80,10 @@ def network(axes: Axes, sizes: Sequence[int], keep: Sequence[Tensor | None] | No
     from matplotlib.collections import LineCollection
 
     masks = [None] * len(sizes) if keep is None else keep
+    if [len(sizes), *sizes] != [len(masks), *(size if mask is None else mask.numel()
+                                              for size, mask in zip(sizes, masks, strict=False))]:
+        raise ValueError(f"keep has to hold a mask, or None, for each layer of {list(sizes)} units, but got "
+                         f"{[None if mask is None else mask.numel() for mask in masks]} elements")
     alive: list[list[tuple[float, float]]] = []
     dropped: list[tuple[float, float]] = []
     for layer, (size, mask) in enumerate(zip(sizes, masks, strict=True)):
@@ -107,6 +111,9 @@ def band(axes: Axes, x: Sequence[float], runs: Tensor, *, label: str, color: str
         label: what the line is.
         color: colour of line and band; the next of the style's if ``None``.
     """
+    if runs.dim() != 2 or len(runs) < 2 or runs.shape[1] != len(x):
+        raise ValueError(f"runs has to be of shape (runs, {len(x)}), with at least two runs, but got the shape "
+                         f"{tuple(runs.shape)}")
     mean, error = runs.mean(dim=0), runs.std(dim=0) / len(runs) ** 0.5
     (line,) = axes.plot(x, mean.tolist(), marker="o", markersize=3, label=label, color=color)
     axes.fill_between(x, (mean - 2 * error).tolist(), (mean + 2 * error).tolist(), alpha=0.25,

@@ -108,3 +108,11 @@ def test_outputs_of_one_shape_alone_have_a_law():
 def test_rates_that_do_not_broadcast_to_the_masks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"p has to be broadcastable to the shape \(2,\) of the masks"):
         distribution(lambda keep: keep, (2,), torch.rand(4, 2))
+
+
+def test_a_truth_value_is_no_number():
+    with pytest.raises(TypeError, match="shape has to be sizes"):
+        masks(True)
+    for p in (True, torch.tensor(True)):
+        with pytest.raises(TypeError, match="dropout probability has to be a real number, but got"):
+            distribution(lambda keep: keep, (1,), p)

@@ -84,3 +84,14 @@ def test_what_fit_cannot_use_is_named(kind, words, options):
         fit(lambda: nn.Linear(4, 3), x, y, **{"steps": 1, **options})
     with pytest.raises(ValueError, match="labels has to have as many examples as inputs, 5, but got 4"):
         fit(lambda: nn.Linear(4, 3), x, y[:4], steps=1)
+
+
+@pytest.mark.parametrize(("kind", "words", "call"), [
+    (ValueError, r"num_train has to be from 10 to 1787, .* but got 1795", lambda: digits(1795)),
+    (ValueError, "num_train has to be from 10 to 1787", lambda: digits(0)),
+    (ValueError, "num_train has to be from 3 to 147", lambda: iris(150)),
+    (TypeError, "num_train", lambda: digits(None)), (TypeError, "seed", lambda: digits(100, seed=None)),
+    (ValueError, "label_noise.*a", lambda: digits(100, label_noise="a"))])
+def test_splits_that_there_are_not_are_named(kind, words, call):
+    with pytest.raises(kind, match=words):
+        call()

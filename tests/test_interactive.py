@@ -128,7 +128,7 @@ def test_vega_works_out_what_sympy_says() -> None:
     (lambda: curves({}, p, {p: DROP}, y="y", title="t", alt="a b c"), "one to 3 curves, got 0"),
     (lambda: curves(dict.fromkeys("abcd", p), p, {p: DROP}, y="y", title="t", alt="a b c"), "got 4"),
     (lambda: curves({"a": p}, p, {p: DROP}, y="y", title="t", alt="a b c", bars=["b"]), "no curve is called b"),
-    (lambda: some_curves(alt="Two"), "plain text"),
+    (lambda: some_curves(alt="Two"), "alt has to describe the figure in words, three at least, but got 'Two'"),
     (lambda: some_curves(title="$p$"), "plain text"),
     (lambda: some_curves(values={w: [1], x: [1]}), "give a value to n"),
     (lambda: some_curves(values={n: 3, w: [1, 2, 3]}), "no value for x"),

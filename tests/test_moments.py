@@ -433,8 +433,8 @@ def test_large_variances_do_not_overflow():
 @pytest.mark.parametrize(("call", "words"), [
     (lambda one: moments.multiply(one, noise.Position()), "law.*mean and a variance.*Position"),
     (lambda one: moments.linear(one._replace(variance=one.variance.float()), torch.ones(1, 1)), "one type.*float32"),
-    (lambda one: moments.logistic_loss(one, torch.full((1,), 2.0)), "1 - target.*-1"),
-    (lambda one: moments.logistic_loss(one, torch.full((1,), -1)), "target.*-1"),
+    (lambda one: moments.logistic_loss(one, torch.full((1,), 2.0)), "target.*goes from 2 to 2"),
+    (lambda one: moments.logistic_loss(one, torch.full((1,), -1)), "target.*goes from -1 to -1"),
     (lambda one: moments.sum_variance(one.mean, torch.ones(1, 1).double(), -0.5), "alpha.*-0.5")])
 def test_arguments_that_mean_nothing_are_refused(call, words):
     with pytest.raises((TypeError, ValueError), match=words):
@@ -455,3 +455,9 @@ def test_a_complex_sum_is_refused():
                                 (torch.ones(1), torch.tensor([[1j]]), "weight")):
         with pytest.raises(RuntimeError, match=f"{name} has to be real"):
             moments.sum_variance(input, weight)
+
+
+def test_targets_are_probabilities():
+    value = moments.Moments(torch.zeros(3), torch.ones(3))
+    with pytest.raises(ValueError, match="target has to hold probabilities, from 0 to 1, but goes from 0 to 2"):
+        moments.logistic_loss(value, torch.tensor([0.0, 1.0, 2.0]))

@@ -57,3 +57,14 @@ def test_an_animation_is_described_and_asks_no_other_host(axes):
     assert 'alt="a &quot;mask&quot; &amp; more"' in page
     assert "aria-label" in re.search(r"<input[^>]*type=\"range\"[^>]*>", page)[0]
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']?\s*(?:https?:)?//", page)
+
+
+def test_what_cannot_be_drawn_is_named():
+    _, axes = plt.subplots()
+    for runs in (torch.ones(1, 3), torch.ones(3), torch.ones(4, 2)):
+        with pytest.raises(ValueError, match=r"runs has to be of shape \(runs, 3\), with at least two runs"):
+            plotting.band(axes, [1, 2, 3], runs, label="a")
+    for keep in ([None], [None, torch.ones(3)]):
+        with pytest.raises(ValueError, match=r"keep has to hold a mask, or None, for each layer of \[2, 2\] units"):
+            plotting.network(axes, [2, 2], keep)
+    plotting.masked_image(axes, torch.ones(2, 2, requires_grad=True))

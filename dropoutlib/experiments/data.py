@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import one_of
+from dropoutlib.arguments import integer, one_of
 
 __all__ = ["Split", "diabetes", "digits", "iris", "measured", "mnist"]
 
@@ -113,14 +113,19 @@ def _split(name: str, unit: float, num_train: int, seed: int, label_noise: float
     from sklearn.model_selection import train_test_split
 
     inputs, labels = _load(name)
-    if not 0 <= label_noise <= 1:
+    classes = int(labels.max()) + 1
+    if not classes <= integer("num_train", num_train) <= len(labels) - classes:
+        raise ValueError(f"num_train has to be from {classes} to {len(labels) - classes}, for an example of each class "
+                         f"to train on and to test on, but got {num_train}")
+    integer("seed", seed)
+    if not isinstance(label_noise, (int, float)) or not 0 <= label_noise <= 1:
         raise ValueError(f"label_noise has to be a fraction between 0 and 1, but got {label_noise}")
     parts = train_test_split(inputs / unit, labels, train_size=num_train, stratify=labels, random_state=seed)
     train_inputs, test_inputs = (torch.as_tensor(part, dtype=torch.float32) for part in parts[:2])
     train_labels, test_labels = (torch.as_tensor(part, dtype=torch.int64) for part in parts[2:])
     generator = torch.Generator().manual_seed(seed)
     wrong = torch.rand(len(train_labels), generator=generator) < label_noise
-    random_labels = torch.randint(int(labels.max()) + 1, train_labels.shape, generator=generator)
+    random_labels = torch.randint(classes, train_labels.shape, generator=generator)
     return Split(train_inputs, torch.where(wrong, random_labels, train_labels), test_inputs, test_labels)
 
 
