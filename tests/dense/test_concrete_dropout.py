@@ -247,19 +247,3 @@ def test_a_length_scale_that_is_assigned_later_is_checked() -> None:
     layer.length_scale = -0.1
     with pytest.raises(ValueError, match=r"length_scale has to be .* but got -0\.1"):
         layer.kl()
-
-
-def test_a_rate_that_is_parametrized_can_be_assigned() -> None:
-    class Within(nn.Module):
-        def forward(self, logit):
-            return logit.clamp(-3, 3)
-
-        def right_inverse(self, logit):
-            return logit
-
-    layer = ConcreteDropout(nn.Linear(4, 3))
-    nn.utils.parametrize.register_parametrization(layer, "p_logit", Within())
-    layer.p = 0.9
-    assert layer.p.detach() == pytest.approx(0.9)
-    layer.p = 0.99
-    assert (layer.p < 0.96).all()   # that of the bound

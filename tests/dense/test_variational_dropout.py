@@ -295,19 +295,3 @@ def test_a_convolution_with_a_filter_as_large_as_the_map_is_the_linear_layer() -
 def test_bad_input_of_a_convolution(words: str, call: object) -> None:
     with pytest.raises(ValueError, match=words):
         call()
-
-
-def test_a_rate_that_is_parametrized_can_be_assigned() -> None:
-    class Within(nn.Module):
-        def forward(self, logit):
-            return logit.clamp(-3, 3)
-
-        def right_inverse(self, logit):
-            return logit
-
-    layer = VariationalDropoutLinear(4, 3)
-    nn.utils.parametrize.register_parametrization(layer, "log_alpha", Within())
-    layer.p = 0.9
-    assert layer.p.detach() == pytest.approx(0.9)
-    layer.p = 0.99
-    assert (layer.p < 0.96).all()   # that of the bound
