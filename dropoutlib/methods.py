@@ -35,7 +35,8 @@ class Layer:
             computed from the ``"input"``, or ``"none"`` where there is none.
         law: ``"discrete"``, ``"continuous"``, or a ``"place"`` on a map; ``"none"`` where nothing is drawn.
         site: what shares no draw with its neighbours: an ``"element"``, ``"map"``, ``"window"``, ``"weight"``,
-            ``"unit"``, ``"image"``, ``"word"``, ``"feature"`` of a sequence, or the ``"state"`` of a recurrent layer.
+            ``"unit"``, ``"image"``, ``"word"``, ``"feature"`` of a sequence, the ``"state"`` of a recurrent layer, the
+            ``"branch"`` of a residual network, a ``"token"``, a ``"condition"``, or a ``"block"`` of a map.
         has_weights: whether it computes with weights, its own or those of a layer that it wraps.
         replaces: class of :mod:`torch.nn` in whose place it stands.
         stands_for_dropout: whether it stands for dropout *and* the layer behind it: no other dropout goes before it.
@@ -46,7 +47,8 @@ class Layer:
     function: str | None
     rate: Literal["assigned", "learned", "drawn", "input", "none"]
     law: Literal["discrete", "continuous", "place", "none"]
-    site: Literal["element", "map", "window", "weight", "unit", "image", "word", "feature", "state"]
+    site: Literal["element", "map", "window", "weight", "unit", "image", "word", "feature", "state", "branch",
+                  "token", "condition", "block"]
     has_weights: bool = False
     replaces: str | None = None
     stands_for_dropout: bool = False

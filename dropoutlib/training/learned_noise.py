@@ -1,4 +1,4 @@
-"""Helpers for a loop of training in which noise is learned, or changes."""
+"""Helpers for a loop of training in which noise is learned."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .arguments import real
-from .layer import NoisyLayer
+from ..arguments import real
+from ..layer import NoisyLayer
 
 __all__ = ["parameter_groups", "warm_up"]
 

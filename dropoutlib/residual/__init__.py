@@ -1,0 +1,1 @@
+"""Methods for residual networks: one module a method."""
