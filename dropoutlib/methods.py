@@ -144,8 +144,31 @@ class InShort(dict[str, str]):
         return _markdown_table(("In short",), [(f"**{head}**: {text}",) for head, text in self.items()])
 
 
+_GROUPS = {
+    "single values": ("element", "unit"),
+    "parts of a map": ("map", "window", "image", "block"),
+    "weights": ("weight",),
+    "values of a sequence": ("state", "feature", "word", "token"),
+    "branches and conditions": ("branch", "condition"),
+}
+
+
 class Catalogue(dict[str, Method]):
-    """The rows of the table by name; a notebook shows each method in a sentence, with a link to its chapter."""
+    """The rows of the table by name.
+
+    A notebook shows each method in a sentence with a link to its chapter, in groups: by what is multiplied, and in a
+    group by the law.
+    """
+
+    @property
+    def groups(self) -> dict[str, list[Method]]:
+        """The methods by what they multiply, masks before continuous noise; the first of a method's layers decides."""
+        laws = ("discrete", "place", "continuous")
+        noisy = sorted((row for row in self.values() if row.facts[0].law in laws),
+                       key=lambda row: laws.index(row.facts[0].law))
+        groups = {group: [row for row in noisy if row.facts[0].site in sites] for group, sites in _GROUPS.items()}
+        others = [row for row in self.values() if row not in noisy]
+        return {group: rows for group, rows in {**groups, "nothing: beside the noise": others}.items() if rows}
 
     @property
     def in_short(self) -> InShort:
@@ -153,8 +176,9 @@ class Catalogue(dict[str, Method]):
         return InShort({f"[{row.title}](/{row.chapter})": f"{row.use} *First*: {row.first}" for row in self.values()})
 
     def _repr_markdown_(self) -> str:
-        rows = [(f"[{row.title}](/{row.chapter})", row.summary) for row in self.values()]
-        return _markdown_table(("Method", "What it does"), rows)
+        rows = [(f"*{group}*" if row is rows[0] else "", f"[{row.title}](/{row.chapter})", row.summary)
+                for group, rows in self.groups.items() for row in rows]
+        return _markdown_table(("Noise on", "Method", "What it does"), rows)
 
 
 def _markdown_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -40,6 +40,14 @@ def test_every_layer_that_draws_is_a_noisy_layer():
             assert (isinstance(kind, type) and issubclass(kind, dropoutlib.NoisyLayer)) is (layer.law != "none")
 
 
+def test_the_index_groups_every_method_once_by_what_is_dropped():
+    groups = catalogue().groups
+    names = [row.name for rows in groups.values() for row in rows]
+    assert sorted(names) == sorted(catalogue())
+    assert [row.name for row in groups["weights"]][:2] == ["dropconnect", "weight_drop"], "masks first"
+    assert "| *weights* | [DropConnect]" in catalogue()._repr_markdown_()
+
+
 def test_the_box_shows_every_answer_and_the_table_every_method():
     table = catalogue()
     whole = table._repr_markdown_()
