@@ -45,6 +45,7 @@ from .recurrent.weight_drop import WeightDropGRU, WeightDropLSTM
 from .recurrent.zoneout import ZoneoutGRU, ZoneoutLSTM, ZoneoutNoise
 from .recurrent_network import StackNoise
 from .surgery import audit, replace
+from .training.attention_dropout import attention_dropout
 
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d",
            "Cutout", "DropConnectConv1d", "DropConnectConv2d", "DropConnectLinear", "Dropout", "EmbeddingDropout",
@@ -55,8 +56,8 @@ __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "Concrete
            "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
            "VariationalDropoutConv1d", "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU",
            "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM",
-           "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict",
-           "propagate_moments", "replace"]
+           "attention_dropout", "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_",
+           "monte_carlo", "predict", "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

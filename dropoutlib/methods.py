@@ -772,6 +772,32 @@ _ROWS = (
                  "#what-it-does-in-practice), and the error is no larger. *Literature*: "
                  "{cite:t}`neklyudov2017structured`.",
     ),
+    Method(
+        name="attention_dropout",
+        title="Attention dropout",
+        part="training",
+        summary="Every weight of attention is set to zero with probability p behind the softmax, and the rest are not "
+                "normalised again.",
+        site="weights of attention, behind the softmax",
+        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
+        sharing="none: one draw for every query, key, head and example; the features of a value share it",
+        test_rule="identity: attention without dropout",
+        references={"vaswani2017attention": "section 3.2.1"},
+        # a function: as a layer on the weights it is Dropout
+        facts=(Layer("attention_dropout", "attention_dropout", "none", "none", "element"),),
+        used_by="torch (`dropout=` of `nn.MultiheadAttention` and of its transformer layers); BERT and GPT-2, with "
+                "0.1",
+        use="When a small transformer is trained for many epochs, together with dropout on the residual branches; and "
+            "where a published recipe has it.",
+        avoid="Where the fused kernel at hand has no dropout (FlexAttention, FlashAttention-3). In evaluation: "
+              "torch's function drops there, too, unless it is given 0.",
+        first="p = 0.1; 0 where each text is seen once.",
+        evidence="*Proved*: the [output](/book/training/attention_dropout.ipynb#mean-and-variance) keeps its mean, "
+                 "and has less noise the more keys share the attention. *Measured here*: [how many "
+                 "examples](/book/training/attention_dropout.ipynb#what-it-does-in-practice) share it, and what noise "
+                 "follows. *Literature*: the model by {cite:t}`vaswani2017attention`; keys dropped in front of the "
+                 "softmax by {cite:t}`li2023dropkey`.",
+    ),
 )
 
 

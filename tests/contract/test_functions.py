@@ -55,6 +55,9 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "max_drop of channels": ((4, 3, 8, 8), (0.4, "channel"), {}),
     "stochastic_rate_dropout": ((5, 6), (0.1, 0.6), {}),
     "stochastic_rate_dropout with a normal rate": ((5, 6), (0.1, 0.6, 0.3, 0.1), {}),
+    "attention_dropout": ((2, 4, 3), (("weight", (2, 5, 3)), ("bias", (2, 5, 6)), 0.4), {}),
+    "attention_dropout that is causal": ((2, 4, 3), (("weight", (4, 3)), ("bias", (2, 4, 6))), {
+        "p": 0.4, "is_causal": True}),
     "stochastic_rate_dropout at rate 0": ((5, 6), (0.0, 0.0), {}),
 }
 
