@@ -56,6 +56,7 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "stochastic_rate_dropout": ((5, 6), (0.1, 0.6), {}),
     "stochastic_rate_dropout with a normal rate": ((5, 6), (0.1, 0.6, 0.3, 0.1), {}),
     "stochastic_rate_dropout at rate 0": ((5, 6), (0.0, 0.0), {}),
+    "swapout": ((5, 6), (("weight", (5, 6)), 0.2, 0.4), {}),
 }
 
 
