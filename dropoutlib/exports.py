@@ -44,6 +44,7 @@ from .recurrent.variational_rnn import VariationalGRU, VariationalLSTM, Variatio
 from .recurrent.weight_drop import WeightDropGRU, WeightDropLSTM
 from .recurrent.zoneout import ZoneoutGRU, ZoneoutLSTM, ZoneoutNoise
 from .recurrent_network import StackNoise
+from .residual.swapout import Swapout, SwapoutNoise
 from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
 
@@ -53,7 +54,7 @@ __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "Concrete
            "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d",
            "NoisyLayer", "RNNDropLSTM", "RecurrentDropoutGRU", "RecurrentDropoutLSTM", "SparseVariationalConv1d",
            "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d", "SpatialDropout2d",
-           "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
+           "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout", "Swapout",
            "VariationalDropoutConv1d", "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU",
            "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM",
            "attention_dropout", "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_",
@@ -61,4 +62,4 @@ __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "Concrete
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,
-                                      Moments, JointMoments])
+                                      SwapoutNoise, Moments, JointMoments])

@@ -71,6 +71,8 @@ def _on_elements(device: str) -> Iterator[Case]:
                lambda x: x * (1 + torch.randn_like(x)))
     yield Case("StochasticRateDropout()", x, dropoutlib.StochasticRateDropout(), _double,
                lambda x: F.dropout(x, 0.5 * torch.rand(()).item()))
+    yield Case("Swapout(Identity())", x, dropoutlib.Swapout(nn.Identity()), lambda x: x + x,
+               lambda x: x * _keep(x, 0.5) + x * _keep(x, 0.5))
     noise = dropoutlib.LogNormalDropout(_ELEMENTS[1], device=device)
 
     def log_normal(x: Tensor) -> Tensor:     # without the bounds of the law

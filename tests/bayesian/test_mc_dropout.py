@@ -420,14 +420,15 @@ OURS = {
     "RecurrentDropoutLSTM": ((5, 3, 9), SECOND), "RecurrentDropoutGRU": ((5, 3, 9), SECOND),
     "VariationalLSTM": ((5, 3, 9), SECOND), "VariationalGRU": ((5, 3, 9), SECOND),
     "ZoneoutLSTM": ((5, 3, 9), SECOND), "ZoneoutGRU": ((5, 3, 9), SECOND), "WeightDropLSTM": ((5, 3, 9), SECOND),
-    "WeightDropGRU": ((5, 3, 9), SECOND),
+    "WeightDropGRU": ((5, 3, 9), SECOND), "Swapout": ((3, 9), FIRST),
 }
 MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "ConcreteDropout2d": lambda layer: layer(nn.Conv2d(9, 9, 1), p=0.4),
         "EmbeddingDropout": lambda layer: layer(20, 9, p=0.4),
         "EmbeddingDropout of examples": lambda layer: layer(20, 9, p=0.4, sharing="sample"),
         "StochasticPool2d": lambda layer: layer(2),
-        "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5)}
+        "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5),
+        "Swapout": lambda layer: layer(nn.Linear(9, 9))}
 
 
 def of_ours(name):

@@ -168,6 +168,23 @@ class LayerWithRate(Layer):
         return statistic.flatten(1).mean(1)
 
 
+class Halved(nn.Module):
+    """A branch without weights, which acts on every element by itself."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input / 2
+
+
+class ResidualBlock(Layer):
+    """Makes residual blocks that draw for the input and for the branch, with the same ``p``."""
+
+    def keep(self, noise: Any) -> Tensor:
+        return (noise.input != 0) | (noise.branch != 0)
+
+    def without_noise(self, x: Tensor) -> Tensor:
+        return x + x / 2
+
+
 class LayerOnMaps(Layer):
     """Makes layers without weights that act on maps.
 
@@ -409,7 +426,10 @@ _WINDOWS: dict[int, dict[str, Any]] = {
 POOLS = {name: Pool(name, **_WINDOWS[int(name[-2])]) for name in TABLE if FACTS[name].site == "window"}
 
 
-_OTHERS = {"StochasticRateDropout": LayerWithRate(lambda p: dropoutlib.StochasticRateDropout(low=p / 2, high=p))}
+_OTHERS = {
+    "StochasticRateDropout": LayerWithRate(lambda p: dropoutlib.StochasticRateDropout(low=p / 2, high=p)),
+    "Swapout": ResidualBlock(lambda p: dropoutlib.Swapout(Halved(), p, p)),
+}
 
 
 def subject(name: str) -> Layer:
@@ -430,6 +450,8 @@ _RANDOM_RATE = "its rate is drawn at every call, below 1: there is no attribute 
 _PLACES = "its noise is the place of a square, without p: the method's own tests sum over all places"
 _WHOLE = "images are whole at test time: the test rule is no mean"
 _NO_P = "it has no p"
+_TWO_RATES = ("it stands around a branch, in the place of no layer of torch, and has two rates in the place of p: the "
+              "method's own tests assign both")
 _SEQUENCES = "its input is no tensor of features, or its output no tensor: see test_recurrent.py"
 _RELAXED = "no closed form for the moments of a relaxed mask, which the method's own tests integrate"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
@@ -441,7 +463,8 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
      "its variance is infinite at p = 1, which it refuses"),
     (lambda layer: layer.law == "place", ("check_zero_means_zero", "check_exact_moments", "check_statistics"), _PLACES),
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
-    (lambda layer: layer.has_weights, ("check_zero_means_zero",), _MATMUL),
+    (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
+    (lambda layer: layer.name == "Swapout", ("check_drop_in", "check_p_assigned", "check_bad_p"), _TWO_RATES),
     (lambda layer: layer.has_weights and layer.site in ("element", "map"), ("check_statistics", "check_test_rule"),
      _RELAXED),
     (lambda layer: layer.rate in ("learned", "input"), ("check_p_zero", *_RATE), _LEARNED),

@@ -18,7 +18,8 @@ import dropoutlib
 from dropoutlib import functional
 
 CPU = torch.device("cpu")
-OF_ELEMENTS = [name for name in HELD if subject(name).elementwise and FACTS[name.split()[0]].law != "none"]
+OF_ELEMENTS = [name for name in HELD if subject(name).elementwise and FACTS[name.split()[0]].law != "none"
+               and not FACTS[name.split()[0]].has_weights]
 ROWS = {layer: row for row in dropoutlib.catalogue().values() for layer in row.layers}
 IDENTITIES = [name for name in HELD if ROWS[name.split()[0]].test_rule == "identity"]
 OF_ONE_SIZE = [name for name in HELD if subject(name).axes and not FACTS[name.split()[0]].has_weights]
@@ -108,8 +109,8 @@ def test_a_copy_on_write_tensor_is_not_copied() -> None:
 
 
 x = torch.ones(1, 4, 4)
-REQUIRED = {"input": x, "weight": torch.ones(2, 4), "bias": None, "alpha": 1.0, "log_sigma2": 0.0, "p_logit": 0.0,
-            "mu": torch.zeros(4), "log_s": torch.zeros(4),
+REQUIRED = {"input": x, "branch": x, "weight": torch.ones(2, 4), "bias": None, "alpha": 1.0, "log_sigma2": 0.0,
+            "p_logit": 0.0, "mu": torch.zeros(4), "log_s": torch.zeros(4),
             "kernel_size": 2, "size": 2}
 
 
