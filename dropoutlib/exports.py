@@ -12,6 +12,7 @@ from .bayesian.sparse_variational_dropout import (
 )
 from .compression import compress
 from .convolutional.cutout import Cutout
+from .convolutional.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
 from .convolutional.max_drop import MaxDrop
 from .convolutional.pooling_dropout import (
     AvgPoolDropout1d,
@@ -49,7 +50,8 @@ from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
 
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d",
-           "Cutout", "DropConnectConv1d", "DropConnectConv2d", "DropConnectLinear", "Dropout", "EmbeddingDropout",
+           "Cutout", "DropBlock1d", "DropBlock2d", "DropBlock3d", "DropConnectConv1d", "DropConnectConv2d",
+           "DropConnectLinear", "Dropout", "EmbeddingDropout",
            "FastDropoutConv1d", "FastDropoutConv2d", "FastDropoutLinear", "GaussianDropout", "LockedDropout",
            "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d",
            "NoisyLayer", "RNNDropLSTM", "RecurrentDropoutGRU", "RecurrentDropoutLSTM", "SparseVariationalConv1d",

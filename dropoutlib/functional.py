@@ -18,6 +18,7 @@ from .bayesian.sparse_variational_dropout import (
     sparse_variational_linear,
 )
 from .convolutional.cutout import cutout
+from .convolutional.drop_block import drop_block1d, drop_block2d, drop_block3d
 from .convolutional.max_drop import max_drop
 from .convolutional.pooling_dropout import (
     avg_pool_dropout1d,
@@ -50,6 +51,10 @@ from .residual.swapout import swapout
 __all__ = ["attention_dropout", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d", "concrete_dropout",
            "concrete_dropout2d", "cutout", "draw", "drop_connect_conv1d", "drop_connect_conv2d", "drop_connect_linear",
            "dropout", "embedding_dropout", "fast_dropout_conv1d", "fast_dropout_conv2d", "fast_dropout_linear",
+__all__ = ["avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d", "concrete_dropout", "concrete_dropout2d",
+           "cutout", "draw", "drop_block1d", "drop_block2d", "drop_block3d", "drop_connect_conv1d",
+           "drop_connect_conv2d", "drop_connect_linear", "dropout",
+           "embedding_dropout", "fast_dropout_conv1d", "fast_dropout_conv2d", "fast_dropout_linear",
            "gaussian_dropout", "locked_dropout", "log_normal_dropout", "max_drop", "max_norm_", "max_pool_dropout1d",
            "max_pool_dropout2d", "max_pool_dropout3d", "sparse_variational_conv1d", "sparse_variational_conv2d",
            "sparse_variational_linear", "spatial_dropout1d", "spatial_dropout2d", "spatial_dropout3d",

@@ -494,6 +494,32 @@ _ROWS = (
                  "gains on CIFAR and SVHN, and squares of 16 for CIFAR-10, by {cite:t}`devries2017improved`.",
     ),
     Method(
+        name="drop_block",
+        title="DropBlock",
+        part="convolutional",
+        summary="Contiguous blocks of feature maps are set to zero, at random places of every map.",
+        site="positions of a feature map, in every channel by itself",
+        law="zero in the union of blocks; one begins at every place where it fits, with a probability gamma below p; "
+            "the rest is multiplied by the number of positions over that of those left",
+        sharing="a block: b positions along every axis; one draw of blocks for every map of every example",
+        test_rule="identity",
+        references={"ghiasi2018dropblock": "section 3, algorithm 1"},
+        facts=tuple(Layer(f"DropBlock{axes}d", f"drop_block{axes}d", "assigned", "discrete", "block")
+                    for axes in (1, 2, 3)),
+        used_by="image classification and detection: `DropBlock2d` of timm (off by default) and of torchvision",
+        use="On large maps whose neighbours say nearly the same, where a single dropped position is no loss.",
+        avoid="Where p is to be the dropped share: overlaps make it smaller. On maps hardly larger than a block, where "
+              "the middle is dropped several times as often as a corner.",
+        first="p = 0.1 and blocks of 7, the paper's for ImageNet, with p growing from 0 in training; smaller blocks on "
+              "maps of less than 14 x 14.",
+        evidence="*Proved*: [how often](/book/convolutional/drop_block.ipynb#how-often-a-position-is-dropped) a "
+                 "position is dropped, and which [factor](/book/convolutional/drop_block.ipynb#the-factor) keeps its mean. "
+                 "*Measured here*: what a block hides is [harder to "
+                 "fill in](/book/convolutional/drop_block.ipynb#what-it-does-in-practice) from its neighbours; no "
+                 "comparison of accuracy. *Literature*: gains on ImageNet and COCO by "
+                 "{cite:t}`ghiasi2018dropblock`.",
+    ),
+    Method(
         name="max_drop",
         title="Max-drop",
         part="convolutional",

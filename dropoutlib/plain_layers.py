@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .bayesian.log_normal_dropout import LogNormalDropout
 from .bayesian.sparse_variational_dropout import _SparseVariational
 from .convolutional.cutout import Cutout
+from .convolutional.drop_block import _DropBlock
 from .convolutional.max_drop import MaxDrop
 from .convolutional.pooling_dropout import _AvgPoolDropout, _MaxPoolDropout
 from .convolutional.spatial_dropout import _SpatialDropout
@@ -70,6 +71,7 @@ def _plain(layer: nn.Module) -> nn.Module:
 @_plain.register(GaussianDropout)
 @_plain.register(_SpatialDropout)
 @_plain.register(Cutout)
+@_plain.register(_DropBlock)
 @_plain.register(MaxDrop)
 @_plain.register(StochasticRateDropout)
 @_plain.register(LockedDropout)

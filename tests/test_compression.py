@@ -486,6 +486,7 @@ _OURS_OF_IMAGES: dict[str, Callable[[], list[nn.Module]]] = {
     "SpatialDropout2d": lambda: [dropoutlib.SpatialDropout2d()],
     "Cutout": lambda: [dropoutlib.Cutout(3)],
     "MaxDrop": lambda: [dropoutlib.MaxDrop()],
+    "DropBlock2d": lambda: [dropoutlib.DropBlock2d()],
     "AvgPoolDropout2d": lambda: [dropoutlib.AvgPoolDropout2d(3, 2, 1)],
     "MaxPoolDropout2d": lambda: [dropoutlib.MaxPoolDropout2d(3, 2, 1, p=0.4, inference="scaled")],
     "MaxPoolDropout2d, p = 0": lambda: [dropoutlib.MaxPoolDropout2d(2, p=0.0)],

@@ -153,6 +153,15 @@ def _on_maps(device: str) -> Iterator[Case]:
 
     yield Case("StochasticPool2d(2)", x, dropoutlib.StochasticPool2d(2), lambda x: F.max_pool2d(x, 2), stochastic)
 
+    def blocks_dropped(x: Tensor, p: float = 0.1, size: int = 7) -> Tensor:
+        height, width = (length - size + 1 for length in x.shape[2:])
+        gamma = p / size**2 * x.shape[2] * x.shape[3] / (height * width)
+        seeds = torch.bernoulli(torch.full((*x.shape[:2], height, width), gamma, device=x.device))
+        keep = 1 - F.max_pool2d(F.pad(seeds, [size // 2] * 4), size, 1, size // 2)
+        return x * keep * (keep.numel() / keep.sum())
+
+    yield Case("DropBlock2d(0.1, 7)", x, dropoutlib.DropBlock2d(0.1, 7), _double, blocks_dropped)
+
     def largest_dropped(x: Tensor) -> Tensor:
         largest = x == x.amax((2, 3), keepdim=True)
         return x.masked_fill(largest & ~_keep(x, 0.1, maps), 0)

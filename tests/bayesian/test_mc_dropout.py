@@ -414,6 +414,7 @@ OURS = {
     "MaxPoolDropout3d": ((3, 9, 4, 4, 2), FIRST), "AvgPoolDropout1d": ((3, 9, 4), FIRST),
     "AvgPoolDropout2d": ((3, 9, 4, 4), FIRST), "AvgPoolDropout3d": ((3, 9, 4, 4, 2), FIRST),
     "StochasticPool2d": ((3, 9, 4, 4), FIRST), "MaxDrop": ((3, 9, 4, 4), FIRST),
+    **{f"DropBlock{axes}d": ((3, 9, 4, 4, 2)[:2 + axes], FIRST) for axes in (1, 2, 3)},
     "StochasticRateDropout": ((3, 9), FIRST), "LockedDropout": ((5, 3, 9), SECOND),
     "EmbeddingDropout": ((5, 3), SECOND), "EmbeddingDropout of examples": ((5, 3), SECOND),
     "RNNDropLSTM": ((5, 3, 9), SECOND),
@@ -429,6 +430,7 @@ MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "StochasticPool2d": lambda layer: layer(2),
         "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5),
         "Swapout": lambda layer: layer(nn.Linear(9, 9))}
+        **{f"DropBlock{axes}d": lambda layer: layer(0.4, block_size=2) for axes in (1, 2, 3)}}
 
 
 def of_ours(name):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,23 @@ class LayerOverTime(LayerOnWholeMaps):
         return y.transpose(2, 3)
 
 
+class LayerOnBlocks(LayerOnMaps):
+    """Makes layers that drop the union of blocks of two positions along every axis.
+
+    Their moments are known with ``scale="expected"``; the other scale is held to what needs none by the method's own
+    tests.
+    """
+
+    many = ((1, (2048, 16)), (400, (16, 16)))
+
+    def keep(self, noise: Any) -> Tensor:
+        pool = [nn.functional.max_pool1d, nn.functional.max_pool2d, nn.functional.max_pool3d][len(self.axes) - 1]
+        return pool(nn.functional.pad(1 - noise.double(), (1, 1) * len(self.axes)), 2, 1) == 0
+
+    def rate(self, module: nn.Module, x: Tensor, p: float) -> float:
+        return p * math.prod(size / (2 * (size - 1)) for size in x.shape[2:])
+
+
 class LayerOnMaxima(LayerOnMaps):
     """Makes layers that drop a maximum, and scale what is left so that sums stay."""
 
@@ -411,6 +429,9 @@ ON_MAPS = {
     "SpatialDropout1d": LayerOnWholeMaps(dropoutlib.SpatialDropout1d, (3,)),
     "SpatialDropout2d": LayerOnWholeMaps(dropoutlib.SpatialDropout2d, (3, 2), single=False),
     "SpatialDropout3d": LayerOnWholeMaps(dropoutlib.SpatialDropout3d, (3, 2, 2)),
+    **{f"DropBlock{axes}d": LayerOnBlocks(partial(getattr(dropoutlib, f"DropBlock{axes}d"), block_size=2,
+                                                  scale="expected"), sizes, few=few)
+       for axes, sizes, few in ((1, (4,), (2, 2, 4)), (2, (5, 5), (1, 2, 3, 3)), (3, (2, 2, 4), (1, 2, 2, 3, 2)))},
     "MaxDrop": LayerOnMaxima(dropoutlib.MaxDrop, (3, 2)),
     "MaxDrop of channels": LayerOnChannels(lambda p: dropoutlib.MaxDrop(p, mode="channel"), (3, 4), few=(2, 3, 2, 2)),
     "LockedDropout": LayerOverTime(lambda p: dropoutlib.LockedDropout(p, batch_first=True), (12,), few=(2, 2, 3)),
@@ -454,6 +475,7 @@ _TWO_RATES = ("it stands around a branch, in the place of no layer of torch, and
               "method's own tests assign both")
 _SEQUENCES = "its input is no tensor of features, or its output no tensor: see test_recurrent.py"
 _RELAXED = "no closed form for the moments of a relaxed mask, which the method's own tests integrate"
+_BLOCKS = "at p = 1 a block begins at some places, not at all: the method's own tests see where everything is dropped"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "none", ("*",), "no layer: it changes weights, and has neither noise nor an output"),
     (lambda layer: layer.replaces in ("LSTM", "GRU", "Embedding"), ("*",), _SEQUENCES),
@@ -465,6 +487,8 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.name == "Swapout", ("check_drop_in", "check_p_assigned", "check_bad_p"), _TWO_RATES),
+    (lambda layer: layer.site == "block", ("check_p_one",), _BLOCKS),
+    (lambda layer: layer.has_weights, ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.has_weights and layer.site in ("element", "map"), ("check_statistics", "check_test_rule"),
      _RELAXED),
     (lambda layer: layer.rate in ("learned", "input"), ("check_p_zero", *_RATE), _LEARNED),

@@ -51,6 +51,7 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
        for kind in ("max", "avg") for axes in (1, 2, 3)},
     "stochastic_pool2d": ((2, 3, 6, 6), (3, 2), {}),
     "cutout": ((4, 3, 8, 8), (3, 2), {}),
+    **{f"drop_block{axes}d": ((2, 3, *(4,) * axes), (0.4, 2), {"scale": "expected"}) for axes in (1, 2, 3)},
     "max_drop": ((4, 3, 8, 8), (0.4,), {}),
     "max_drop of channels": ((4, 3, 8, 8), (0.4, "channel"), {}),
     "stochastic_rate_dropout": ((5, 6), (0.1, 0.6), {}),
