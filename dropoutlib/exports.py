@@ -25,6 +25,7 @@ from .convolutional.pooling_dropout import (
 )
 from .convolutional.spatial_dropout import SpatialDropout1d, SpatialDropout2d, SpatialDropout3d
 from .convolutional.stochastic_rate_dropout import RateNoise, StochasticRateDropout
+from .dense.alpha_dropout import AlphaDropout, FeatureAlphaDropout
 from .dense.concrete_dropout import ConcreteDropout, ConcreteDropout2d, WrapperNoise
 from .dense.dropconnect import DropConnectConv1d, DropConnectConv2d, DropConnectLinear, WeightNoise
 from .dense.fast_dropout import FastDropoutConv1d, FastDropoutConv2d, FastDropoutLinear
@@ -60,6 +61,16 @@ __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "Concrete
            "VariationalDropoutConv1d", "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU",
            "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM",
            "attention_dropout", "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_",
+__all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout",
+           "ConcreteDropout2d", "Cutout", "DropConnectConv1d", "DropConnectConv2d", "DropConnectLinear", "Dropout",
+           "EmbeddingDropout", "FastDropoutConv1d", "FastDropoutConv2d", "FastDropoutLinear", "FeatureAlphaDropout",
+           "GaussianDropout", "LockedDropout", "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d",
+           "MaxPoolDropout2d", "MaxPoolDropout3d", "NoisyLayer", "RNNDropLSTM", "RecurrentDropoutGRU",
+           "RecurrentDropoutLSTM", "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear",
+           "SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticPool2d",
+           "StochasticRateDropout", "VariationalDropoutConv1d", "VariationalDropoutConv2d", "VariationalDropoutLinear",
+           "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout",
+           "ZoneoutGRU", "ZoneoutLSTM", "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_",
            "monte_carlo", "predict", "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else

@@ -31,6 +31,7 @@ from .convolutional.pooling_dropout import (
 )
 from .convolutional.spatial_dropout import spatial_dropout1d, spatial_dropout2d, spatial_dropout3d
 from .convolutional.stochastic_rate_dropout import stochastic_rate_dropout
+from .dense.alpha_dropout import alpha_dropout, feature_alpha_dropout
 from .dense.concrete_dropout import concrete_dropout, concrete_dropout2d
 from .dense.dropconnect import drop_connect_conv1d, drop_connect_conv2d, drop_connect_linear
 from .dense.fast_dropout import fast_dropout_conv1d, fast_dropout_conv2d, fast_dropout_linear
@@ -59,6 +60,13 @@ __all__ = ["avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d", "co
            "max_pool_dropout2d", "max_pool_dropout3d", "sparse_variational_conv1d", "sparse_variational_conv2d",
            "sparse_variational_linear", "spatial_dropout1d", "spatial_dropout2d", "spatial_dropout3d",
            "standout_linear", "stochastic_pool2d", "stochastic_rate_dropout", "swapout",
+__all__ = ["alpha_dropout", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d", "concrete_dropout",
+           "concrete_dropout2d", "cutout", "draw", "drop_connect_conv1d", "drop_connect_conv2d", "drop_connect_linear",
+           "dropout", "embedding_dropout", "fast_dropout_conv1d", "fast_dropout_conv2d", "fast_dropout_linear",
+           "feature_alpha_dropout", "gaussian_dropout", "locked_dropout", "log_normal_dropout", "max_drop",
+           "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "sparse_variational_conv1d",
+           "sparse_variational_conv2d", "sparse_variational_linear", "spatial_dropout1d", "spatial_dropout2d",
+           "spatial_dropout3d", "standout_linear", "stochastic_pool2d", "stochastic_rate_dropout",
            "variational_dropout_conv1d", "variational_dropout_conv2d", "variational_dropout_linear",
            "weight_scaling_dropout"]
 

@@ -270,6 +270,32 @@ _ROWS = (
                  "dropout, or perhaps better, for {cite:t}`srivastava2014dropout`, section 10.",
     ),
     Method(
+        name="alpha_dropout",
+        title="Alpha dropout",
+        part="dense",
+        summary="A dropped unit takes the lower limit of SELU, and an affine map keeps mean 0 and variance 1.",
+        site="activations behind SELU",
+        law="Bernoulli keep mask, 1 with probability 1 - p, between the activation and -1.758; then a times it, plus b",
+        sharing="none: one draw for every element (`FeatureAlphaDropout`: for all positions of a map)",
+        test_rule="identity, which is not the mean given the input",
+        references={"klambauer2017self": "section on the new dropout technique"},
+        facts=(
+            Layer("AlphaDropout", "alpha_dropout", "assigned", "discrete", "element", replaces="AlphaDropout",
+                  answers={"sharing": "none: one draw for every element"}),
+            Layer("FeatureAlphaDropout", "feature_alpha_dropout", "assigned", "discrete", "map",
+                  replaces="FeatureAlphaDropout", answers={"sharing": "all positions of a map"}),
+        ),
+        used_by="self-normalising networks of SELU; torch (`AlphaDropout`)",
+        use="Behind SELU in a network that lives on mean 0 and variance 1, as one initialised for it.",
+        avoid="Behind ReLU or a norm: there the dropped value is no limit of the unit, and mean and variance move.",
+        first="p = 0.05 or 0.1, as the paper. The default of torch, 0.5, is much more noise.",
+        evidence="*Proved*: mean 0 and variance 1 [are kept](/book/dense/alpha_dropout.ipynb#mean-and-variance), and "
+                 "the test rule [is not the mean](/book/dense/alpha_dropout.ipynb#the-test-rule) given an input. "
+                 "*Measured here*: [mean and variance over "
+                 "depth](/book/dense/alpha_dropout.ipynb#what-it-does-in-practice), at initialisation. *Literature*: "
+                 "{cite:t}`klambauer2017self`.",
+    ),
+    Method(
         name="dropconnect",
         title="DropConnect",
         part="dense",

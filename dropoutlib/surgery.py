@@ -501,7 +501,7 @@ class _Trace(TorchFunctionMode):
             self._remember(output, _Facts(known.axes, known.since_weights, _union((known.ever, (place,)))))
             return None
         axes = 0
-        if layer is not None and layer.site == "map" and layer.replaces is not None:
+        if layer is not None and layer.site == "map" and layer.replaces and layer.replaces.endswith("d"):
             axes = _axes_of_maps(layer.replaces)
         return self._note(place, name, elements, source, output, inplace=getattr(module, "inplace", False), axes=axes)
 
@@ -593,7 +593,7 @@ class _Trace(TorchFunctionMode):
         if not axes:
             self.elsewhere.add(place)
         elif source.shape[-axes:].numel() > 1:
-            instead = _layer_of_maps(axes, layer)
+            instead = "FeatureAlphaDropout" if "alpha" in name.lower() else _layer_of_maps(axes, layer)
             self.found.append(_finding(
                 "element dropout on feature maps", place, f"{name} acts on maps of shape {tuple(source.shape)}: "
                 f"neighbours can stand in for what is dropped. {instead} drops whole maps."

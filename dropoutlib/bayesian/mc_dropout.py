@@ -442,7 +442,7 @@ def _one_example(module: NoisyLayer, input: Any) -> tuple[Tensor, bool]:
         input = pad_packed_sequence(input, batch_first=first)[0]
     layer = facts(type(module))
     rank = re.search(r"(\d)d$", (layer and (layer.replaces or layer.name)) or "")
-    is_of_maps = layer is not None and layer.site == "map"      # MaxDrop, of images
+    is_of_maps = layer is not None and layer.site == "map" and layer.replaces is None     # MaxDrop, of images
     has_features = not first and not (layer and layer.site == "word")
     if input.dim() == (int(rank[1]) + 1 if rank else 3 if is_of_maps else 2 if has_features else 1):
         return input, False

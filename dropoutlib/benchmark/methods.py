@@ -69,6 +69,11 @@ def _on_elements(device: str) -> Iterator[Case]:
         yield Case(f"Dropout({p})", x, dropoutlib.Dropout(p), _double, selecting, partial(F.dropout, p=p))
     yield Case("GaussianDropout(0.5)", x, dropoutlib.GaussianDropout(0.5), _double,
                lambda x: x * (1 + torch.randn_like(x)))
+    limit = -1.7580993408473766
+    a = (0.5 + limit**2 / 4) ** -0.5
+    yield Case("AlphaDropout(0.5)", x, dropoutlib.AlphaDropout(0.5), _double,
+               lambda x: torch.where(_keep(x, 0.5), a * x - a * limit / 2, a * limit / 2),
+               partial(F.alpha_dropout, p=0.5, training=True))
     yield Case("StochasticRateDropout()", x, dropoutlib.StochasticRateDropout(), _double,
                lambda x: F.dropout(x, 0.5 * torch.rand(()).item()))
     yield Case("Swapout(Identity())", x, dropoutlib.Swapout(nn.Identity()), lambda x: x + x,

@@ -404,6 +404,7 @@ def test_fixed_masks_are_drawn_by_a_plain_call(layer):
 FIRST, SECOND = 0, 1
 OURS = {
     "Dropout": ((3, 9), FIRST), "WeightScalingDropout": ((3, 9), FIRST), "GaussianDropout": ((3, 9), FIRST),
+    "AlphaDropout": ((3, 9), FIRST), "FeatureAlphaDropout": ((3, 9, 4), FIRST),
     "DropConnectLinear": ((3, 9), FIRST), "FastDropoutLinear": ((3, 9), FIRST),
     **{f"{name}Conv{axes}d": ((3, 9, 4, 4)[:2 + axes], FIRST)
        for name in ("DropConnect", "FastDropout", "VariationalDropout") for axes in (1, 2)},
@@ -453,7 +454,7 @@ def test_every_layer_of_the_library_is_in_the_list():
                                    "SparseVariationalConv2d"}
 
 
-BATCHES_ALONE = ("SpatialDropout2d",)
+BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout")
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name not in BATCHES_ALONE])

@@ -432,6 +432,7 @@ ON_MAPS = {
     **{f"DropBlock{axes}d": LayerOnBlocks(partial(getattr(dropoutlib, f"DropBlock{axes}d"), block_size=2,
                                                   scale="expected"), sizes, few=few)
        for axes, sizes, few in ((1, (4,), (2, 2, 4)), (2, (5, 5), (1, 2, 3, 3)), (3, (2, 2, 4), (1, 2, 2, 3, 2)))},
+    "FeatureAlphaDropout": LayerOnWholeMaps(dropoutlib.FeatureAlphaDropout, (3, 2), single=False),
     "MaxDrop": LayerOnMaxima(dropoutlib.MaxDrop, (3, 2)),
     "MaxDrop of channels": LayerOnChannels(lambda p: dropoutlib.MaxDrop(p, mode="channel"), (3, 4), few=(2, 3, 2, 2)),
     "LockedDropout": LayerOverTime(lambda p: dropoutlib.LockedDropout(p, batch_first=True), (12,), few=(2, 2, 3)),
@@ -476,6 +477,7 @@ _TWO_RATES = ("it stands around a branch, in the place of no layer of torch, and
 _SEQUENCES = "its input is no tensor of features, or its output no tensor: see test_recurrent.py"
 _RELAXED = "no closed form for the moments of a relaxed mask, which the method's own tests integrate"
 _BLOCKS = "at p = 1 a block begins at some places, not at all: the method's own tests see where everything is dropped"
+_AFFINE = "its output is affine in the input: dropped is not 0, and the identity is not the mean; see its own tests"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "none", ("*",), "no layer: it changes weights, and has neither noise nor an output"),
     (lambda layer: layer.replaces in ("LSTM", "GRU", "Embedding"), ("*",), _SEQUENCES),
@@ -483,6 +485,9 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "continuous", ("check_zero_means_zero",), "a continuous factor is never zero"),
     (lambda layer: layer.law == "continuous" and layer.rate == "assigned", ("check_p_one",),
      "its variance is infinite at p = 1, which it refuses"),
+    (lambda layer: "AlphaDropout" in layer.name, (
+        "check_zero_means_zero", "check_test_rule", "check_exact_moments", "check_same_mask", "check_compile",
+        "check_functional_transforms", "check_checkpoint"), _AFFINE),
     (lambda layer: layer.law == "place", ("check_zero_means_zero", "check_exact_moments", "check_statistics"), _PLACES),
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),

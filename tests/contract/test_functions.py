@@ -20,6 +20,8 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "weight_scaling_dropout": ((5, 6), (0.4,), {}),
     "locked_dropout": ((5, 3, 6), (0.4,), {}),
     "gaussian_dropout": ((5, 6), (0.4,), {}),
+    "alpha_dropout": ((5, 6), (0.4,), {}),
+    "feature_alpha_dropout": ((5, 6, 3), (0.4,), {}),
     "drop_connect_linear": ((5, 6), (WEIGHT, BIAS, 0.4), {"activation": torch.tanh}),
     "drop_connect_linear without bias": ((5, 3, 6), (WEIGHT,), {}),
     "drop_connect_linear shared": ((5, 6), (WEIGHT, BIAS), {"sharing": "batch"}),
