@@ -96,11 +96,10 @@ def test_the_name_that_others_use_and_a_layer_in_two_places() -> None:
     assert (model[0].drop_prob, one.p) == (0.2, 0.25)
 
 
-def test_early_is_the_list_of_the_authors_with_one_step_more() -> None:
-    """facebookresearch/dropout: linspace(p, 0, n), whose last entry is 0 already, then zeros."""
-    theirs = torch.cat([torch.linspace(0.1, 0, 50, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)])
-    ours = torch.tensor([0.1 * early(49)(step) for step in range(60)], dtype=torch.float64)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
+def test_early_is_a_straight_line_and_then_zero() -> None:
+    line = torch.cat([torch.linspace(1, 0, 51, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)])
+    ours = torch.tensor([early(50)(step) for step in range(60)], dtype=torch.float64)
+    torch.testing.assert_close(ours, line, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.75, 0.5])
