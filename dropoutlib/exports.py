@@ -49,6 +49,7 @@ from .recurrent_network import StackNoise
 from .residual.swapout import Swapout, SwapoutNoise
 from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
+from .training.rate_schedule import RateSchedule
 
 __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d",
            "Cutout", "DropBlock1d", "DropBlock2d", "DropBlock3d", "DropConnectConv1d", "DropConnectConv2d",
@@ -58,6 +59,9 @@ __all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "Concrete
            "NoisyLayer", "RNNDropLSTM", "RecurrentDropoutGRU", "RecurrentDropoutLSTM", "SparseVariationalConv1d",
            "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d", "SpatialDropout2d",
            "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout", "Swapout",
+           "NoisyLayer", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
+           "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
+           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticPool2d", "StochasticRateDropout",
            "VariationalDropoutConv1d", "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU",
            "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM",
            "attention_dropout", "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_",

@@ -1,5 +1,6 @@
 """What changes in training: rates, losses, tokens, adapters, conditions; helpers where noise is learned."""
 
 from .learned_noise import parameter_groups, warm_up
+from .rate_schedule import RateSchedule, curriculum, early, late
 
-__all__ = ["parameter_groups", "warm_up"]
+__all__ = ["RateSchedule", "curriculum", "early", "late", "parameter_groups", "warm_up"]
