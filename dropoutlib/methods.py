@@ -539,8 +539,8 @@ _ROWS = (
         first="p = 0.1 and blocks of 7, the paper's for ImageNet, with p growing from 0 in training; smaller blocks on "
               "maps of less than 14 x 14.",
         evidence="*Proved*: [how often](/book/convolutional/drop_block.ipynb#how-often-a-position-is-dropped) a "
-                 "position is dropped, and which [factor](/book/convolutional/drop_block.ipynb#the-factor) keeps its mean. "
-                 "*Measured here*: what a block hides is [harder to "
+                 "position is dropped, and which [factor](/book/convolutional/drop_block.ipynb#the-factor) "
+                 "keeps its mean. *Measured here*: what a block hides is [harder to "
                  "fill in](/book/convolutional/drop_block.ipynb#what-it-does-in-practice) from its neighbours; no "
                  "comparison of accuracy. *Literature*: gains on ImageNet and COCO by "
                  "{cite:t}`ghiasi2018dropblock`.",
@@ -874,6 +874,8 @@ _ROWS = (
                  "examples](/book/training/attention_dropout.ipynb#what-it-does-in-practice) share it, and what noise "
                  "follows. *Literature*: the model by {cite:t}`vaswani2017attention`; keys dropped in front of the "
                  "softmax by {cite:t}`li2023dropkey`.",
+    ),
+    Method(
         name="rate_schedule",
         title="Early, late and curriculum dropout",
         part="training",
@@ -897,8 +899,8 @@ _ROWS = (
                  "#scale-with-the-rate-of-the-moment) stays; in linear regression [where the mean "
                  "weights end](/book/training/rate_schedule.ipynb#what-the-start-leaves-behind) depends on the last "
                  "rate alone. *Measured here*: on "
-                 "[digits](/book/training/rate_schedule.ipynb#what-it-does-in-practice) the training loss follows the "
-                 "last rate, and no schedule is a clear gain in accuracy. *Literature*: "
+                 "[digits](/book/training/rate_schedule.ipynb#what-it-does-in-practice) the training loss mostly "
+                 "follows the last rate, and no schedule is a clear gain in accuracy. *Literature*: "
                  "small vision models gain 0.2 to 0.9 points over no dropout from a rate that falls, for "
                  "{cite:t}`liu2023dropout`; for one epoch of language no dropout is best, also against early "
                  "dropout, for {cite:t}`liu2025drop`.",

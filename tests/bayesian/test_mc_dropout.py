@@ -430,7 +430,7 @@ MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "EmbeddingDropout of examples": lambda layer: layer(20, 9, p=0.4, sharing="sample"),
         "StochasticPool2d": lambda layer: layer(2),
         "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5),
-        "Swapout": lambda layer: layer(nn.Linear(9, 9))}
+        "Swapout": lambda layer: layer(nn.Linear(9, 9)),
         **{f"DropBlock{axes}d": lambda layer: layer(0.4, block_size=2) for axes in (1, 2, 3)}}
 
 

@@ -493,7 +493,6 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.name == "Swapout", ("check_drop_in", "check_p_assigned", "check_bad_p"), _TWO_RATES),
     (lambda layer: layer.site == "block", ("check_p_one",), _BLOCKS),
-    (lambda layer: layer.has_weights, ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.has_weights and layer.site in ("element", "map"), ("check_statistics", "check_test_rule"),
      _RELAXED),
     (lambda layer: layer.rate in ("learned", "input"), ("check_p_zero", *_RATE), _LEARNED),
