@@ -489,8 +489,8 @@ _ROWS = (
         first="p = 0.1 and blocks of 7, the paper's for ImageNet, with p growing from 0 in training; smaller blocks on "
               "maps of less than 14 x 14.",
         evidence="*Proved*: [how often](/book/convolutional/drop_block.ipynb#how-often-a-position-is-dropped) a "
-                 "position is dropped, and which [factor](/book/convolutional/drop_block.ipynb#the-factor) keeps its mean. "
-                 "*Measured here*: what a block hides is [harder to "
+                 "position is dropped, and which [factor](/book/convolutional/drop_block.ipynb#the-factor) "
+                 "keeps its mean. *Measured here*: what a block hides is [harder to "
                  "fill in](/book/convolutional/drop_block.ipynb#what-it-does-in-practice) from its neighbours; no "
                  "comparison of accuracy. *Literature*: gains on ImageNet and COCO by "
                  "{cite:t}`ghiasi2018dropblock`.",
