@@ -243,7 +243,7 @@ class _DropBlock(NoisyLayer, _DropoutNd):
         """Probability that a position is dropped: 1 - (1 - gamma)**n, where n blocks can cover it.
 
         Args:
-            *sizes: of a map, one for each of its axes.
+            sizes: of a map, one for each of its axes.
 
         Returns:
             Tensor of that shape, in double precision.
