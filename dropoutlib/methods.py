@@ -772,8 +772,8 @@ _ROWS = (
                  "#scale-with-the-rate-of-the-moment) stays; in linear regression [where the mean "
                  "weights end](/book/training/rate_schedule.ipynb#what-the-start-leaves-behind) depends on the last "
                  "rate alone. *Measured here*: on "
-                 "[digits](/book/training/rate_schedule.ipynb#what-it-does-in-practice) the training loss follows the "
-                 "last rate, and no schedule is a clear gain in accuracy. *Literature*: "
+                 "[digits](/book/training/rate_schedule.ipynb#what-it-does-in-practice) the training loss mostly "
+                 "follows the last rate, and no schedule is a clear gain in accuracy. *Literature*: "
                  "small vision models gain 0.2 to 0.9 points over no dropout from a rate that falls, for "
                  "{cite:t}`liu2023dropout`; for one epoch of language no dropout is best, also against early "
                  "dropout, for {cite:t}`liu2025drop`.",
