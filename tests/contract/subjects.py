@@ -205,6 +205,13 @@ class LayerOverTime(LayerOnWholeMaps):
         return y.transpose(2, 3)
 
 
+class LayerOnBranches(LayerOnWholeMaps):
+    """Makes layers of which all elements of an example share one draw."""
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.flatten(2).unsqueeze(2)
+
+
 class LayerOnMaxima(LayerOnMaps):
     """Makes layers that drop a maximum, and scale what is left so that sums stay."""
 
@@ -397,6 +404,8 @@ ON_MAPS = {
     "MaxDrop": LayerOnMaxima(dropoutlib.MaxDrop, (3, 2)),
     "MaxDrop of channels": LayerOnChannels(lambda p: dropoutlib.MaxDrop(p, mode="channel"), (3, 4), few=(2, 3, 2, 2)),
     "LockedDropout": LayerOverTime(lambda p: dropoutlib.LockedDropout(p, batch_first=True), (12,), few=(2, 2, 3)),
+    "StochasticDepth": LayerOnBranches(dropoutlib.StochasticDepth, (3,), single=False),
+    "DropPath": LayerOnBranches(dropoutlib.DropPath, (3,), single=False),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -432,6 +441,7 @@ _WHOLE = "images are whole at test time: the test rule is no mean"
 _NO_P = "it has no p"
 _SEQUENCES = "its input is no tensor of features, or its output no tensor: see test_recurrent.py"
 _RELAXED = "no closed form for the moments of a relaxed mask, which the method's own tests integrate"
+_ONE_COIN = "the elements of an example share one draw of two values: six examples cannot all differ"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "none", ("*",), "no layer: it changes weights, and has neither noise nor an output"),
     (lambda layer: layer.replaces in ("LSTM", "GRU", "Embedding"), ("*",), _SEQUENCES),
@@ -440,6 +450,7 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "continuous" and layer.rate == "assigned", ("check_p_one",),
      "its variance is infinite at p = 1, which it refuses"),
     (lambda layer: layer.law == "place", ("check_zero_means_zero", "check_exact_moments", "check_statistics"), _PLACES),
+    (lambda layer: layer.site == "branch" and layer.law == "discrete", ("check_vmap",), _ONE_COIN),
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.has_weights, ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.has_weights and layer.site in ("element", "map"), ("check_statistics", "check_test_rule"),
