@@ -47,6 +47,7 @@ from .recurrent.weight_drop import WeightDropGRU, WeightDropLSTM
 from .recurrent.zoneout import ZoneoutGRU, ZoneoutLSTM, ZoneoutNoise
 from .recurrent_network import StackNoise
 from .residual.swapout import Swapout, SwapoutNoise
+from .residual.stochastic_depth import DropPath, StochasticDepth
 from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
 from .training.rate_schedule import RateSchedule
@@ -63,6 +64,17 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
            "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU",
            "ZoneoutLSTM", "attention_dropout", "audit", "catalogue", "compress", "functional", "kl_divergence",
            "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
+__all__ = ["AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout", "ConcreteDropout2d",
+           "Cutout", "DropConnectConv1d", "DropConnectConv2d", "DropConnectLinear", "DropPath", "Dropout",
+           "EmbeddingDropout", "FastDropoutConv1d", "FastDropoutConv2d", "FastDropoutLinear", "GaussianDropout",
+           "LockedDropout", "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d",
+           "MaxPoolDropout3d", "NoisyLayer", "RNNDropLSTM", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
+           "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
+           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth", "StochasticPool2d",
+           "StochasticRateDropout", "VariationalDropoutConv1d", "VariationalDropoutConv2d", "VariationalDropoutLinear",
+           "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout",
+           "ZoneoutGRU", "ZoneoutLSTM", "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_",
+           "monte_carlo", "predict", "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

@@ -763,6 +763,38 @@ _ROWS = (
                  "blocks](/book/residual/swapout.ipynb#many-blocks). *Measured here*: the [two test "
                  "rules](/book/residual/swapout.ipynb#what-it-does-in-practice) with and without batch norm. "
                  "*Literature*: {cite:t}`singh2016swapout`.",
+        name="stochastic_depth",
+        title="Stochastic depth",
+        part="residual",
+        summary="Whole residual branches are set to zero with probability p, so that every example sees a network of "
+                "another depth.",
+        site="output of a residual branch, before it is added",
+        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p (`DropPath(scale_by_keep=False)`: not "
+            "divided)",
+        sharing="all elements of an example; of all examples too in the mode `\"batch\"` of `StochasticDepth`",
+        test_rule="identity; times 1 - p (`DropPath(scale_by_keep=False)`)",
+        references={"huang2016deep": "section 3"},
+        facts=(
+            Layer("StochasticDepth", "stochastic_depth", "assigned", "discrete", "branch", answers={
+                "law": "Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
+                "sharing": "all elements of an example (`mode=\"batch\"`: of all examples)", "test_rule": "identity"}),
+            Layer("DropPath", "drop_path", "assigned", "discrete", "branch", answers={
+                "law": "Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p "
+                       "(`scale_by_keep=False`: not divided)",
+                "sharing": "all elements of an example",
+                "test_rule": "identity (`scale_by_keep=False`: times 1 - p)"}),
+        ),
+        used_by="EfficientNet, ConvNeXt and Swin in torchvision; most vision transformers in timm",
+        use="In a deep residual network, at the end of every branch, with a rate that grows linearly from the first "
+            "block to the last.",
+        avoid="On what is not added to a shortcut: a dropped layer would pass nothing on. With one draw for the batch "
+              "where single rows will do: its noise does not average out over the examples.",
+        first="0.1 in the last block, growing linearly from 0; more in deeper networks.",
+        evidence="*Proved*: [mean and variance](/book/residual/stochastic_depth.ipynb#one-branch), the mean of [a "
+                 "linear stack](/book/residual/stochastic_depth.ipynb#a-stack-of-blocks), and the [expected "
+                 "depth](/book/residual/stochastic_depth.ipynb#the-depth). *Measured here*: [the gradient of the first "
+                 "block](/book/residual/stochastic_depth.ipynb#what-it-does-in-practice), before training. "
+                 "*Literature*: {cite:t}`huang2016deep`.",
     ),
     Method(
         name="mc_dropout",

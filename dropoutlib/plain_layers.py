@@ -27,6 +27,7 @@ from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .layer import NoisyLayer
 from .recurrent.embedding_dropout import EmbeddingDropout, LockedDropout
 from .recurrent_network import RecurrentNetwork
+from .residual.stochastic_depth import DropPath, StochasticDepth
 
 __all__ = ["Scale", "exchanged"]
 
@@ -75,6 +76,7 @@ def _plain(layer: nn.Module) -> nn.Module:
 @_plain.register(MaxDrop)
 @_plain.register(StochasticRateDropout)
 @_plain.register(LockedDropout)
+@_plain.register(StochasticDepth)
 def _(layer: NoisyLayer) -> nn.Module:
     return nn.Identity()
 
@@ -82,6 +84,11 @@ def _(layer: NoisyLayer) -> nn.Module:
 @_plain.register
 def _(layer: WeightScalingDropout) -> nn.Module:
     return _scaled(layer.p)
+
+
+@_plain.register
+def _(layer: DropPath) -> nn.Module:
+    return nn.Identity() if layer.scale_by_keep else _scaled(layer.p)
 
 
 @_plain.register(_FastDropout)

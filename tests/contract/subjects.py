@@ -238,6 +238,11 @@ class LayerOnBlocks(LayerOnMaps):
 
     def rate(self, module: nn.Module, x: Tensor, p: float) -> float:
         return p * math.prod(size / (2 * (size - 1)) for size in x.shape[2:])
+class LayerOnBranches(LayerOnWholeMaps):
+    """Makes layers of which all elements of an example share one draw."""
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.flatten(2).unsqueeze(2)
 
 
 class LayerOnMaxima(LayerOnMaps):
@@ -436,6 +441,8 @@ ON_MAPS = {
     "MaxDrop": LayerOnMaxima(dropoutlib.MaxDrop, (3, 2)),
     "MaxDrop of channels": LayerOnChannels(lambda p: dropoutlib.MaxDrop(p, mode="channel"), (3, 4), few=(2, 3, 2, 2)),
     "LockedDropout": LayerOverTime(lambda p: dropoutlib.LockedDropout(p, batch_first=True), (12,), few=(2, 2, 3)),
+    "StochasticDepth": LayerOnBranches(dropoutlib.StochasticDepth, (3,), single=False),
+    "DropPath": LayerOnBranches(dropoutlib.DropPath, (3,), single=False),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -478,6 +485,7 @@ _SEQUENCES = "its input is no tensor of features, or its output no tensor: see t
 _RELAXED = "no closed form for the moments of a relaxed mask, which the method's own tests integrate"
 _BLOCKS = "at p = 1 a block begins at some places, not at all: the method's own tests see where everything is dropped"
 _AFFINE = "its output is affine in the input: dropped is not 0, and the identity is not the mean; see its own tests"
+_ONE_COIN = "the elements of an example share one draw of two values: six examples cannot all differ"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "none", ("*",), "no layer: it changes weights, and has neither noise nor an output"),
     (lambda layer: layer.replaces in ("LSTM", "GRU", "Embedding"), ("*",), _SEQUENCES),
@@ -489,6 +497,7 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
         "check_zero_means_zero", "check_test_rule", "check_exact_moments", "check_same_mask", "check_compile",
         "check_functional_transforms", "check_checkpoint"), _AFFINE),
     (lambda layer: layer.law == "place", ("check_zero_means_zero", "check_exact_moments", "check_statistics"), _PLACES),
+    (lambda layer: layer.site == "branch" and layer.law == "discrete", ("check_vmap",), _ONE_COIN),
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.name == "Swapout", ("check_drop_in", "check_p_assigned", "check_bad_p"), _TWO_RATES),
