@@ -168,7 +168,7 @@ class Catalogue(dict[str, Method]):
                        key=lambda row: laws.index(row.facts[0].law))
         groups = {group: [row for row in noisy if row.facts[0].site in sites] for group, sites in _GROUPS.items()}
         others = [row for row in self.values() if row not in noisy]
-        return {group: rows for group, rows in {**groups, "nothing: beside the noise": others}.items() if rows}
+        return {group: rows for group, rows in {**groups, "no layer": others}.items() if rows}
 
     @property
     def in_short(self) -> InShort:
@@ -740,29 +740,6 @@ _ROWS = (
                  "data. *Literature*: {cite:t}`gal2016theoretically`, {cite:t}`merity2018regularizing`.",
     ),
     Method(
-        name="swapout",
-        title="Swapout",
-        part="residual",
-        summary="Every element of a residual block keeps or drops its input and its branch, by two independent draws.",
-        site="input and branch of a residual block, each by itself",
-        law="two raw Bernoulli keep masks, 1 with probability 1 - p of the input and 1 - p' of the branch",
-        sharing="none: two draws for every element of every example",
-        test_rule="the mean, 1 - p times the input plus 1 - p' times the branch; or an average over samples",
-        references={"singh2016swapout": "section 3"},
-        facts=(Layer("Swapout", "swapout", "assigned", "discrete", "branch", has_weights=True),),
-        used_by="residual networks for images in its paper; rarely today, when whole branches are dropped instead "
-                "(stochastic depth)",
-        use="In a residual network that overfits, where every unit is to choose by itself between dropout, the plain "
-            "layer, the shortcut and the whole block.",
-        avoid="With the mean as test rule where batch norm follows: its variance in training is not that of "
-              "evaluation. With a large rate for the input in a deep network: what is left of the input shrinks by "
-              "1 - p at every block.",
-        first="Both rates 0 in the first block, growing linearly to 0.5 in the last one, as in the paper.",
-        evidence="*Proved*: [mean and variance](/book/residual/swapout.ipynb#mean-and-variance) of a block, the "
-                 "[special cases](/book/residual/swapout.ipynb#special-cases), what is left of [the input behind many "
-                 "blocks](/book/residual/swapout.ipynb#many-blocks). *Measured here*: the [two test "
-                 "rules](/book/residual/swapout.ipynb#what-it-does-in-practice) with and without batch norm. "
-                 "*Literature*: {cite:t}`singh2016swapout`.",
         name="stochastic_depth",
         title="Stochastic depth",
         part="residual",
@@ -795,6 +772,31 @@ _ROWS = (
                  "depth](/book/residual/stochastic_depth.ipynb#the-depth). *Measured here*: [the gradient of the first "
                  "block](/book/residual/stochastic_depth.ipynb#what-it-does-in-practice), before training. "
                  "*Literature*: {cite:t}`huang2016deep`.",
+    ),
+    Method(
+        name="swapout",
+        title="Swapout",
+        part="residual",
+        summary="Every element of a residual block keeps or drops its input and its branch, by two independent draws.",
+        site="input and branch of a residual block, each by itself",
+        law="two raw Bernoulli keep masks, 1 with probability 1 - p of the input and 1 - p' of the branch",
+        sharing="none: two draws for every element of every example",
+        test_rule="the mean, 1 - p times the input plus 1 - p' times the branch; or an average over samples",
+        references={"singh2016swapout": "section 3"},
+        facts=(Layer("Swapout", "swapout", "assigned", "discrete", "branch", has_weights=True),),
+        used_by="residual networks for images in its paper; rarely today, when whole branches are dropped instead "
+                "(stochastic depth)",
+        use="In a residual network that overfits, where every unit is to choose by itself between dropout, the plain "
+            "layer, the shortcut and the whole block.",
+        avoid="With the mean as test rule where batch norm follows: its variance in training is not that of "
+              "evaluation. With a large rate for the input in a deep network: what is left of the input shrinks by "
+              "1 - p at every block.",
+        first="Both rates 0 in the first block, growing linearly to 0.5 in the last one, as in the paper.",
+        evidence="*Proved*: [mean and variance](/book/residual/swapout.ipynb#mean-and-variance) of a block, the "
+                 "[special cases](/book/residual/swapout.ipynb#special-cases), what is left of [the input behind many "
+                 "blocks](/book/residual/swapout.ipynb#many-blocks). *Measured here*: the [two test "
+                 "rules](/book/residual/swapout.ipynb#what-it-does-in-practice) with and without batch norm. "
+                 "*Literature*: {cite:t}`singh2016swapout`.",
     ),
     Method(
         name="mc_dropout",
