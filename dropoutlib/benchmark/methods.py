@@ -165,9 +165,9 @@ def _on_maps(device: str) -> Iterator[Case]:
         return x * holes
 
     yield Case("Cutout(8)", x, dropoutlib.Cutout(8), _double, with_holes)
-    for name, layer in (("StochasticDepth(0.2)", dropoutlib.StochasticDepth(0.2)),
-                        ("DropPath(0.2)", dropoutlib.DropPath(0.2))):
-        yield Case(name, x, layer, _double, lambda x: x * (_keep(x, 0.2, (len(x), 1, 1, 1)) / 0.8))
+    for name, drop in (("StochasticDepth(0.2)", dropoutlib.StochasticDepth(0.2)),
+                       ("DropPath(0.2)", dropoutlib.DropPath(0.2))):
+        yield Case(name, x, drop, _double, lambda x: x * (_keep(x, 0.2, (len(x), 1, 1, 1)) / 0.8))
 
 
 def _on_sequences(device: str) -> Iterator[Case]:
