@@ -761,7 +761,8 @@ _ROWS = (
                 "sharing": "all elements of an example",
                 "test_rule": "identity (`scale_by_keep=False`: times 1 - p)"}),
         ),
-        used_by="EfficientNet, ConvNeXt and Swin in torchvision; most vision transformers in timm",
+        used_by="EfficientNet, ConvNeXt and Swin in torchvision; vision transformers in timm "
+                "(`drop_path_rate`)",
         use="In a deep residual network, at the end of every branch, with a rate that grows linearly from the first "
             "block to the last.",
         avoid="On what is not added to a shortcut: a dropped layer would pass nothing on. With one draw for the batch "
