@@ -184,9 +184,6 @@ def _on_maps(device: str) -> Iterator[Case]:
     for branch in (dropoutlib.StochasticDepth, dropoutlib.DropPath):
         yield Case(f"{branch.__name__}(0.2)", x, branch(0.2), _double,
                    lambda x: x * (_keep(x, 0.2, (len(x), 1, 1, 1)) / 0.8))
-    for name, drop in (("StochasticDepth(0.2)", dropoutlib.StochasticDepth(0.2)),
-                       ("DropPath(0.2)", dropoutlib.DropPath(0.2))):
-        yield Case(name, x, drop, _double, lambda x: x * (_keep(x, 0.2, (len(x), 1, 1, 1)) / 0.8))
 
 
 def _on_sequences(device: str) -> Iterator[Case]:
