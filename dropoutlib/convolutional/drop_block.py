@@ -146,7 +146,8 @@ def _drop_block(input: Tensor, p: float, block_size: int, training: bool, scale:
     dtype = input.real.dtype
     if scale == "expected":
         left = 1 - _probability(sizes, p, block_size, input)
-        factor = torch.where(left > 0, 1 / left, 1)
+        inverse = torch.where(left > 0, 1 / left, 1)
+        factor = on_each_process(lambda own: inverse.expand(own.shape), keep, axes)
     else:
         left = keep.flatten(-axes).sum(-1, dtype=torch.int32).clamp(min=1)
         factor = (math.prod(sizes) / left.double()).unflatten(-1, (-1, *[1] * axes))

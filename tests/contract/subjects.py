@@ -497,7 +497,7 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
         "check_zero_means_zero", "check_test_rule", "check_exact_moments", "check_same_mask", "check_compile",
         "check_functional_transforms", "check_checkpoint"), _AFFINE),
     (lambda layer: layer.law == "place", ("check_zero_means_zero", "check_exact_moments", "check_statistics"), _PLACES),
-    (lambda layer: layer.site == "branch" and layer.law == "discrete", ("check_vmap",), _ONE_COIN),
+    (lambda layer: layer.site == "branch" and not layer.has_weights, ("check_vmap",), _ONE_COIN),
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.name == "Swapout", ("check_drop_in", "check_p_assigned", "check_bad_p"), _TWO_RATES),
