@@ -43,9 +43,9 @@ def attention_dropout(query: Tensor, key: Tensor, value: Tensor, p: float = 0.1,
     """Scaled dot-product attention with dropout of its weights, which evaluation turns off.
 
     It is :func:`~torch.nn.functional.scaled_dot_product_attention` of torch, with ``dropout_p=p``, but for
-    ``training``, which that function does not have, and for a mask that can be seen, given and drawn again. In training a weight becomes
-    1/(1 - p) times itself with probability 1 - p and 0 with probability p. The weights of a query then no longer sum to
-    one. In evaluation, and with p = 0, it is a call of torch's function.
+    ``training``, which that function does not have, and for a mask that can be seen, given and drawn again. In training
+    a weight becomes 1/(1 - p) times itself with probability 1 - p and 0 with probability p. The weights of a query then
+    no longer sum to one. In evaluation, and with p = 0, it is a call of torch's function.
 
     {four_answers}
 
