@@ -18,6 +18,7 @@ from .convolutional.max_drop import MaxDrop
 from .convolutional.pooling_dropout import _AvgPoolDropout, _MaxPoolDropout
 from .convolutional.spatial_dropout import _SpatialDropout
 from .convolutional.stochastic_rate_dropout import StochasticRateDropout
+from .dense.alpha_dropout import AlphaDropout, FeatureAlphaDropout
 from .dense.concrete_dropout import ConcreteDropout
 from .dense.dropconnect import _DropConnect
 from .dense.fast_dropout import _FastDropout
@@ -70,6 +71,8 @@ def _plain(layer: nn.Module) -> nn.Module:
 
 @_plain.register(Dropout)
 @_plain.register(GaussianDropout)
+@_plain.register(AlphaDropout)
+@_plain.register(FeatureAlphaDropout)
 @_plain.register(_SpatialDropout)
 @_plain.register(Cutout)
 @_plain.register(_DropBlock)

@@ -256,7 +256,7 @@ def test_benchmark_of_all_methods(device, monkeypatch):
 
 def test_the_composition_is_what_the_layer_does(device, monkeypatch):
     """Same mean over many draws, where both are inverted: a wrong composition would be compared in vain."""
-    monkeypatch.setattr(methods, "_MAPS", (400, 3, 8, 8))
+    monkeypatch.setattr(methods, "_MAPS", (8000, 3, 8, 8))
     torch.manual_seed(0)
     for cases in (methods._on_elements, methods._on_maps):
         for case in cases(device):
