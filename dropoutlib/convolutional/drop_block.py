@@ -21,12 +21,11 @@ from ..noise import Bernoulli, noise_variance, nothing, select
 __all__ = ["DropBlock1d", "DropBlock2d", "DropBlock3d", "drop_block1d", "drop_block2d", "drop_block3d"]
 
 _RANKS = {
-    1: RANKS[1] | {"places": "``(N, C, L - b + 1)``", "square": "b steps", "size": ", 7", "seeds": ", 5",
-                   "hit": "[..., 2]"},
+    1: RANKS[1] | {"places": "``(N, C, L - b + 1)``", "square": "b steps", "size": ", 7", "seeds": ", 5"},
     2: RANKS[2] | {"places": "``(N, C, H - b + 1, W - b + 1)``", "square": "b x b positions", "size": ", 1, 7",
-                   "seeds": ", 1, 5", "hit": "[..., 2]"},
+                   "seeds": ", 1, 5"},
     3: RANKS[3] | {"places": "``(N, C, D - b + 1, H - b + 1, W - b + 1)``", "square": "b x b x b positions",
-                   "size": ", 1, 1, 7", "seeds": ", 1, 1, 5", "hit": "[..., 2]"},
+                   "size": ", 1, 1, 7", "seeds": ", 1, 1, 5"},
 }
 
 
@@ -128,7 +127,7 @@ def _drop_block(input: Tensor, p: float, block_size: int, training: bool, scale:
         {>>>} import torch
         {>>>} from dropoutlib import functional
         {>>>} seeds = torch.ones(1, 1{seeds})
-        {>>>} seeds{hit} = 0
+        {>>>} seeds[..., 2] = 0
         {>>>} functional.drop_block{axes}d(torch.ones(1, 1{size}), block_size=3, noise=seeds).flatten()
         tensor([1.7500, 1.7500, 0.0000, 0.0000, 0.0000, 1.7500, 1.7500])
     """
@@ -214,7 +213,7 @@ class _DropBlock(NoisyLayer, _DropoutNd):
         {>>>} import torch
         {>>>} from dropoutlib import DropBlock{axes}d
         {>>>} layer, seeds = DropBlock{axes}d(block_size=3), torch.ones(1, 1{seeds})
-        {>>>} seeds{hit} = 0
+        {>>>} seeds[..., 2] = 0
         {>>>} layer(torch.ones(1, 1{size}), noise=seeds).flatten()
         tensor([1.7500, 1.7500, 0.0000, 0.0000, 0.0000, 1.7500, 1.7500])
     """
