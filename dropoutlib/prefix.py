@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Apart", "Diverged", "Prefix"]
+__all__ = ["Apart", "Diverged", "Prefix", "is_given_a_generator", "random_state"]
 
 _VALUES = (bool, int, float, complex, str, slice, torch.Size, torch.device)
 
@@ -43,10 +43,11 @@ class _Numbered(int):
 class Prefix(TorchFunctionMode):
     """Records the torch functions of a first pass up to its first random number, and skips them in later passes.
 
-    The end is where :meth:`end` is called, or where a function moves the state of a random number generator. A later
-    pass runs the same Python code; each recorded function gives what it gave, without being computed, as long as it is
-    called with the same arguments in the same order; else the pass raises :class:`Diverged`. Only results that are
-    alive at the end are kept. What later layers write into them, in place, is undone before the next pass.
+    The end is where :meth:`end` is called, where a function moves the state of a global random number generator, or
+    where it is given a generator. A later pass runs the same Python code; each recorded function gives what it gave,
+    without being computed, as long as it is called with the same arguments in the same order; else the pass raises
+    :class:`Diverged`. Only results that are alive at the end are kept. What later layers write into them, in place, is
+    undone before the next pass.
 
     The first ``with`` block is the recorded pass, every further one is a later pass; all need ``torch.no_grad()``, and
     the very same input tensors.
@@ -72,7 +73,7 @@ class Prefix(TorchFunctionMode):
         self._ended, self._is_first, self._is_lost = False, True, False
         self._next, self._bytes = 0, 0
         self._measured: list[weakref.finalize[Any, Any]] = []
-        self._state, self._level = _random_state(), _level()
+        self._state, self._level = random_state(), _level()
 
     def __enter__(self) -> Prefix:
         if self._is_lost:
@@ -113,14 +114,15 @@ class Prefix(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._is_first:
             return self._again(func, args, kwargs) if self._next < len(self._calls) else func(*args, **kwargs)
-        if not self._ended and _level() > self._level:     # what the functions in there are given are no plain tensors
+        if not self._ended and (_level() > self._level     # what the functions in there are given are no plain tensors
+                                or is_given_a_generator(args, kwargs)):
             self.end()
         leaves = _leaves((args, kwargs))[0]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         inputs, versions = [] if self._ended else [self._named(leaf) for leaf in leaves], list(map(_version, tensors))
         output = func(*args, **kwargs)  # which may end the prefix
         (results, structure), own = _leaves(output), set(map(id, tensors))
-        if not self._ended and _random_state() != self._state:
+        if not self._ended and random_state() != self._state:
             self._is_lost = versions != list(map(_version, tensors))
             self.end()
         if self._ended:
@@ -173,13 +175,19 @@ class Prefix(TorchFunctionMode):
 
 
 class Apart(TorchFunctionMode):
-    """Refuses, under :func:`torch.vmap`, a function that draws what all samples would share, as some kernels do."""
+    """Refuses, under :func:`torch.vmap`, a function that draws what all samples would share, as some kernels do.
+
+    Also one that is given a generator: where a model seeds it in every pass, all samples of a loop share what it gives,
+    which :func:`torch.vmap` would draw for each.
+    """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
-        before = _random_state()
+        if is_given_a_generator(args, kwargs or {}):
+            raise Diverged(f"{getattr(func, '__name__', func)} draws from a generator that it is given")
+        before = random_state()
         output = func(*args, **(kwargs or {}))
-        if _random_state() != before and not any(map(_is_mapped, _leaves(output)[0])):
+        if random_state() != before and not any(map(_is_mapped, _leaves(output)[0])):
             raise Diverged(f"{getattr(func, '__name__', func)} draws the same for all samples")
         return output
 
@@ -211,7 +219,13 @@ def _level() -> int:
     return torch._C._len_torch_dispatch_stack() + (0 if top is None else int(top.level()))
 
 
-def _random_state() -> list[Any]:
+def is_given_a_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of torch may draw from another generator than the global ones."""
+    return any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
+
+
+def random_state() -> list[Any]:
+    """Of the global generators of torch."""
     with torch._C._DisableFuncTorch():
         states: list[Any] = [torch.default_generator.get_state().numpy().tobytes()]
     if torch.cuda.is_available() and torch.cuda.is_initialized():

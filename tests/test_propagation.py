@@ -575,7 +575,9 @@ class Drops(nn.Module):
     lambda self, x: functional.dropout(x, 0.5, self.training), lambda self, x: functional.dropout(x, 0.5),
     lambda self, x: functional.gaussian_dropout(x, 0.5, self.training),
     lambda self, x: functional.max_drop(x[..., None, None], 0.5, training=self.training)[..., 0, 0],
-    lambda self, x: x * torch.rand(()) if self.training else x])
+    lambda self, x: x * torch.rand(()) if self.training else x,
+    lambda self, x: x * torch.rand((), generator=torch.Generator()),
+    lambda self, x: torch.empty_like(x).normal_(generator=torch.Generator())])
 def test_what_draws_in_training_is_not_taken_for_certain(function):
     model = nn.Sequential(Drops(function), Dropout(0.1), nn.Linear(8, 1))
     state = torch.get_rng_state()

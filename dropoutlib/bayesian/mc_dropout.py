@@ -530,10 +530,11 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
 
     What the model computes before its first random number is computed once. Further samples run side by side, by
     :func:`torch.vmap`, as many at a time as the memory allows; one after another where that is faster, with recurrent
-    layers and where the memory is for less than eight, and where the model cannot be mapped. The law is the same; the
-    random numbers are those of a plain loop in the latter case alone. Layers may work in place; so may the model on its
-    input, of which it gets a copy. What ``forward`` keeps in the model, such as a state that goes on from call to call,
-    is not that of a loop afterwards. Nothing is differentiated.
+    layers and where the memory is for less than eight, where a function of torch draws from a generator that the model
+    gives it, and where the model cannot be mapped. The law is the same; the random numbers are those of a plain loop in
+    the latter cases alone. Layers may work in place; so may the model on its input, of which it gets a copy. What
+    ``forward`` keeps in the model, such as a state that goes on from call to call, is not that of a loop afterwards.
+    Nothing is differentiated.
 
     Metrics are left to others. ``torchmetrics`` takes ``mean`` as probabilities ``(N, K)``; ``torch-uncertainty`` takes
     ``stacked``.

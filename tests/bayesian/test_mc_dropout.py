@@ -1051,6 +1051,33 @@ def test_numbers_that_torch_did_not_draw_are_drawn_for_each_sample(source):
     assert predict(model, torch.zeros(1, 2), 200).variance.min() > 0.05
 
 
+GENERATORS = {
+    "a function": lambda self, x: x + torch.randn(x.shape, generator=self.generator),
+    "in place": lambda self, x: x + torch.empty_like(x).normal_(generator=self.generator),
+    "of a probability": lambda self, x: x + torch.bernoulli(torch.full_like(x, 0.3), generator=self.generator),
+    "an index": lambda self, x: x[:, torch.randperm(x.shape[1], generator=self.generator)],
+    "ours": lambda self, x: functional.gaussian_dropout(x, 0.5, True, generator=self.generator),
+    "seeded in each pass": lambda self, x: x + torch.randn(x.shape, generator=self.generator.manual_seed(3)),
+}
+
+
+@pytest.mark.parametrize("draw", GENERATORS.values(), ids=GENERATORS)
+@pytest.mark.parametrize("forward", [lambda self, x: self.drop(self.draw(self, x)),
+                                     lambda self, x: self.draw(self, self.drop(x))], ids=["in front", "behind"])
+def test_a_generator_of_the_model_gives_what_it_gives_in_a_loop(draw, forward):
+    model, x = Of(forward, drop=nn.Dropout(0.2), draw=draw), numbers(2, 5)
+
+    def seed():
+        torch.manual_seed(1)
+        model.generator = torch.Generator().manual_seed(2)
+
+    seed()
+    samples = predict(model, x, 30).samples
+    seed()
+    with torch.no_grad(), monte_carlo(model):
+        assert torch.equal(samples, torch.stack([model(x) for _ in range(30)]))
+
+
 def test_a_model_that_is_told_to_evaluate_in_the_context_still_draws():
     model = nn.Sequential(nn.Linear(4, 8), dropoutlib.Dropout(0.5)).eval()
     with torch.no_grad(), monte_carlo(model):
