@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+import random
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Apart", "Diverged", "Prefix", "is_given_a_generator", "random_state"]
+__all__ = ["Apart", "Diverged", "Prefix", "is_given_a_generator", "random_state", "state_of_others"]
 
 _VALUES = (bool, int, float, complex, str, slice, torch.Size, torch.device)
 
@@ -230,4 +233,21 @@ def random_state() -> list[Any]:
         states: list[Any] = [torch.default_generator.get_state().numpy().tobytes()]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states += [(generator.initial_seed(), generator.get_offset()) for generator in torch.cuda.default_generators]
+    return states
+
+
+def state_of_others(model: nn.Module) -> list[Any]:
+    """Of generators of Python and NumPy: the global ones, and those that are attributes of modules."""
+    numpy: Any = sys.modules.get("numpy")  # a model that draws with it has loaded it
+    states: list[Any] = [random.getstate(), pickle.dumps(numpy and numpy.random.get_state())]
+    for module in model.modules():
+        for held in vars(module).values():
+            if isinstance(held, random.SystemRandom):
+                states.append(held.random())    # it has no state: it may have drawn
+            elif isinstance(held, random.Random):
+                states.append(held.getstate())
+            elif numpy and isinstance(held, numpy.random.RandomState):
+                states.append(pickle.dumps(held.get_state()))
+            elif numpy and isinstance(held, numpy.random.Generator):
+                states.append(pickle.dumps(held.bit_generator.state))
     return states

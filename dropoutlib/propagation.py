@@ -33,7 +33,7 @@ from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
 from .noise.laws import DRAWING
-from .prefix import is_given_a_generator, random_state
+from .prefix import is_given_a_generator, random_state, state_of_others
 from .surgery import (
     _dropout_of,
     _is_noisy,
@@ -230,11 +230,11 @@ def _require_certain(module: nn.Module, call: Callable[[], Any]) -> None:
     for part in own:
         part.training = True
     DRAWING.append(_refuse_draw)
-    before = random_state()
+    before = random_state(), state_of_others(module)
     try:
         with _NoDropout():
             call()
-        if random_state() != before:
+        if (random_state(), state_of_others(module)) != before:
             _refuse_draw()
     finally:
         DRAWING.remove(_refuse_draw)

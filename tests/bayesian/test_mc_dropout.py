@@ -1043,11 +1043,36 @@ def test_bad_input(error, words, call):
     assert not any(mc_dropout._CONTEXTS.values())
 
 
-@pytest.mark.parametrize("source", [random.random, lambda: float(np.random.rand())], ids=["Python", "NumPy"])
-def test_numbers_that_torch_did_not_draw_are_drawn_for_each_sample(source):
-    random.seed(0)
-    np.random.seed(0)  # the generator that models use
-    model = Of(lambda self, x: self.drop(x) + source(), drop=nn.Dropout(0.5))
+SOURCES = {
+    "Python": (random.seed, lambda own: random.random()), "NumPy": (np.random.seed, lambda own: np.random.random()),
+    "Random": (random.Random, random.Random.random), "Generator": (np.random.default_rng, np.random.Generator.random),
+    "RandomState": (np.random.RandomState, np.random.RandomState.random),
+    "another kind of bits": (lambda seed: np.random.Generator(np.random.MT19937(seed)), np.random.Generator.random),
+}
+
+
+@pytest.mark.parametrize(("make", "number"), SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize("forward", [
+    lambda self, x, number: self.drop(x) + number, lambda self, x, number: self.drop(x + number),
+    lambda self, x, number: self.drop(x) + torch.from_numpy(np.array(number)),
+    lambda self, x, number: self.drop(x + 1 if number < 0.5 else x)])
+def test_numbers_that_torch_did_not_draw_are_those_of_a_loop(make, number, forward):
+    inner = Of(lambda self, x: forward(self, x, number(self.own)), drop=nn.Dropout(0.5))
+    model, x = nn.Sequential(nn.Tanh(), inner), torch.zeros(1, 2)
+
+    def seed():
+        torch.manual_seed(0)
+        inner.own = make(0)
+
+    seed()
+    samples = predict(model, x, 30).samples
+    seed()
+    with torch.no_grad(), monte_carlo(model):
+        assert torch.equal(samples, torch.stack([model(x) for _ in range(30)]))
+
+
+def test_numbers_of_the_system_are_drawn_for_each_sample():
+    model = Of(lambda self, x: self.drop(x) + self.own.random(), drop=nn.Dropout(0.5), own=random.SystemRandom())
     assert predict(model, torch.zeros(1, 2), 200).variance.min() > 0.05
 
 
