@@ -16,6 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 __all__ = ["Apart", "Diverged", "Prefix", "is_given_a_generator", "random_state", "state_of_others"]
 
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _VALUES = (bool, int, float, complex, str, slice, torch.Size, torch.device)
 
 
@@ -239,15 +240,15 @@ def random_state() -> list[Any]:
 def state_of_others(model: nn.Module) -> list[Any]:
     """Of generators of Python and NumPy: the global ones, and those that are attributes of modules."""
     numpy: Any = sys.modules.get("numpy")  # a model that draws with it has loaded it
-    states: list[Any] = [random.getstate(), pickle.dumps(numpy and numpy.random.get_state())]
-    for module in model.modules():
-        for held in vars(module).values():
-            if isinstance(held, random.SystemRandom):
-                states.append(held.random())    # it has no state: it may have drawn
-            elif isinstance(held, random.Random):
-                states.append(held.getstate())
-            elif numpy and isinstance(held, numpy.random.RandomState):
-                states.append(pickle.dumps(held.get_state()))
-            elif numpy and isinstance(held, numpy.random.Generator):
-                states.append(pickle.dumps(held.bit_generator.state))
-    return states
+    kinds = (random.Random, *((numpy.random.Generator, numpy.random.RandomState) if numpy else ()))
+    held = [value for module in model.modules() for name, value in vars(module).items()
+            if name not in _OF_ALL_MODULES and isinstance(value, kinds)]
+    return [random.getstate(), pickle.dumps(numpy and numpy.random.get_state()), *map(_state, held)]
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, random.SystemRandom):
+        return generator.random()   # it has no state: it may have drawn
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return pickle.dumps(generator.bit_generator.state if hasattr(generator, "bit_generator") else generator.get_state())
