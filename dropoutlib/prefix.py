@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import random
 import sys
@@ -76,7 +77,8 @@ class Prefix(TorchFunctionMode):
         self._now: dict[int, Tensor] = {}               # what stands for results in this pass, by number
         self._ended, self._is_first, self._is_lost = False, True, False
         self._next, self._bytes = 0, 0
-        self._measured: list[weakref.finalize[Any, Any]] = []
+        self._measured: list[weakref.ref[Tensor]] = []  # results behind the prefix
+        self._plain = set(map(id, held))                # with what is computed from them alone behind the prefix, by id
         self._state, self._level = random_state(), _level()
 
     def __enter__(self) -> Prefix:
@@ -95,9 +97,6 @@ class Prefix(TorchFunctionMode):
         if self._is_first:
             self.end()
             self._is_first = False
-            for waits in self._measured:    # for a tensor that may outlive this object, and keep it alive
-                waits.detach()
-            self._measured.clear()
         elif error is None and self._next < len(self._calls):
             raise Diverged(f"only {self._next} of {len(self._calls)} functions were called")
 
@@ -124,13 +123,16 @@ class Prefix(TorchFunctionMode):
         leaves = _leaves((args, kwargs))[0]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         inputs, versions = [] if self._ended else [self._named(leaf) for leaf in leaves], list(map(_version, tensors))
+        own = set(map(id, tensors))
+        is_plain = self._ended and self._reads_no_noise(func, own)
+        before = random_state() if is_plain else None
         output = func(*args, **kwargs)  # which may end the prefix
-        (results, structure), own = _leaves(output), set(map(id, tensors))
+        results, structure = _leaves(output)
         if not self._ended and random_state() != self._state:
             self._is_lost = versions != list(map(_version, tensors))
             self.end()
         if self._ended:
-            self._measure(results, own)
+            self._measure(results, own, is_plain and random_state() == before)
         else:
             self._calls.append(_Call(func, inputs, [self._recorded(leaf, own) for leaf in results], structure))
         return output
@@ -165,17 +167,30 @@ class Prefix(TorchFunctionMode):
             self._numbers[id(self._now[result])] = result
         return self._now[result]
 
-    def _measure(self, results: list[Any], arguments: set[int]) -> None:
+    def _reads_no_noise(self, func: Callable[..., Any], arguments: set[int]) -> bool:
+        """Whether a function computes from plain tensors alone; one that makes room for numbers may get noisy ones."""
+        name = getattr(func, "__name__", "")
+        return bool(arguments) and arguments <= self._plain and not name.startswith("new_") and "_like" not in name
+
+    def _measure(self, results: list[Any], arguments: set[int], is_plain: bool) -> None:
         for tensor in results:
-            if isinstance(tensor, Tensor) and id(tensor) not in arguments:  # x.float() may be x
-                size = tensor.numel() * tensor.element_size()
+            if not isinstance(tensor, Tensor):
+                continue
+            key, size = id(tensor), tensor.numel() * tensor.element_size()
+            (self._plain.add if is_plain else self._plain.discard)(key)
+            if key not in arguments:    # x.float() may be x
                 self._bytes += size
                 self.peak = max(self.peak, self._bytes)
-                self._measured.append(weakref.finalize(tensor, self._free, size))
-                self._measured[-1].atexit = False
+                self._measured.append(weakref.ref(tensor, functools.partial(self._free, key, size)))
 
-    def _free(self, size: int) -> None:
+    def _free(self, key: int, size: int, _: Any) -> None:
+        self._plain.discard(key)    # which another tensor may get now
         self._bytes -= size
+
+    def outlived(self) -> bool:
+        """Whether what may have noise in it is still held, after what the first pass returned is let go."""
+        alive = (result() for result in self._measured)
+        return any(tensor is not None and id(tensor) not in self._plain for tensor in alive)
 
 
 class Apart(TorchFunctionMode):

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -1101,6 +1102,74 @@ def test_a_generator_of_the_model_gives_what_it_gives_in_a_loop(draw, forward):
     seed()
     with torch.no_grad(), monte_carlo(model):
         assert torch.equal(samples, torch.stack([model(x) for _ in range(30)]))
+
+
+class Same(torch.autograd.Function):
+    """No mode sees what it returns, and torch.vmap takes it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
+class Keeps(nn.Module):
+    """Keeps something of what comes behind its noise."""
+
+    def __init__(self, keep, drop):
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear, self.drop, self.keep, self.kept = nn.Linear(6, 6), drop, keep, []
+        self.many = nn.Parameter(torch.ones(2 ** 15))   # their masks are drawn in place
+        if keep is None:
+            drop.register_forward_hook(lambda module, args, output: self.kept.append(output))
+
+    def forward(self, x):
+        h = self.drop(self.linear(x).relu())
+        if self.keep is not None:
+            self.keep(self, h)
+        return self.linear(h)
+
+
+KEPT = {
+    "an attribute": lambda self, h: setattr(self, "kept", h), "a list": lambda self, h: self.kept.append(h),
+    "a tuple": lambda self, h: setattr(self, "kept", (h, *self.kept)), "by a hook": None,
+    "a view": lambda self, h: self.kept.append(h.view(-1)[::2]), "a mean": lambda self, h: self.kept.append(h.mean()),
+    "a state": lambda self, h: setattr(self, "kept", sum(self.kept) + h),
+    "a buffer": lambda self, h: self.register_buffer("state", h),
+    "of a function that is not seen": lambda self, h: self.kept.append(Same.apply(h)),
+    "weights": lambda self, h: self.kept.append(functional.dropout(self.linear.weight, 0.3)),
+    "many weights": lambda self, h: self.kept.append(functional.dropout(self.many, 0.3)),
+    "drawn from weights": lambda self, h: self.kept.append(torch.bernoulli(self.linear.weight.sigmoid())),
+}
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout, dropoutlib.Dropout], ids=["torch's", "ours"])
+@pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)
+def test_what_a_model_keeps_behind_its_noise_is_that_of_a_loop(keep, drop):
+    x = numbers(4, 6)
+    looped = Keeps(keep, drop(0.3))
+    with torch.no_grad(), monte_carlo(looped):
+        expected = torch.stack([looped(x) for _ in range(20)])
+    model = Keeps(keep, drop(0.3))
+    assert torch.equal(predict(model, x, 20).samples, expected)
+    kept = copy.deepcopy(model.state_dict().get("state", model.kept))  # which tensors of torch.vmap refuse
+    torch.testing.assert_close(kept, looped.state_dict().get("state", looped.kept), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm,
+                                  lambda layer: prune.l1_unstructured(layer, "weight", 3)])
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_a_hook_computes_without_noise_keep_no_sample_apart(wrap):
+    done = []
+    model = nn.Sequential(nn.Dropout(), wrap(nn.Linear(6, 6)))
+    predict(model, numbers(4, 6), 20, progress=lambda *now: done.append(now))
+    assert done == [(20, 20)]
 
 
 def test_a_model_that_is_told_to_evaluate_in_the_context_still_draws():
