@@ -1072,6 +1072,12 @@ def test_numbers_that_torch_did_not_draw_are_those_of_a_loop(make, number, forwa
         assert torch.equal(samples, torch.stack([model(x) for _ in range(30)]))
 
 
+def test_samples_that_are_to_run_one_after_another_draw_from_a_generator_that_is_not_seen():
+    generator = random.Random(0)
+    model = Of(lambda self, x: self.drop(x) + generator.random(), drop=nn.Dropout(0.5))
+    assert len(predict(model, torch.zeros(1, 2), 30, memory_limit=1).samples.unique(dim=0)) == 30
+
+
 def test_numbers_of_the_system_are_drawn_for_each_sample():
     model = Of(lambda self, x: self.drop(x) + self.own.random(), drop=nn.Dropout(0.5), own=random.SystemRandom())
     assert predict(model, torch.zeros(1, 2), 200).variance.min() > 0.05
