@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
+import random
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Apart", "Diverged", "Prefix"]
+__all__ = ["Apart", "Diverged", "Prefix", "is_given_a_generator", "random_state", "state_of_others"]
 
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _VALUES = (bool, int, float, complex, str, slice, torch.Size, torch.device)
 
 
@@ -43,10 +48,11 @@ class _Numbered(int):
 class Prefix(TorchFunctionMode):
     """Records the torch functions of a first pass up to its first random number, and skips them in later passes.
 
-    The end is where :meth:`end` is called, or where a function moves the state of a random number generator. A later
-    pass runs the same Python code; each recorded function gives what it gave, without being computed, as long as it is
-    called with the same arguments in the same order; else the pass raises :class:`Diverged`. Only results that are
-    alive at the end are kept. What later layers write into them, in place, is undone before the next pass.
+    The end is where :meth:`end` is called, where a function moves the state of a global random number generator, or
+    where it is given a generator. A later pass runs the same Python code; each recorded function gives what it gave,
+    without being computed, as long as it is called with the same arguments in the same order; else the pass raises
+    :class:`Diverged`. Only results that are alive at the end are kept. What later layers write into them, in place, is
+    undone before the next pass.
 
     The first ``with`` block is the recorded pass, every further one is a later pass; all need ``torch.no_grad()``, and
     the very same input tensors.
@@ -71,8 +77,9 @@ class Prefix(TorchFunctionMode):
         self._now: dict[int, Tensor] = {}               # what stands for results in this pass, by number
         self._ended, self._is_first, self._is_lost = False, True, False
         self._next, self._bytes = 0, 0
-        self._measured: list[weakref.finalize[Any, Any]] = []
-        self._state, self._level = _random_state(), _level()
+        self._measured: list[weakref.ref[Tensor]] = []  # results behind the prefix
+        self._plain = set(map(id, held))                # with what is computed from them alone behind the prefix, by id
+        self._state, self._level = random_state(), _level()
 
     def __enter__(self) -> Prefix:
         if self._is_lost:
@@ -90,9 +97,6 @@ class Prefix(TorchFunctionMode):
         if self._is_first:
             self.end()
             self._is_first = False
-            for waits in self._measured:    # for a tensor that may outlive this object, and keep it alive
-                waits.detach()
-            self._measured.clear()
         elif error is None and self._next < len(self._calls):
             raise Diverged(f"only {self._next} of {len(self._calls)} functions were called")
 
@@ -113,18 +117,22 @@ class Prefix(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._is_first:
             return self._again(func, args, kwargs) if self._next < len(self._calls) else func(*args, **kwargs)
-        if not self._ended and _level() > self._level:     # what the functions in there are given are no plain tensors
+        if not self._ended and (_level() > self._level     # what the functions in there are given are no plain tensors
+                                or is_given_a_generator(args, kwargs)):
             self.end()
         leaves = _leaves((args, kwargs))[0]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         inputs, versions = [] if self._ended else [self._named(leaf) for leaf in leaves], list(map(_version, tensors))
+        own = set(map(id, tensors))
+        is_plain = self._ended and self._reads_no_noise(func, own)
+        before = random_state() if is_plain else None
         output = func(*args, **kwargs)  # which may end the prefix
-        (results, structure), own = _leaves(output), set(map(id, tensors))
-        if not self._ended and _random_state() != self._state:
+        results, structure = _leaves(output)
+        if not self._ended and random_state() != self._state:
             self._is_lost = versions != list(map(_version, tensors))
             self.end()
         if self._ended:
-            self._measure(results, own)
+            self._measure(results, own, is_plain and random_state() == before)
         else:
             self._calls.append(_Call(func, inputs, [self._recorded(leaf, own) for leaf in results], structure))
         return output
@@ -159,27 +167,46 @@ class Prefix(TorchFunctionMode):
             self._numbers[id(self._now[result])] = result
         return self._now[result]
 
-    def _measure(self, results: list[Any], arguments: set[int]) -> None:
+    def _reads_no_noise(self, func: Callable[..., Any], arguments: set[int]) -> bool:
+        """Whether a function computes from plain tensors alone; one that makes room for numbers may get noisy ones."""
+        name = getattr(func, "__name__", "")
+        return bool(arguments) and arguments <= self._plain and not name.startswith("new_") and "_like" not in name
+
+    def _measure(self, results: list[Any], arguments: set[int], is_plain: bool) -> None:
         for tensor in results:
-            if isinstance(tensor, Tensor) and id(tensor) not in arguments:  # x.float() may be x
-                size = tensor.numel() * tensor.element_size()
+            if not isinstance(tensor, Tensor):
+                continue
+            key, size = id(tensor), tensor.numel() * tensor.element_size()
+            (self._plain.add if is_plain else self._plain.discard)(key)
+            if key not in arguments:    # x.float() may be x
                 self._bytes += size
                 self.peak = max(self.peak, self._bytes)
-                self._measured.append(weakref.finalize(tensor, self._free, size))
-                self._measured[-1].atexit = False
+                self._measured.append(weakref.ref(tensor, functools.partial(self._free, key, size)))
 
-    def _free(self, size: int) -> None:
+    def _free(self, key: int, size: int, _: Any) -> None:
+        self._plain.discard(key)    # which another tensor may get now
         self._bytes -= size
+
+    def outlived(self) -> bool:
+        """Whether what may have noise in it is still held, after what the first pass returned is let go."""
+        alive = (result() for result in self._measured)
+        return any(tensor is not None and id(tensor) not in self._plain for tensor in alive)
 
 
 class Apart(TorchFunctionMode):
-    """Refuses, under :func:`torch.vmap`, a function that draws what all samples would share, as some kernels do."""
+    """Refuses, under :func:`torch.vmap`, a function that draws what all samples would share, as some kernels do.
+
+    Also one that is given a generator: where a model seeds it in every pass, all samples of a loop share what it gives,
+    which :func:`torch.vmap` would draw for each.
+    """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
-        before = _random_state()
+        if is_given_a_generator(args, kwargs or {}):
+            raise Diverged(f"{getattr(func, '__name__', func)} draws from a generator that it is given")
+        before = random_state()
         output = func(*args, **(kwargs or {}))
-        if _random_state() != before and not any(map(_is_mapped, _leaves(output)[0])):
+        if random_state() != before and not any(map(_is_mapped, _leaves(output)[0])):
             raise Diverged(f"{getattr(func, '__name__', func)} draws the same for all samples")
         return output
 
@@ -211,9 +238,32 @@ def _level() -> int:
     return torch._C._len_torch_dispatch_stack() + (0 if top is None else int(top.level()))
 
 
-def _random_state() -> list[Any]:
+def is_given_a_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of torch may draw from another generator than the global ones."""
+    return any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
+
+
+def random_state() -> list[Any]:
+    """Of the global generators of torch."""
     with torch._C._DisableFuncTorch():
         states: list[Any] = [torch.default_generator.get_state().numpy().tobytes()]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states += [(generator.initial_seed(), generator.get_offset()) for generator in torch.cuda.default_generators]
     return states
+
+
+def state_of_others(model: nn.Module) -> list[Any]:
+    """Of generators of Python and NumPy: the global ones, and those that are attributes of modules."""
+    numpy: Any = sys.modules.get("numpy")  # a model that draws with it has loaded it
+    kinds = (random.Random, *((numpy.random.Generator, numpy.random.RandomState) if numpy else ()))
+    held = [value for module in model.modules() for name, value in vars(module).items()
+            if name not in _OF_ALL_MODULES and isinstance(value, kinds)]
+    return [random.getstate(), pickle.dumps(numpy and numpy.random.get_state()), *map(_state, held)]
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, random.SystemRandom):
+        return generator.random()   # it has no state: it may have drawn
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return pickle.dumps(generator.bit_generator.state if hasattr(generator, "bit_generator") else generator.get_state())

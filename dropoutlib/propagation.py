@@ -33,7 +33,7 @@ from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
 from .noise.laws import DRAWING
-from .prefix import _random_state
+from .prefix import is_given_a_generator, random_state, state_of_others
 from .surgery import (
     _dropout_of,
     _is_noisy,
@@ -227,23 +227,23 @@ def _require_certain(module: nn.Module, call: Callable[[], Any]) -> None:
     A module may drop by a function that is told ``self.training``, or multiply by random numbers.
     """
     own = [part for part in module.modules() if type(part).__module__.partition(".")[0] not in ("torch", "dropoutlib")]
-
-    def refuse() -> None:
-        raise _Refused("it draws random numbers in training, and only sequences are followed")
-
     for part in own:
         part.training = True
-    DRAWING.append(refuse)
-    before = _random_state()
+    DRAWING.append(_refuse_draw)
+    before = random_state(), state_of_others(module)
     try:
         with _NoDropout():
             call()
-        if _random_state() != before:
-            refuse()
+        if (random_state(), state_of_others(module)) != before:
+            _refuse_draw()
     finally:
-        DRAWING.remove(refuse)
+        DRAWING.remove(_refuse_draw)
         for part in own:
             part.training = False
+
+
+def _refuse_draw() -> None:
+    raise _Refused("it draws random numbers in training, and only sequences are followed")
 
 
 def _refuse_noisy_parametrizations(module: nn.Module) -> None:
@@ -261,6 +261,8 @@ class _NoDropout(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if _dropout_of(name, args, kwargs or {})[0] > 0:
             raise _Refused(f"it calls {name}(), and only sequences are followed")
+        if is_given_a_generator(args, kwargs or {}):
+            _refuse_draw()
         return function(*args, **(kwargs or {}))
 
 

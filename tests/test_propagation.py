@@ -1,7 +1,9 @@
 """Moments through whole networks: exact by enumeration where the rules are, by samples where ReLU is in between."""
 
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -575,9 +577,14 @@ class Drops(nn.Module):
     lambda self, x: functional.dropout(x, 0.5, self.training), lambda self, x: functional.dropout(x, 0.5),
     lambda self, x: functional.gaussian_dropout(x, 0.5, self.training),
     lambda self, x: functional.max_drop(x[..., None, None], 0.5, training=self.training)[..., 0, 0],
-    lambda self, x: x * torch.rand(()) if self.training else x])
+    lambda self, x: x * torch.rand(()) if self.training else x,
+    lambda self, x: x * torch.rand((), generator=torch.Generator()),
+    lambda self, x: torch.empty_like(x).normal_(generator=torch.Generator()),
+    lambda self, x: x * random.random(), lambda self, x: x * np.random.random(),
+    lambda self, x: x * self.own.random()])
 def test_what_draws_in_training_is_not_taken_for_certain(function):
     model = nn.Sequential(Drops(function), Dropout(0.1), nn.Linear(8, 1))
+    model[0].own = random.Random(0)
     state = torch.get_rng_state()
     with pytest.raises(NotImplementedError, match=r"0 \(Drops\) cannot be followed: it draws random numbers"):
         propagate_moments(model, torch.ones(1, 8))

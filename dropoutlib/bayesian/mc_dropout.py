@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 import re
-import sys
 import threading
 import warnings
 from collections import Counter
@@ -26,7 +24,7 @@ from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import describe, facts
 from dropoutlib.noise.given import in_checkpoint
 from dropoutlib.noise.laws import DRAWING
-from dropoutlib.prefix import Apart, Diverged, Prefix
+from dropoutlib.prefix import Apart, Diverged, Prefix, state_of_others
 from dropoutlib.recurrent_network import RecurrentNetwork
 from dropoutlib.surgery import (
     _argument,
@@ -529,11 +527,16 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     close.
 
     What the model computes before its first random number is computed once. Further samples run side by side, by
-    :func:`torch.vmap`, as many at a time as the memory allows; one after another where that is faster, with recurrent
-    layers and where the memory is for less than eight, and where the model cannot be mapped. The law is the same; the
-    random numbers are those of a plain loop in the latter case alone. Layers may work in place; so may the model on its
-    input, of which it gets a copy. What ``forward`` keeps in the model, such as a state that goes on from call to call,
-    is not that of a loop afterwards. Nothing is differentiated.
+    :func:`torch.vmap`, as many at a time as the memory allows; one after another, with the random numbers of a plain
+    loop, where that is faster, with recurrent layers and where the memory is for less than eight, where the model draws
+    from a ``torch.Generator`` of its own, where it or a hook keeps what it computed behind its first random number, and
+    where it cannot be mapped. The law is the same. Where the model draws with Python or NumPy, all of it runs anew for
+    each sample. Of their generators it sees the global ones, and those that are attributes of modules of the model; for
+    others, ask for one sample after another by ``memory_limit=1``.
+
+    What is kept of a pass, as an attribute, in a list or by a hook, is kept for each sample if it was computed behind
+    the first random number; else, and if it is a number such as a count of calls, it may be kept once for many samples.
+    Layers may work in place; so may the model on its input, of which it gets a copy. Nothing is differentiated.
 
     Metrics are left to others. ``torchmetrics`` takes ``mean`` as probabilities ``(N, K)``; ``torch-uncertainty`` takes
     ``stacked``.
@@ -633,7 +636,7 @@ def _samples(model: nn.Module, x: Any, num_samples: int, masks: str, memory_limi
 
 def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples: int, memory_limit: int,
                progress: Callable[[int, int], Any] | None) -> Tensor:
-    others = _state_of_others()
+    others = state_of_others(model)
     with prefix:
         first = _call(model, given)
     if not isinstance(first, Tensor) or not first.is_floating_point():
@@ -642,8 +645,9 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
                         f"{first.dtype if isinstance(first, Tensor) else type(first).__name__}: wrap it into a module "
                         "that gives the output")
     samples = first.new_empty(num_samples, *first.shape)
-    samples[0] = first
+    samples[0], shape = first, first.shape
     together = max(1, memory_limit // max(1, 2 * (prefix.peak + first.numel() * first.element_size())))
+    del first
 
     def again() -> Tensor:
         with prefix:
@@ -654,16 +658,18 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
             with Apart():
                 return again()
 
-        return torch.vmap(one, randomness="different")(first.new_empty(n))
+        return torch.vmap(one, randomness="different")(samples.new_empty(n))
 
     ways: list[tuple[int, Callable[[int], Tensor]]] = [  # from the fastest to the one that is always right
         (together, side_by_side),
         (1, lambda _: again().unsqueeze(0)),
         (1, lambda _: _call(model, _copied(x)).unsqueeze(0))]
-    if together < _FEWEST or any(map(_is_recurrent, model.modules())):
+    if state_of_others(model) != others:
+        del ways[:-1]   # a number that torch did not draw would be one for all samples side by side
+    elif together < _FEWEST or any(map(_is_recurrent, model.modules())):
         ways.pop(0)     # a plain pass is faster
-    elif _state_of_others() != others:     # a number that torch did not draw would be one for all samples side by side
-        ways.pop(0)
+    elif prefix.outlived():
+        ways.pop(0)     # what a model or a hook keeps of samples side by side cannot be read after torch.vmap
     done = 1
     while done < num_samples:
         most, run = ways[0]
@@ -673,7 +679,7 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
                 outputs = run(n)
-            if outputs.shape != (n, *first.shape):
+            if outputs.shape != (n, *shape):
                 raise Diverged(f"a pass gave the shape {tuple(outputs.shape[1:])}")
         except Exception:
             if len(ways) == 1:
@@ -692,14 +698,6 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
 
 def _is_recurrent(module: nn.Module) -> bool:
     return isinstance(module, (nn.RNNBase, RecurrentNetwork))
-
-
-def _state_of_others() -> tuple[Any, ...]:
-    """Of the random numbers of Python and of NumPy, where it is loaded."""
-    numpy = sys.modules.get("numpy")
-    kind, *numbers = ("",) if numpy is None else numpy.random.get_state()
-    return random.getstate(), kind, *(str(part) if isinstance(part, (int, float)) else part.tobytes()
-                                      for part in numbers)
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -1043,12 +1044,138 @@ def test_bad_input(error, words, call):
     assert not any(mc_dropout._CONTEXTS.values())
 
 
-@pytest.mark.parametrize("source", [random.random, lambda: float(np.random.rand())], ids=["Python", "NumPy"])
-def test_numbers_that_torch_did_not_draw_are_drawn_for_each_sample(source):
-    random.seed(0)
-    np.random.seed(0)  # the generator that models use
-    model = Of(lambda self, x: self.drop(x) + source(), drop=nn.Dropout(0.5))
+SOURCES = {
+    "Python": (random.seed, lambda own: random.random()), "NumPy": (np.random.seed, lambda own: np.random.random()),
+    "Random": (random.Random, random.Random.random), "Generator": (np.random.default_rng, np.random.Generator.random),
+    "RandomState": (np.random.RandomState, np.random.RandomState.random),
+    "another kind of bits": (lambda seed: np.random.Generator(np.random.MT19937(seed)), np.random.Generator.random),
+}
+
+
+@pytest.mark.parametrize(("make", "number"), SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize("forward", [
+    lambda self, x, number: self.drop(x) + number, lambda self, x, number: self.drop(x + number),
+    lambda self, x, number: self.drop(x) + torch.from_numpy(np.array(number)),
+    lambda self, x, number: self.drop(x + 1 if number < 0.5 else x)])
+def test_numbers_that_torch_did_not_draw_are_those_of_a_loop(make, number, forward):
+    inner = Of(lambda self, x: forward(self, x, number(self.own)), drop=nn.Dropout(0.5))
+    model, x = nn.Sequential(nn.Tanh(), inner), torch.zeros(1, 2)
+
+    def seed():
+        torch.manual_seed(0)
+        inner.own = make(0)
+
+    seed()
+    samples = predict(model, x, 30).samples
+    seed()
+    with torch.no_grad(), monte_carlo(model):
+        assert torch.equal(samples, torch.stack([model(x) for _ in range(30)]))
+
+
+def test_samples_that_are_to_run_one_after_another_draw_from_a_generator_that_is_not_seen():
+    generator = random.Random(0)
+    model = Of(lambda self, x: self.drop(x) + generator.random(), drop=nn.Dropout(0.5))
+    assert len(predict(model, torch.zeros(1, 2), 30, memory_limit=1).samples.unique(dim=0)) == 30
+
+
+def test_numbers_of_the_system_are_drawn_for_each_sample():
+    model = Of(lambda self, x: self.drop(x) + self.own.random(), drop=nn.Dropout(0.5), own=random.SystemRandom())
     assert predict(model, torch.zeros(1, 2), 200).variance.min() > 0.05
+
+
+GENERATORS = {
+    "a function": lambda self, x: x + torch.randn(x.shape, generator=self.generator),
+    "in place": lambda self, x: x + torch.empty_like(x).normal_(generator=self.generator),
+    "of a probability": lambda self, x: x + torch.bernoulli(torch.full_like(x, 0.3), generator=self.generator),
+    "an index": lambda self, x: x[:, torch.randperm(x.shape[1], generator=self.generator)],
+    "ours": lambda self, x: functional.gaussian_dropout(x, 0.5, True, generator=self.generator),
+    "seeded in each pass": lambda self, x: x + torch.randn(x.shape, generator=self.generator.manual_seed(3)),
+}
+
+
+@pytest.mark.parametrize("draw", GENERATORS.values(), ids=GENERATORS)
+@pytest.mark.parametrize("forward", [lambda self, x: self.drop(self.draw(self, x)),
+                                     lambda self, x: self.draw(self, self.drop(x))], ids=["in front", "behind"])
+def test_a_generator_of_the_model_gives_what_it_gives_in_a_loop(draw, forward):
+    model, x = Of(forward, drop=nn.Dropout(0.2), draw=draw), numbers(2, 5)
+
+    def seed():
+        torch.manual_seed(1)
+        model.generator = torch.Generator().manual_seed(2)
+
+    seed()
+    samples = predict(model, x, 30).samples
+    seed()
+    with torch.no_grad(), monte_carlo(model):
+        assert torch.equal(samples, torch.stack([model(x) for _ in range(30)]))
+
+
+class Same(torch.autograd.Function):
+    """No mode sees what it returns, and torch.vmap takes it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
+class Keeps(nn.Module):
+    """Keeps something of what comes behind its noise."""
+
+    def __init__(self, keep, drop):
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear, self.drop, self.keep, self.kept = nn.Linear(6, 6), drop, keep, []
+        self.many = nn.Parameter(torch.ones(2 ** 15))   # their masks are drawn in place
+        if keep is None:
+            drop.register_forward_hook(lambda module, args, output: self.kept.append(output))
+
+    def forward(self, x):
+        h = self.drop(self.linear(x).relu())
+        if self.keep is not None:
+            self.keep(self, h)
+        return self.linear(h)
+
+
+KEPT = {
+    "an attribute": lambda self, h: setattr(self, "kept", h), "a list": lambda self, h: self.kept.append(h),
+    "a tuple": lambda self, h: setattr(self, "kept", (h, *self.kept)), "by a hook": None,
+    "a view": lambda self, h: self.kept.append(h.view(-1)[::2]), "a mean": lambda self, h: self.kept.append(h.mean()),
+    "a state": lambda self, h: setattr(self, "kept", sum(self.kept) + h),
+    "a buffer": lambda self, h: self.register_buffer("state", h),
+    "of a function that is not seen": lambda self, h: self.kept.append(Same.apply(h)),
+    "weights": lambda self, h: self.kept.append(functional.dropout(self.linear.weight, 0.3)),
+    "many weights": lambda self, h: self.kept.append(functional.dropout(self.many, 0.3)),
+    "drawn from weights": lambda self, h: self.kept.append(torch.bernoulli(self.linear.weight.sigmoid())),
+}
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout, dropoutlib.Dropout], ids=["torch's", "ours"])
+@pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)
+def test_what_a_model_keeps_behind_its_noise_is_that_of_a_loop(keep, drop):
+    x = numbers(4, 6)
+    looped = Keeps(keep, drop(0.3))
+    with torch.no_grad(), monte_carlo(looped):
+        expected = torch.stack([looped(x) for _ in range(20)])
+    model = Keeps(keep, drop(0.3))
+    assert torch.equal(predict(model, x, 20).samples, expected)
+    kept = copy.deepcopy(model.state_dict().get("state", model.kept))  # which tensors of torch.vmap refuse
+    torch.testing.assert_close(kept, looped.state_dict().get("state", looped.kept), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm,
+                                  lambda layer: prune.l1_unstructured(layer, "weight", 3)])
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_a_hook_computes_without_noise_keep_no_sample_apart(wrap):
+    done = []
+    model = nn.Sequential(nn.Dropout(), wrap(nn.Linear(6, 6)))
+    predict(model, numbers(4, 6), 20, progress=lambda *now: done.append(now))
+    assert done == [(20, 20)]
 
 
 def test_a_model_that_is_told_to_evaluate_in_the_context_still_draws():
