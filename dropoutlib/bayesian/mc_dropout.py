@@ -10,8 +10,9 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,8 @@ from dropoutlib.noise.laws import DRAWING
 from dropoutlib.prefix import Apart, Diverged, Prefix
 from dropoutlib.recurrent_network import RecurrentNetwork
 from dropoutlib.surgery import (
+    _OF_ELEMENTS,
+    _OF_MAPS,
     _argument,
     _call,
     _copied,
@@ -43,6 +46,7 @@ __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _IN_KERNELS = {*_RECURRENT, "multi_head_attention_forward", "native_dropout"}
+_DROPPING = {*_OF_ELEMENTS, *_OF_MAPS, "multi_head_attention_forward", "scaled_dot_product_attention"}
 _FEWEST = 8     # samples that are worth torch.vmap
 _PREDICTING = threading.RLock()     # contexts change a model, and a seed is that of the process
 _ENTERING = threading.Lock()
@@ -65,19 +69,22 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     * torch's dropout layers, and its functions, such as ``torch.nn.functional.dropout(x, p, training=False)``,
       whatever they are told of training,
     * ``dropout=`` of torch's recurrent layers, and of its attention, whose fast paths are off,
-    * attention that drops its weights only while it is in training: a module whose attributes name the rate, such as
-      ``attention_dropout`` in transformers. That module alone is then in training, without what it contains.
+    * attention that drops its weights only while it is in training, by ``self.dropout if self.training else 0.0``: a
+      module with a rate above 0, in an attribute, or in a configuration that it holds, as ``self.config.dropout``. It
+      counts as attention if one of its methods calls ``scaled_dot_product_attention``, or by the name of its class or
+      of the attribute, such as ``attention_dropout`` in transformers. That module alone is then in training, without
+      what it contains.
 
     Functions of :mod:`dropoutlib.functional` draw where they are told ``training=True``, for each example; they are
     refused with other ``masks``. What it cannot see stays off: those that are told ``training=False``, functions of
-    torch in a method of the model that is called instead of the model, stochastic depth of other libraries, kernels
-    that are no functions of torch, modules that the model calls without holding them. At the end everything is as it
-    was, also after an error. Contexts nest; for a module that is in several, the innermost one counts, and of contexts
-    that take turns, in generators or coroutines, the one that was entered last. A compiled model runs uncompiled: its
-    graph was made without the noise; compile it before. Other threads may call the model, too, and meet its dropout as
-    well; none may enter a context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are
-    not followed. Under activation checkpointing masks have to be those of examples, and ``backward`` has to run in the
-    context, too.
+    torch in a method of the model that is called instead of the model, what code runs behind ``if self.training:``,
+    such as stochastic depth of other libraries, kernels that are no functions of torch, modules that the model calls
+    without holding them. At the end everything is as it was, also after an error. Contexts nest; for a module that is
+    in several, the innermost one counts, and of contexts that take turns, in generators or coroutines, the one that was
+    entered last. A compiled model runs uncompiled: its graph was made without the noise; compile it before. Other
+    threads may call the model, too, and meet its dropout as well; none may enter a context for it meanwhile: layers are
+    shared. Copies, as ``nn.DataParallel`` makes them, are not followed. Under activation checkpointing masks have to be
+    those of examples, and ``backward`` has to run in the context, too.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -97,8 +104,9 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
         list: places that have drawn so far, as names of modules, each once. Empty for the model itself.
 
     Warns:
-        UserWarning: where ``scaled_dot_product_attention`` gets no rate from a module that does not say one: whether it
-            drops in training cannot be seen.
+        UserWarning: where a function that may drop gets a rate of 0 in evaluation, and the module that calls it has one
+            above 0; for ``scaled_dot_product_attention``, also where the module names no rate. Whether it drops in
+            training cannot be seen.
 
     Raises:
         TypeError: if the model is no module, or is scripted, traced or exported.
@@ -142,17 +150,44 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
 
 
 def _rates(module: nn.Module) -> dict[str, float]:
-    """Rates of dropout that the attributes of a module name: numbers, and layers."""
-    named = {**vars(module), **{name: getattr(part, "p", None) for name, part in module.named_children()}}
-    return {name: float(rate) for name, rate in named.items()
-            if "drop" in name and isinstance(rate, (int, float)) and not isinstance(rate, bool)}
+    """Rates of dropout that a module names: among its attributes, in a configuration that it holds, and of layers."""
+    own = {name: part for name, part in vars(module).items() if not isinstance(part, nn.Module)}
+    held = {f"{name}.{key}": rate for name, part in own.items()
+            for key, rate in (part if isinstance(part, Mapping) else getattr(part, "__dict__", {})).items()}
+    layers = {name: getattr(part, "p", None) for name, part in module.named_children()}
+    return {name: float(rate) for name, rate in {**own, **held, **layers}.items()
+            if re.search(r"drop[^.]*$|(^|\.)p$", name) and isinstance(rate, (int, float)) and not isinstance(rate, bool)
+            and 0 <= rate <= 1}
 
 
 def _drops_in_training_only(module: nn.Module) -> bool:
-    """Whether it is attention that may hide its rate, where it is not in training."""
-    is_attention = "attention" in type(module).__name__.lower()
-    found = any(rate > 0 and (is_attention or re.search("att", name)) for name, rate in _rates(module).items())
-    return found and "running_mean" not in module._buffers
+    """Whether it is attention that may hide its rate, where it is not in training.
+
+    No other module is put in training: what it does there, beside dropping, may be anything.
+    """
+    rates = [name for name, rate in _rates(module).items() if rate > 0]
+    if not rates or "running_mean" in module._buffers:
+        return False
+    return (any("att" in name for name in rates if "." not in name)     # a configuration is that of the whole model
+            or re.search("attention|attn", type(module).__name__.lower()) is not None
+            or _calls_attention(type(module)))
+
+
+def _calls_attention(kind: type[nn.Module]) -> bool:
+    """Whether a method of a class calls torch's attention itself, by whatever name it was imported."""
+    attention = nn.functional.scaled_dot_product_attention
+    methods = [inspect.unwrap(getattr(part, "__func__", part))
+               for base in kind.__mro__ if base is not nn.Module for part in vars(base).values()]
+    return any(name == attention.__name__ or method.__globals__.get(name) is attention
+               for method in methods if inspect.isfunction(method) for name in _names(method.__code__))
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Names that are not local in a piece of code, also those in functions inside of it."""
+    yield from code.co_names
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield from _names(part)
 
 
 class _Noise(TorchFunctionMode):
@@ -168,6 +203,8 @@ class _Noise(TorchFunctionMode):
         self.modes: dict[nn.Module, bool] = {}      # before the context
         self.places: list[str] = []
         self.warned: set[str] = set()
+        self.awake = {module for module in self.names if (isinstance(module, NoisyLayer) and _is_noisy(module))
+                      or _drops_in_training_only(module)}
         self.kept: dict[tuple[str, str, int], Any] = {}
         self.fitting: dict[tuple[str, str, int], set[torch.Size]] = {}  # shapes of inputs that these masks are for
         self.local = threading.local()
@@ -192,9 +229,8 @@ class _Noise(TorchFunctionMode):
                     stack.callback(self._put_back, module)
                     _CONTEXTS.setdefault(module, []).append(self)
             self.model.eval()
-            for module in self.names:
-                if (isinstance(module, NoisyLayer) and _is_noisy(module)) or _drops_in_training_only(module):
-                    module.training = True
+            for module in self.awake:
+                module.training = True
             for handle in self._hooks():
                 stack.callback(handle.remove)
             stack.enter_context(_layer_by_layer())
@@ -262,9 +298,11 @@ class _Noise(TorchFunctionMode):
             if self.local.is_pushed:
                 self.__enter__()
         self.stack.append(module)
-        if not (self._counts(module) and isinstance(module, NoisyLayer) and _is_noisy(module)):
+        if not self._counts(module) or module not in self.awake:
             return None
         module.training = True      # also where the model was told eval() in the context
+        if not isinstance(module, NoisyLayer):
+            return None
         if not _never_drops(module):
             self._note()
         if self.masks == "example" or kwargs.get("noise") is not None:
@@ -353,10 +391,11 @@ class _Noise(TorchFunctionMode):
         if not self.stack or not self._counts(self.stack[-1]):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "").partition(".")[0]  # of an operator: dropout.default
-        if name == "scaled_dot_product_attention" and not _dropout_of(name, args, kwargs)[1]:
-            self._require_a_rate()
         p, key, position = _switch(name, args, kwargs)
         if p == 0:
+            # attention that is told no rate at all has none in training either
+            if name in _DROPPING and (key or len(args) > 4 or "dropout_p" in kwargs):
+                self._require_a_rate(name)
             return func(*args, **kwargs)
         if self.local.may_repeat and in_checkpoint(within_module=True):
             raise RuntimeError(f"{name} is called by a function under activation checkpointing, which monte_carlo does "
@@ -388,13 +427,23 @@ class _Noise(TorchFunctionMode):
         inplace = name.endswith("_") or bool(_argument(args, kwargs, "inplace", 3, False))
         return x.copy_(output) if inplace else output
 
-    def _require_a_rate(self) -> None:
+    def _require_a_rate(self, name: str) -> None:
+        """Warns of a function with a rate of 0 that may be one in evaluation alone."""
         place, module = self._place(), self.stack[-1]
-        if not _rates(module) and place not in self.warned:
-            self.warned.add(place)
-            warnings.warn(f"scaled_dot_product_attention in {place or 'the model'} ({type(module).__name__}) gets no "
-                          "rate of dropout, and no attribute of the module names one: whether it drops in training "
-                          "cannot be seen, and it does not drop here", stacklevel=3)
+        if module.training or place in self.warned:
+            return
+        rates, is_attention = _rates(module), name == "scaled_dot_product_attention"
+        if is_attention and not rates:
+            named = "and no attribute of the module names one"
+        elif rates and (max if is_attention else min)(rates.values()) > 0:      # else it may be the one that is 0
+            named = f"though the module has {', '.join(f'{key} = {rate:g}' for key, rate in rates.items() if rate)}"
+        else:
+            return
+        self.warned.add(place)
+        cure = ("an attribute attention_dropout with the rate, in the module that reads self.training, turns it on"
+                if is_attention else "tell it training=self.training, and a rate that does not depend on the mode")
+        warnings.warn(f"{name} in {place or 'the model'} ({type(module).__name__}) gets no rate of dropout, {named}: "
+                      f"whether it drops in training cannot be seen, and it does not drop here; {cure}", stacklevel=3)
 
 
 def _switch(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, str, int]:

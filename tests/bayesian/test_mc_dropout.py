@@ -10,12 +10,14 @@ import random
 import warnings
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention as attend
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -260,6 +262,99 @@ def test_attention_that_hides_its_rate_is_reported_once_a_place():
         warnings.simplefilter("error")
         output(silent, numbers(2, 6, 4))
     assert places == ["1"]
+
+
+class Block(nn.Module):
+    """Neither its class nor the rate says what it does."""
+
+    def __init__(self, rate, read=None):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        for name, value in rate.items():
+            setattr(self, name, value)
+        self.read = read or (lambda: getattr(self, next(iter(rate))))
+
+    def forward(self, x):
+        x = self.norm(x)
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=self.read() if self.training else 0.0)
+
+
+class Renamed(Block):
+    def forward(self, x):
+        return self.mix(self.norm(x))
+
+    @torch.no_grad()
+    def mix(self, x):
+        return torch.stack([attend(x, x, x, None, self.read() if self.training else 0.0) for _ in range(1)])[0]
+
+
+def configured(part, key):
+    block = Block({"config": part})
+    block.read = lambda: part[key] if isinstance(part, dict) else getattr(part, key)
+    return block
+
+
+@pytest.mark.parametrize("make", [
+    *(lambda name=name: Block({name: 0.5}) for name in ("dropout", "dropout_p", "dropout_rate", "drop", "resid_pdrop",
+                                                        "attn_pdrop", "p")),
+    lambda: configured(SimpleNamespace(dropout=0.5), "dropout"), lambda: configured({"p": 0.5}, "p"),
+    lambda: configured(SimpleNamespace(attn_pdrop=0.5, dropout_layers=3, drop_last=True), "attn_pdrop"),
+    lambda: Renamed({"dropout": 0.5})])
+def test_what_calls_attention_drops_as_in_training(make):
+    model, x = nn.Sequential(make()).eval(), numbers(2, 6, 4)
+    model[0].training = True
+    torch.manual_seed(0)
+    expected = model(x)
+    model.eval()
+    for _ in range(2):
+        with warnings.catch_warnings(), monte_carlo(model) as places:
+            warnings.simplefilter("error")
+            model.eval()    # as a training loop does before it measures
+            torch.manual_seed(0)
+            assert torch.equal(model(x), expected)
+            assert places == ["0"] and [part.training for part in model.modules()] == [False, True, False]
+    assert not torch.equal(model(x), expected)
+
+
+HIDDEN = {
+    "attention": lambda self, x: sdpa(x, self.rate_of_drop if self.training else 0.0),
+    "dropout": lambda self, x: F.dropout(x, self.rate_of_drop if self.training else 0.0),
+    "dropout that is told its mode": lambda self, x: F.dropout(x, self.rate_of_drop if self.training else 0.0,
+                                                               self.training),
+    "attention of torch": lambda self, x: F.multi_head_attention_forward(
+        *[x.transpose(0, 1)] * 3, 4, 1, torch.eye(4).repeat(3, 1), None, None, None, False,
+        self.rate_of_drop if self.training else 0.0, torch.eye(4), None)[0].transpose(0, 1)}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_rate_that_is_hidden_in_evaluation_is_reported_with_a_cure(name):
+    model, x = nn.Sequential(Of(HIDDEN[name], rate_of_drop=0.5), nn.Dropout(0.5)), numbers(2, 3, 4)
+    with (pytest.warns(UserWarning, match=r"in 0 \(Of\) .* the module has rate_of_drop = 0.5") as caught,
+          monte_carlo(model) as places):
+        model(x), model(x)
+    assert len(caught) == 1 and places == ["1"]
+    model[0].attention_dropout = 0.5        # as the message says
+    with warnings.catch_warnings(), monte_carlo(model) as places:
+        warnings.simplefilter("error")
+        model(x)
+    assert places == ["0", "1"]
+
+
+@pytest.mark.parametrize("part", [
+    Block({"dropout": 0.0}), configured(SimpleNamespace(dropout=0.0), "dropout"),
+    Of(lambda self, x: sdpa(x, 0.0), dropout=0), Of(lambda self, x: F.scaled_dot_product_attention(x, x, x)),
+    Of(lambda self, x: F.scaled_dot_product_attention(x, x, x), dropout=0.5),
+    Of(lambda self, x: self.drop(x), drop=nn.Dropout(0.0), dropout=0.5),
+    Of(lambda self, x: F.dropout(F.dropout(x, self.dropout, self.training), self.activation_dropout, self.training),
+       dropout=0.5, activation_dropout=0.0),
+    Of(lambda self, x: F.dropout(x, 0.0)), nn.LSTM(4, 4),
+    Of(lambda self, x: self.layer(x, x, x)[0], layer=nn.MultiheadAttention(4, 1))])
+def test_no_alarm_for_what_does_not_hide_its_rate(part):
+    model = Of(lambda self, x: self.last(output(self.part, x)), part=part, last=nn.Dropout(0.5), dropout=0.5)
+    with warnings.catch_warnings(), monte_carlo(model) as places:
+        warnings.simplefilter("error")
+        model(numbers(2, 6, 4))
+        assert places[-1] == "last" and not model.training
 
 
 def test_only_the_attention_that_names_its_rate_is_in_training():
