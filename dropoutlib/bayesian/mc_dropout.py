@@ -539,7 +539,8 @@ class ClassPrediction(Prediction):
     """What :func:`~dropoutlib.predict` knows of classes; entropies are in nats, without the axis of the classes.
 
     Attributes:
-        entropy: of the mean probabilities: all uncertainty of the class.
+        entropy: of the mean probabilities: all uncertainty of the class. Corrected for its bias, and so sometimes above
+            the logarithm of the number of classes.
         expected_entropy: mean entropy of a sample: what would be left if the weights were known (aleatoric).
         mutual_information: the difference: what the label would tell about the weights (epistemic).
         variation_ratio: share of samples that vote for another class than most do.
@@ -574,8 +575,10 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
 
     All of it comes with its Monte Carlo standard error. The entropy of the mean probabilities, and with it the mutual
     information, is too small by :math:`\frac{1}{2T}\sum_k \mathrm{Var}(p_k)/\bar p_k` on average over draws of T
-    samples, to first order; that is added. The variation ratio is not corrected: it is too small where classes are
-    close.
+    samples, to first order; that is added. So corrected, both may lie above :math:`\log K`, for K classes, by at most
+    :math:`\frac{K-1}{2(T-1)}`. They are not cut off there: estimates of a value near it that cannot be too large are
+    too small on average. Where a score has to be in its range, ``clamp`` it. None is below 0. The variation ratio is
+    not corrected: it is too small where classes are close.
 
     What the model computes before its first random number is computed once. Further samples run side by side, by
     :func:`torch.vmap`, as many at a time as the memory allows; one after another where that is faster, with recurrent
@@ -792,4 +795,5 @@ def _class_summary(samples: Tensor, class_axis: int) -> ClassPrediction:
         ("entropy", cross), ("expected_entropy", own), ("mutual_information", cross - own))}
     error["variation_ratio"] = (ratio * (1 - ratio) / count).sqrt()
     entropy, expected = cross.mean(0) + missed, own.mean(0)
-    return ClassPrediction(samples, mean, variance, error, entropy, expected, entropy - expected, ratio)
+    information = (entropy - expected).clamp(min=0)     # of samples that are all the same, it is 0 but for rounding
+    return ClassPrediction(samples, mean, variance, error, entropy, expected, information, ratio)

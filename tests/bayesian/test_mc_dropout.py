@@ -857,6 +857,30 @@ def test_standard_errors_and_the_correction_of_the_bias_over_repetitions():
     assert ((bias - formula).abs() < 5 * error - 0.05 * formula).all()
 
 
+def test_entropies_may_leave_their_range_above_as_a_clamp_would_bring_the_bias_back():
+    T, R = 10, 20_000
+    votes = torch.randint(2, (T, R, 1), generator=torch.Generator().manual_seed(4))
+    logits = (4.0 * votes - 2).double() * torch.tensor([-0.5, 0.5])     # two functions, which prefer one class each
+    p = mc_dropout._class_summary(logits, class_axis=1)
+    own = torch.special.entr(logits[0, 0].softmax(0)).sum()
+    for estimate, exact in ((p.entropy, math.log(2)), (p.mutual_information, math.log(2) - own)):
+        error = estimate.std() / math.sqrt(R)
+        left = 1 / T**2     # by a correction to first order
+        assert (estimate.mean() - exact).abs() < 5 * error + left
+        assert estimate.clamp(max=exact).mean() - exact < -5 * error - left
+    K, T = 3, 3     # the farthest: a vote for each
+    p = mc_dropout._class_summary(1e4 * torch.eye(K).unsqueeze(1), class_axis=1)
+    for estimate in (p.entropy, p.mutual_information):
+        assert estimate.item() == pytest.approx(math.log(K) + (K - 1) / (2 * (T - 1)))
+
+
+@pytest.mark.parametrize("K", [2, 10, 1000])
+def test_no_information_is_below_zero_by_rounding(K):
+    p = mc_dropout._class_summary(numbers(500, K).expand(30, 500, K), class_axis=1)
+    assert (p.mutual_information >= 0).all() and (p.mutual_information < 1e-5).all()
+    assert (p.entropy >= 0).all() and (p.expected_entropy >= 0).all()
+
+
 def test_numbers_worked_out_by_hand():
     logits = torch.tensor([[[0.0, 0.0]], [[0.0, math.log(3)]], [[math.log(3), 0.0]]]).double()
     p = mc_dropout._class_summary(logits, class_axis=1)
