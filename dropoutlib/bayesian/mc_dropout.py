@@ -98,10 +98,13 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
             uses; enter the context for that part to share them. For the last two, the first axis of what a layer gets
             is the batch; the second is it for recurrent layers without ``batch_first`` alone, not for the dropout
             behind them: use ``batch_first=True``. A dropout has to be called in the same order each time, for inputs
-            of one size; where a step has masks of its own, for as many steps.
+            of one size; where a step has masks of its own, for as many steps. Coroutines that each enter ``"fixed"``
+            for one model, and wait in the context, meet the function of the one that entered last: enter it once,
+            around all of them.
 
     Yields:
-        list: places that have drawn so far, as names of modules, each once. Empty for the model itself.
+        list: places that have drawn so far, as names of modules, each once. Empty for the model itself. A layer whose
+            noise was given drew none; a function that drops in a hook counts for the module of the hook.
 
     Warns:
         UserWarning: where a function that may drop gets a rate of 0 in evaluation, and the module that calls it has one
@@ -113,8 +116,8 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
         ValueError: if ``masks`` is another word; if it is not ``"example"`` and the model has a layer whose masks
             depend on their example, such as :class:`~dropoutlib.StandoutLinear`; if the model has lazy layers that have
             no weights yet.
-        RuntimeError: in calls of the model as long as nothing was drawn; with shared masks where a kernel of torch
-            would draw, or under activation checkpointing; if the model is in a context of another thread.
+        RuntimeError: in calls of the model as long as no noise was drawn or given; with shared masks where a kernel of
+            torch would draw, or under activation checkpointing; if the model is in a context of another thread.
 
     Source:
         Gal and Ghahramani, *Dropout as a Bayesian Approximation* (2016), section 4.
@@ -202,6 +205,7 @@ class _Noise(TorchFunctionMode):
         self.names = {module: name for name, module in model.named_modules()}
         self.modes: dict[nn.Module, bool] = {}      # before the context
         self.places: list[str] = []
+        self.was_given = False      # noise, so that nothing need draw
         self.warned: set[str] = set()
         self.awake = {module for module in self.names if (isinstance(module, NoisyLayer) and _is_noisy(module))
                       or _drops_in_training_only(module)}
@@ -261,11 +265,15 @@ class _Noise(TorchFunctionMode):
         return stack
 
     def _hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        yield nn.modules.module.register_module_forward_pre_hook(self._enter_another)
+        entering = nn.modules.module.register_module_forward_pre_hook(self._enter)
+        yield entering
+        before_a_call: Any = nn.modules.module._global_forward_pre_hooks
+        before_a_call.move_to_end(entering.id, last=False)      # so that what drops in other hooks has a place
         yield nn.modules.module.register_module_forward_hook(self._leave_another, always_call=True)
         yield self.model.register_forward_hook(self._require_noise)
         for module in self.names:
-            yield module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+            if module in self.awake:    # behind hooks that change what it gets
+                yield module.register_forward_pre_hook(self._have_draw, with_kwargs=True)
             yield module.register_forward_hook(self._leave, always_call=True)
 
     def __deepcopy__(self, memo: Any) -> _Noise:
@@ -287,9 +295,11 @@ class _Noise(TorchFunctionMode):
                                f"{self._place() or 'the model'} draws masks of its own, one an example; use its layer")
         self._note()
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if module not in self.names:    # a copy, which has the hooks of what it was made of
-            return None
+    def _enter(self, module: nn.Module, *_: Any) -> None:
+        if module not in self.names:
+            if self.stack:      # a module that the model calls without holding it, such as a teacher: it stays as it is
+                self.stack.append(module)
+            return
         if not self.stack:
             self.local.calls.clear()
             # off in other threads, and where backward() runs the forward of a checkpoint again
@@ -298,14 +308,19 @@ class _Noise(TorchFunctionMode):
             if self.local.is_pushed:
                 self.__enter__()
         self.stack.append(module)
-        if not self._counts(module) or module not in self.awake:
+
+    def _have_draw(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._counts(module):    # nor does a copy, which has the hooks of what it was made of
             return None
         module.training = True      # also where the model was told eval() in the context
         if not isinstance(module, NoisyLayer):
             return None
+        if kwargs.get("noise") is not None:
+            self.was_given = True
+            return None
         if not _never_drops(module):
             self._note()
-        if self.masks == "example" or kwargs.get("noise") is not None:
+        if self.masks == "example":
             return None
         self._refuse_checkpoint()
         input = args[0] if args else kwargs["input"]
@@ -318,11 +333,6 @@ class _Noise(TorchFunctionMode):
         one = _one_example(module, input)
         draw = lambda: _draw_for_all(module, one, kwargs.get("generator"))  # noqa: E731
         return args, {**kwargs, "noise": self._shared(type(module).__name__, draw, one[0].shape)}
-
-    def _enter_another(self, module: nn.Module, *_: Any) -> None:
-        """A module that the model calls without holding it, such as a teacher: it stays as it is."""
-        if self.stack and module not in self.names:
-            self.stack.append(module)
 
     def _leave_another(self, module: nn.Module, *_: Any) -> None:
         if self.stack and module not in self.names:
@@ -341,7 +351,7 @@ class _Noise(TorchFunctionMode):
             raise RuntimeError(f"masks has to be 'example' under activation checkpointing, but got {self.masks!r}")
 
     def _require_noise(self, module: nn.Module, *_: Any) -> None:
-        if self._counts(module) and not self.places:
+        if self._counts(module) and not self.places and not self.was_given:
             raise RuntimeError(f"nothing in the model {type(self.model).__name__} drew: it has no dropout with p > 0 "
                                "that this call reached and monte_carlo can turn on")
 

@@ -1,6 +1,7 @@
 """Monte Carlo dropout: what is turned on and what stays, shared masks, and predictions against the exact law."""
 
 import asyncio
+import contextlib
 import copy
 import gc
 import itertools
@@ -236,6 +237,52 @@ def test_noise_that_was_given_is_used():
     for masks in ("example", "call", "fixed"):
         with monte_carlo(model, masks):
             assert torch.equal(model(x, noise=keep), 2.0 * keep)
+
+
+@pytest.mark.parametrize("masks", ["example", "call", "fixed"])
+@pytest.mark.parametrize("given", ["by the caller", "by a hook"])
+def test_a_place_whose_noise_was_given_drew_none(masks, given):
+    model, x, keep = Of(lambda self, x, **more: self.layer(x, **more), layer=dropoutlib.Dropout()), torch.ones(2, 3), {
+        "noise": torch.tensor([[True, False, True], [False, True, False]])}
+    if given == "by a hook":
+        model.layer.register_forward_pre_hook(lambda _, args, kwargs: (args, keep), with_kwargs=True)
+    with monte_carlo(model, masks) as places:
+        assert torch.equal(model(x, **({} if given == "by a hook" else keep)), 2.0 * keep["noise"])
+    assert places == []
+
+
+@pytest.mark.parametrize("masks", ["example", "call", "fixed"])
+@pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.Dropout()], ids=["torch's", "ours"])
+def test_masks_are_for_what_a_hook_makes_of_the_input(layer, masks):
+    model = nn.Sequential(layer)
+    handle = layer.register_forward_pre_hook(lambda _, args: (args[0].repeat(1, 30),))
+    with monte_carlo(model, masks) as places:
+        assert 0 < (model(torch.ones(2, 3)) == 0).sum() < 180 and places == ["0"]
+    handle.remove()
+
+
+@pytest.mark.parametrize("kind", ["of the module", "of all modules"])
+def test_what_drops_in_a_hook_is_on_in_the_place_of_its_module(kind):
+    layer, x = nn.Linear(50, 4), torch.ones(2, 50)
+    fails = [True]
+
+    def drop(module, args):
+        if fails.pop():
+            raise KeyError("mine")
+        return (F.dropout(args[0], 0.5, module.training),) if module is layer else None
+
+    handle = (layer.register_forward_pre_hook if kind == "of the module" else
+              nn.modules.module.register_module_forward_pre_hook)(drop)
+    try:
+        with monte_carlo(layer) as places:
+            with pytest.raises(KeyError, match="mine"):
+                layer(x)
+            fails += [False] * 2
+            assert not torch.equal(layer(x), layer(x)) and places == [""]
+        fails += [False] * 100
+        assert len(predict(layer, x, 5).samples.unique(dim=0)) == 5
+    finally:
+        handle.remove()
 
 
 def test_a_compiled_model_runs_uncompiled():
@@ -1365,6 +1412,27 @@ def test_what_a_context_finds_is_put_back_even_if_another_one_ends_meanwhile():
 
     asyncio.run(requests())
     assert torch.equal(model(numbers(1, 4)), model(numbers(1, 4)))
+
+
+def test_coroutines_have_one_function_in_the_context_around_them():
+    model, x = nn.Sequential(nn.Dropout()), torch.ones(2, 100)
+
+    async def calls(is_inside, several):
+        with contextlib.nullcontext() if is_inside else monte_carlo(model, "fixed"):
+            answers = []
+            for _ in range(several):
+                answers.append(model(x))
+                await asyncio.sleep(0)
+            return answers
+
+    async def both(is_inside):
+        return await asyncio.gather(calls(is_inside, 4), calls(is_inside, 2))
+
+    with monte_carlo(model, "fixed"):
+        first, second = asyncio.run(both(True))
+    assert all(torch.equal(first[0], answer) for answer in first + second)
+    first, second = asyncio.run(both(False))    # as the docstring says
+    assert torch.equal(first[1], second[0]) and not torch.equal(first[0], first[1])
 
 
 @pytest.mark.parametrize("first", [0, 1])
