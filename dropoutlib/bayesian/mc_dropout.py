@@ -159,8 +159,8 @@ def _rates(module: nn.Module) -> dict[str, float]:
             for key, rate in (part if isinstance(part, Mapping) else getattr(part, "__dict__", {})).items()}
     layers = {name: getattr(part, "p", None) for name, part in module.named_children()}
     return {name: float(rate) for name, rate in {**own, **held, **layers}.items()
-            if re.search(r"drop[^.]*$|(^|\.)p$", name) and isinstance(rate, (int, float)) and not isinstance(rate, bool)
-            and 0 <= rate <= 1}
+            if isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 <= rate <= 1
+            and re.search(r"drop[^.]*$|(^|\.)p$", name)}
 
 
 def _drops_in_training_only(module: nn.Module) -> bool:
@@ -620,6 +620,9 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     Returns:
         Prediction: a :class:`~dropoutlib.bayesian.mc_dropout.Prediction`, for a classification a
         :class:`~dropoutlib.bayesian.mc_dropout.ClassPrediction`.
+
+    Warns:
+        UserWarning: as from :func:`~dropoutlib.monte_carlo`.
 
     Raises:
         TypeError: if the model is no module, is scripted, traced or exported, or returns no tensor of floating point

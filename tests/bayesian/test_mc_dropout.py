@@ -360,6 +360,7 @@ def test_what_calls_attention_drops_as_in_training(make):
             torch.manual_seed(0)
             assert torch.equal(model(x), expected)
             assert places == ["0"] and [part.training for part in model.modules()] == [False, True, False]
+    assert len(predict(model, x, 10).samples.unique(dim=0)) == 10
     assert not torch.equal(model(x), expected)
 
 
