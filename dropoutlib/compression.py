@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from .channels import Flow, Run, Units, fold_scales, name_of
 from .plain_layers import Scale, exchanged
-from .surgery import _call, _copied, _is_exported, _require_values, _tensors
+from .surgery import _call, _copied, _has_hooks_for_all_modules, _is_exported, _require_values, _tensors
 
 __all__ = ["Change", "Compressed", "CompressionReport", "compress"]
 
@@ -112,7 +112,7 @@ def compress(model: nn.Module, example: Any) -> Compressed:
         TypeError: if ``model`` is not a module, or is scripted, compiled or exported.
         ValueError: if ``example`` is empty, or the model cannot be called with it; if it cannot be followed, with the
             place: a layer that has no plain equal, is called twice or shares its weights, a hook or a parametrization,
-            a branch that depends on values, noise in evaluation.
+            a branch that depends on values, noise in evaluation; if torch has hooks for all modules.
         RuntimeError: if the smaller model gives other outputs.
 
     Example:
@@ -171,6 +171,9 @@ def compress(model: nn.Module, example: Any) -> Compressed:
 def _require_what_can_be_copied(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
+    if _has_hooks_for_all_modules():
+        raise ValueError("torch has hooks for all modules, which may do anything: remove those of "
+                         "register_module_forward_hook and register_module_forward_pre_hook")
     for place, module in _places(model):
         if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") or _is_exported(module):
             raise TypeError(f"{place} is scripted, compiled or exported: compress the model that it was made of")

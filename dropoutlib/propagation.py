@@ -36,6 +36,7 @@ from .noise.laws import DRAWING
 from .prefix import is_given_a_generator, random_state, state_of_others
 from .surgery import (
     _dropout_of,
+    _has_hooks_for_all_modules,
     _is_noisy,
     _joined,
     _left_as_it_was,
@@ -127,7 +128,8 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
         noise of a regression, is not known to the network and comes on top.
 
     Raises:
-        NotImplementedError: if a module cannot be followed, with its name in the model.
+        NotImplementedError: if a module cannot be followed, with its name in the model; also if one from the first
+            noise on, or a sequence, has hooks, of its own or such as torch calls for all modules.
         ValueError: if the model has no noise at all, if ``x`` has no axis of examples, or a layer gets another number
             of axes than those of a batch; if the model has lazy layers that have no weights yet, or weights without
             values, on the device meta.
@@ -267,9 +269,11 @@ class _NoDropout(TorchFunctionMode):
 
 
 def _refuse_hooks(module: nn.Module, place: str) -> None:
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise NotImplementedError(f"{place or 'the model'} ({type(module).__name__}) cannot be followed: it has hooks, "
-                                  "which may change its weights, its input or its output")
+    of_all = _has_hooks_for_all_modules()
+    if of_all or module._forward_hooks or module._forward_pre_hooks:
+        raise NotImplementedError(f"{place or 'the model'} ({type(module).__name__}) cannot be followed: "
+                                  f"{'torch has hooks for all modules' if of_all else 'it has hooks'}, which may "
+                                  "change its weights, its input or its output")
 
 
 def _without_noise(x: Tensor, joint: bool) -> _Value:

@@ -720,6 +720,13 @@ def _require_what_can_be_followed(model: nn.Module) -> None:
                              "before")
 
 
+def _has_hooks_for_all_modules() -> bool:
+    """Whether something may change what any module gets or gives; torch's trackers and :func:`monte_carlo` look on."""
+    hooks = nn.modules.module
+    every = (*hooks._global_forward_pre_hooks.values(), *hooks._global_forward_hooks.values())
+    return any(getattr(hook, "__module__", "").partition(".")[0] not in ("torch", "dropoutlib") for hook in every)
+
+
 def _require_values(model: nn.Module) -> None:
     for name, part in (*model.named_parameters(), *model.named_buffers()):
         if part.is_meta:

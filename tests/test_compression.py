@@ -685,6 +685,20 @@ def test_what_is_out_of_reach_is_refused_with_its_place(name):
         compress(make(), torch.randn(4, 9))
 
 
+def test_hooks_for_all_modules_are_refused():
+    """One may change this model and not its copy."""
+    model, x = nn.Sequential(nn.Linear(9, 3), nn.ReLU()), torch.randn(4, 9)
+    handle = nn.modules.module.register_module_forward_hook(lambda m, _, y: 2 * y if m is model else None)
+    try:
+        with pytest.raises(ValueError, match="torch has hooks for all modules"):
+            compress(model, x)
+    finally:
+        handle.remove()
+    with dropoutlib.monte_carlo(nn.Dropout()):      # looks on, by such hooks
+        smaller, _ = compress(model, x)
+    assert torch.equal(smaller(x), model(x))
+
+
 def test_an_example_without_numbers_is_refused():
     with pytest.raises(ValueError, match=r"example has to hold numbers, but got a tensor of shape \(0, 9\)"):
         compress(nn.Linear(9, 3), torch.randn(0, 9))

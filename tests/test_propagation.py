@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import dropoutlib
 from dropoutlib import (
@@ -27,6 +29,7 @@ from dropoutlib import (
     WeightScalingDropout,
     functional,
     moments,
+    monte_carlo,
     propagate_moments,
 )
 from dropoutlib.enumeration import distribution
@@ -493,6 +496,23 @@ def test_masks_shared_by_positions_are_refused_with_covariances():
     assert propagate_moments(layer, x).variance.shape == (2, 4, 2)
     with pytest.raises(NotImplementedError, match=r"the model \(DropConnectLinear\).*positions .* share"):
         propagate_moments(layer, x, covariance=True)
+
+
+@pytest.mark.parametrize("register", [register_module_forward_hook, register_module_forward_pre_hook])
+@pytest.mark.parametrize("make", [Dropout, lambda: nn.Sequential(Dropout(), nn.Linear(3, 3)),
+                                  lambda: nn.Sequential(nn.Linear(3, 3), Residual(nn.Tanh()), Dropout())])
+def test_hooks_for_all_modules_are_refused(register, make):
+    model, x = make(), torch.ones(2, 3)
+    handle = register(lambda module, values, *output: 2 * output[0] if output else (2 * values[0],))
+    try:
+        with pytest.raises(NotImplementedError, match=r"the model .* torch has hooks for all modules"):
+            propagate_moments(model, x)
+    finally:
+        handle.remove()
+    expected = propagate_moments(model, x)
+    with FlopCounterMode(display=False), monte_carlo(nn.Dropout()):     # which look on, by such hooks
+        assert nn.modules.module._global_forward_hooks
+        torch.testing.assert_close(propagate_moments(model, x), expected)
 
 
 BAD = {

@@ -8,8 +8,9 @@ import re
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
 
@@ -27,6 +28,8 @@ from dropoutlib.noise.laws import DRAWING
 from dropoutlib.prefix import Apart, Diverged, Prefix, state_of_others
 from dropoutlib.recurrent_network import RecurrentNetwork
 from dropoutlib.surgery import (
+    _OF_ELEMENTS,
+    _OF_MAPS,
     _argument,
     _call,
     _copied,
@@ -41,6 +44,7 @@ __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _IN_KERNELS = {*_RECURRENT, "multi_head_attention_forward", "native_dropout"}
+_DROPPING = {*_OF_ELEMENTS, *_OF_MAPS, "multi_head_attention_forward", "scaled_dot_product_attention"}
 _FEWEST = 8     # samples that are worth torch.vmap
 _PREDICTING = threading.RLock()     # contexts change a model, and a seed is that of the process
 _ENTERING = threading.Lock()
@@ -63,19 +67,22 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     * torch's dropout layers, and its functions, such as ``torch.nn.functional.dropout(x, p, training=False)``,
       whatever they are told of training,
     * ``dropout=`` of torch's recurrent layers, and of its attention, whose fast paths are off,
-    * attention that drops its weights only while it is in training: a module whose attributes name the rate, such as
-      ``attention_dropout`` in transformers. That module alone is then in training, without what it contains.
+    * attention that drops its weights only while it is in training, by ``self.dropout if self.training else 0.0``: a
+      module with a rate above 0, in an attribute, or in a configuration that it holds, as ``self.config.dropout``. It
+      counts as attention if one of its methods calls ``scaled_dot_product_attention``, or by the name of its class or
+      of the attribute, such as ``attention_dropout`` in transformers. That module alone is then in training, without
+      what it contains.
 
     Functions of :mod:`dropoutlib.functional` draw where they are told ``training=True``, for each example; they are
     refused with other ``masks``. What it cannot see stays off: those that are told ``training=False``, functions of
-    torch in a method of the model that is called instead of the model, stochastic depth of other libraries, kernels
-    that are no functions of torch, modules that the model calls without holding them. At the end everything is as it
-    was, also after an error. Contexts nest; for a module that is in several, the innermost one counts, and of contexts
-    that take turns, in generators or coroutines, the one that was entered last. A compiled model runs uncompiled: its
-    graph was made without the noise; compile it before. Other threads may call the model, too, and meet its dropout as
-    well; none may enter a context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are
-    not followed. Under activation checkpointing masks have to be those of examples, and ``backward`` has to run in the
-    context, too.
+    torch in a method of the model that is called instead of the model, what code runs behind ``if self.training:``,
+    such as stochastic depth of other libraries, kernels that are no functions of torch, modules that the model calls
+    without holding them. At the end everything is as it was, also after an error. Contexts nest; for a module that is
+    in several, the innermost one counts, and of contexts that take turns, in generators or coroutines, the one that was
+    entered last. A compiled model runs uncompiled: its graph was made without the noise; compile it before. Other
+    threads may call the model, too, and meet its dropout as well; none may enter a context for it meanwhile: layers are
+    shared. Copies, as ``nn.DataParallel`` makes them, are not followed. Under activation checkpointing masks have to be
+    those of examples, and ``backward`` has to run in the context, too.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -89,22 +96,26 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
             uses; enter the context for that part to share them. For the last two, the first axis of what a layer gets
             is the batch; the second is it for recurrent layers without ``batch_first`` alone, not for the dropout
             behind them: use ``batch_first=True``. A dropout has to be called in the same order each time, for inputs
-            of one size; where a step has masks of its own, for as many steps.
+            of one size; where a step has masks of its own, for as many steps. Coroutines that each enter ``"fixed"``
+            for one model, and wait in the context, meet the function of the one that entered last: enter it once,
+            around all of them.
 
     Yields:
-        list: places that have drawn so far, as names of modules, each once. Empty for the model itself.
+        list: places that have drawn so far, as names of modules, each once. Empty for the model itself. A layer whose
+            noise was given drew none; a function that drops in a hook counts for the module of the hook.
 
     Warns:
-        UserWarning: where ``scaled_dot_product_attention`` gets no rate from a module that does not say one: whether it
-            drops in training cannot be seen.
+        UserWarning: where a function that may drop gets a rate of 0 in evaluation, and the module that calls it has one
+            above 0; for ``scaled_dot_product_attention``, also where the module names no rate. Whether it drops in
+            training cannot be seen.
 
     Raises:
         TypeError: if the model is no module, or is scripted, traced or exported.
         ValueError: if ``masks`` is another word; if it is not ``"example"`` and the model has a layer whose masks
             depend on their example, such as :class:`~dropoutlib.StandoutLinear`; if the model has lazy layers that have
             no weights yet.
-        RuntimeError: in calls of the model as long as nothing was drawn; with shared masks where a kernel of torch
-            would draw, or under activation checkpointing; if the model is in a context of another thread.
+        RuntimeError: in calls of the model as long as no noise was drawn or given; with shared masks where a kernel of
+            torch would draw, or under activation checkpointing; if the model is in a context of another thread.
 
     Source:
         Gal and Ghahramani, *Dropout as a Bayesian Approximation* (2016), section 4.
@@ -140,17 +151,44 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
 
 
 def _rates(module: nn.Module) -> dict[str, float]:
-    """Rates of dropout that the attributes of a module name: numbers, and layers."""
-    named = {**vars(module), **{name: getattr(part, "p", None) for name, part in module.named_children()}}
-    return {name: float(rate) for name, rate in named.items()
-            if "drop" in name and isinstance(rate, (int, float)) and not isinstance(rate, bool)}
+    """Rates of dropout that a module names: among its attributes, in a configuration that it holds, and of layers."""
+    own = {name: part for name, part in vars(module).items() if not isinstance(part, nn.Module)}
+    held = {f"{name}.{key}": rate for name, part in own.items()
+            for key, rate in (part if isinstance(part, Mapping) else getattr(part, "__dict__", {})).items()}
+    layers = {name: getattr(part, "p", None) for name, part in module.named_children()}
+    return {name: float(rate) for name, rate in {**own, **held, **layers}.items()
+            if isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 <= rate <= 1
+            and re.search(r"drop[^.]*$|(^|\.)p$", name)}
 
 
 def _drops_in_training_only(module: nn.Module) -> bool:
-    """Whether it is attention that may hide its rate, where it is not in training."""
-    is_attention = "attention" in type(module).__name__.lower()
-    found = any(rate > 0 and (is_attention or re.search("att", name)) for name, rate in _rates(module).items())
-    return found and "running_mean" not in module._buffers
+    """Whether it is attention that may hide its rate, where it is not in training.
+
+    No other module is put in training: what it does there, beside dropping, may be anything.
+    """
+    rates = [name for name, rate in _rates(module).items() if rate > 0]
+    if not rates or "running_mean" in module._buffers:
+        return False
+    return (any("att" in name for name in rates if "." not in name)     # a configuration is that of the whole model
+            or re.search("attention|attn", type(module).__name__.lower()) is not None
+            or _calls_attention(type(module)))
+
+
+def _calls_attention(kind: type[nn.Module]) -> bool:
+    """Whether a method of a class calls torch's attention itself, by whatever name it was imported."""
+    attention = nn.functional.scaled_dot_product_attention
+    methods = [inspect.unwrap(getattr(part, "__func__", part))
+               for base in kind.__mro__ if base is not nn.Module for part in vars(base).values()]
+    return any(name == attention.__name__ or method.__globals__.get(name) is attention
+               for method in methods if inspect.isfunction(method) for name in _names(method.__code__))
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Names that are not local in a piece of code, also those in functions inside of it."""
+    yield from code.co_names
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield from _names(part)
 
 
 class _Noise(TorchFunctionMode):
@@ -165,7 +203,10 @@ class _Noise(TorchFunctionMode):
         self.names = {module: name for name, module in model.named_modules()}
         self.modes: dict[nn.Module, bool] = {}      # before the context
         self.places: list[str] = []
+        self.was_given = False      # noise, so that nothing need draw
         self.warned: set[str] = set()
+        self.awake = {module for module in self.names if (isinstance(module, NoisyLayer) and _is_noisy(module))
+                      or _drops_in_training_only(module)}
         self.kept: dict[tuple[str, str, int], Any] = {}
         self.fitting: dict[tuple[str, str, int], set[torch.Size]] = {}  # shapes of inputs that these masks are for
         self.local = threading.local()
@@ -190,9 +231,8 @@ class _Noise(TorchFunctionMode):
                     stack.callback(self._put_back, module)
                     _CONTEXTS.setdefault(module, []).append(self)
             self.model.eval()
-            for module in self.names:
-                if (isinstance(module, NoisyLayer) and _is_noisy(module)) or _drops_in_training_only(module):
-                    module.training = True
+            for module in self.awake:
+                module.training = True
             for handle in self._hooks():
                 stack.callback(handle.remove)
             stack.enter_context(_layer_by_layer())
@@ -223,11 +263,15 @@ class _Noise(TorchFunctionMode):
         return stack
 
     def _hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        yield nn.modules.module.register_module_forward_pre_hook(self._enter_another)
+        entering = nn.modules.module.register_module_forward_pre_hook(self._enter)
+        yield entering
+        before_a_call: Any = nn.modules.module._global_forward_pre_hooks
+        before_a_call.move_to_end(entering.id, last=False)      # so that what drops in other hooks has a place
         yield nn.modules.module.register_module_forward_hook(self._leave_another, always_call=True)
         yield self.model.register_forward_hook(self._require_noise)
         for module in self.names:
-            yield module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+            if module in self.awake:    # behind hooks that change what it gets
+                yield module.register_forward_pre_hook(self._have_draw, with_kwargs=True)
             yield module.register_forward_hook(self._leave, always_call=True)
 
     def __deepcopy__(self, memo: Any) -> _Noise:
@@ -249,9 +293,11 @@ class _Noise(TorchFunctionMode):
                                f"{self._place() or 'the model'} draws masks of its own, one an example; use its layer")
         self._note()
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if module not in self.names:    # a copy, which has the hooks of what it was made of
-            return None
+    def _enter(self, module: nn.Module, *_: Any) -> None:
+        if module not in self.names:
+            if self.stack:      # a module that the model calls without holding it, such as a teacher: it stays as it is
+                self.stack.append(module)
+            return
         if not self.stack:
             self.local.calls.clear()
             # off in other threads, and where backward() runs the forward of a checkpoint again
@@ -260,12 +306,19 @@ class _Noise(TorchFunctionMode):
             if self.local.is_pushed:
                 self.__enter__()
         self.stack.append(module)
-        if not (self._counts(module) and isinstance(module, NoisyLayer) and _is_noisy(module)):
+
+    def _have_draw(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._counts(module):    # nor does a copy, which has the hooks of what it was made of
             return None
         module.training = True      # also where the model was told eval() in the context
+        if not isinstance(module, NoisyLayer):
+            return None
+        if kwargs.get("noise") is not None:
+            self.was_given = True
+            return None
         if not _never_drops(module):
             self._note()
-        if self.masks == "example" or kwargs.get("noise") is not None:
+        if self.masks == "example":
             return None
         self._refuse_checkpoint()
         input = args[0] if args else kwargs["input"]
@@ -278,11 +331,6 @@ class _Noise(TorchFunctionMode):
         one = _one_example(module, input)
         draw = lambda: _draw_for_all(module, one, kwargs.get("generator"))  # noqa: E731
         return args, {**kwargs, "noise": self._shared(type(module).__name__, draw, one[0].shape)}
-
-    def _enter_another(self, module: nn.Module, *_: Any) -> None:
-        """A module that the model calls without holding it, such as a teacher: it stays as it is."""
-        if self.stack and module not in self.names:
-            self.stack.append(module)
 
     def _leave_another(self, module: nn.Module, *_: Any) -> None:
         if self.stack and module not in self.names:
@@ -301,7 +349,7 @@ class _Noise(TorchFunctionMode):
             raise RuntimeError(f"masks has to be 'example' under activation checkpointing, but got {self.masks!r}")
 
     def _require_noise(self, module: nn.Module, *_: Any) -> None:
-        if self._counts(module) and not self.places:
+        if self._counts(module) and not self.places and not self.was_given:
             raise RuntimeError(f"nothing in the model {type(self.model).__name__} drew: it has no dropout with p > 0 "
                                "that this call reached and monte_carlo can turn on")
 
@@ -351,10 +399,11 @@ class _Noise(TorchFunctionMode):
         if not self.stack or not self._counts(self.stack[-1]):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "").partition(".")[0]  # of an operator: dropout.default
-        if name == "scaled_dot_product_attention" and not _dropout_of(name, args, kwargs)[1]:
-            self._require_a_rate()
         p, key, position = _switch(name, args, kwargs)
         if p == 0:
+            # attention that is told no rate at all has none in training either
+            if name in _DROPPING and (key or len(args) > 4 or "dropout_p" in kwargs):
+                self._require_a_rate(name)
             return func(*args, **kwargs)
         if self.local.may_repeat and in_checkpoint(within_module=True):
             raise RuntimeError(f"{name} is called by a function under activation checkpointing, which monte_carlo does "
@@ -386,13 +435,23 @@ class _Noise(TorchFunctionMode):
         inplace = name.endswith("_") or bool(_argument(args, kwargs, "inplace", 3, False))
         return x.copy_(output) if inplace else output
 
-    def _require_a_rate(self) -> None:
+    def _require_a_rate(self, name: str) -> None:
+        """Warns of a function with a rate of 0 that may be one in evaluation alone."""
         place, module = self._place(), self.stack[-1]
-        if not _rates(module) and place not in self.warned:
-            self.warned.add(place)
-            warnings.warn(f"scaled_dot_product_attention in {place or 'the model'} ({type(module).__name__}) gets no "
-                          "rate of dropout, and no attribute of the module names one: whether it drops in training "
-                          "cannot be seen, and it does not drop here", stacklevel=3)
+        if module.training or place in self.warned:
+            return
+        rates, is_attention = _rates(module), name == "scaled_dot_product_attention"
+        if is_attention and not rates:
+            named = "and no attribute of the module names one"
+        elif rates and (max if is_attention else min)(rates.values()) > 0:      # else it may be the one that is 0
+            named = f"though the module has {', '.join(f'{key} = {rate:g}' for key, rate in rates.items() if rate)}"
+        else:
+            return
+        self.warned.add(place)
+        cure = ("an attribute attention_dropout with the rate, in the module that reads self.training, turns it on"
+                if is_attention else "tell it training=self.training, and a rate that does not depend on the mode")
+        warnings.warn(f"{name} in {place or 'the model'} ({type(module).__name__}) gets no rate of dropout, {named}: "
+                      f"whether it drops in training cannot be seen, and it does not drop here; {cure}", stacklevel=3)
 
 
 def _switch(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, str, int]:
@@ -488,7 +547,8 @@ class ClassPrediction(Prediction):
     """What :func:`~dropoutlib.predict` knows of classes; entropies are in nats, without the axis of the classes.
 
     Attributes:
-        entropy: of the mean probabilities: all uncertainty of the class.
+        entropy: of the mean probabilities: all uncertainty of the class. Corrected for its bias, and so sometimes above
+            the logarithm of the number of classes.
         expected_entropy: mean entropy of a sample: what would be left if the weights were known (aleatoric).
         mutual_information: the difference: what the label would tell about the weights (epistemic).
         variation_ratio: share of samples that vote for another class than most do.
@@ -523,8 +583,10 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
 
     All of it comes with its Monte Carlo standard error. The entropy of the mean probabilities, and with it the mutual
     information, is too small by :math:`\frac{1}{2T}\sum_k \mathrm{Var}(p_k)/\bar p_k` on average over draws of T
-    samples, to first order; that is added. The variation ratio is not corrected: it is too small where classes are
-    close.
+    samples, to first order; that is added. So corrected, both may lie above :math:`\log K`, for K classes, by at most
+    :math:`\frac{K-1}{2(T-1)}`. They are not cut off there: estimates of a value near it that cannot be too large are
+    too small on average. Where a score has to be in its range, ``clamp`` it. None is below 0. The variation ratio is
+    not corrected: it is too small where classes are close.
 
     What the model computes before its first random number is computed once. Further samples run side by side, by
     :func:`torch.vmap`, as many at a time as the memory allows; one after another, with the random numbers of a plain
@@ -561,6 +623,9 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     Returns:
         Prediction: a :class:`~dropoutlib.bayesian.mc_dropout.Prediction`, for a classification a
         :class:`~dropoutlib.bayesian.mc_dropout.ClassPrediction`.
+
+    Warns:
+        UserWarning: as from :func:`~dropoutlib.monte_carlo`.
 
     Raises:
         TypeError: if the model is no module, is scripted, traced or exported, or returns no tensor of floating point
@@ -741,4 +806,5 @@ def _class_summary(samples: Tensor, class_axis: int) -> ClassPrediction:
         ("entropy", cross), ("expected_entropy", own), ("mutual_information", cross - own))}
     error["variation_ratio"] = (ratio * (1 - ratio) / count).sqrt()
     entropy, expected = cross.mean(0) + missed, own.mean(0)
-    return ClassPrediction(samples, mean, variance, error, entropy, expected, entropy - expected, ratio)
+    information = (entropy - expected).clamp(min=0)     # of samples that are all the same, it is 0 but for rounding
+    return ClassPrediction(samples, mean, variance, error, entropy, expected, information, ratio)

@@ -1,6 +1,7 @@
 """Monte Carlo dropout: what is turned on and what stays, shared masks, and predictions against the exact law."""
 
 import asyncio
+import contextlib
 import copy
 import gc
 import itertools
@@ -10,6 +11,7 @@ import random
 import warnings
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
+from torch.nn.functional import scaled_dot_product_attention as attend
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -237,6 +240,52 @@ def test_noise_that_was_given_is_used():
             assert torch.equal(model(x, noise=keep), 2.0 * keep)
 
 
+@pytest.mark.parametrize("masks", ["example", "call", "fixed"])
+@pytest.mark.parametrize("given", ["by the caller", "by a hook"])
+def test_a_place_whose_noise_was_given_drew_none(masks, given):
+    model, x, keep = Of(lambda self, x, **more: self.layer(x, **more), layer=dropoutlib.Dropout()), torch.ones(2, 3), {
+        "noise": torch.tensor([[True, False, True], [False, True, False]])}
+    if given == "by a hook":
+        model.layer.register_forward_pre_hook(lambda _, args, kwargs: (args, keep), with_kwargs=True)
+    with monte_carlo(model, masks) as places:
+        assert torch.equal(model(x, **({} if given == "by a hook" else keep)), 2.0 * keep["noise"])
+    assert places == []
+
+
+@pytest.mark.parametrize("masks", ["example", "call", "fixed"])
+@pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.Dropout()], ids=["torch's", "ours"])
+def test_masks_are_for_what_a_hook_makes_of_the_input(layer, masks):
+    model = nn.Sequential(layer)
+    handle = layer.register_forward_pre_hook(lambda _, args: (args[0].repeat(1, 30),))
+    with monte_carlo(model, masks) as places:
+        assert 0 < (model(torch.ones(2, 3)) == 0).sum() < 180 and places == ["0"]
+    handle.remove()
+
+
+@pytest.mark.parametrize("kind", ["of the module", "of all modules"])
+def test_what_drops_in_a_hook_is_on_in_the_place_of_its_module(kind):
+    layer, x = nn.Linear(50, 4), torch.ones(2, 50)
+    fails = [True]
+
+    def drop(module, args):
+        if fails.pop():
+            raise KeyError("mine")
+        return (F.dropout(args[0], 0.5, module.training),) if module is layer else None
+
+    handle = (layer.register_forward_pre_hook if kind == "of the module" else
+              nn.modules.module.register_module_forward_pre_hook)(drop)
+    try:
+        with monte_carlo(layer) as places:
+            with pytest.raises(KeyError, match="mine"):
+                layer(x)
+            fails += [False] * 2
+            assert not torch.equal(layer(x), layer(x)) and places == [""]
+        fails += [False] * 100
+        assert len(predict(layer, x, 5).samples.unique(dim=0)) == 5
+    finally:
+        handle.remove()
+
+
 def test_a_compiled_model_runs_uncompiled():
     model = nn.Sequential(nn.Linear(4, 50), nn.Dropout(0.5)).eval()
     compiled, x = torch.compile(model, backend="eager"), torch.ones(2, 4)
@@ -261,6 +310,100 @@ def test_attention_that_hides_its_rate_is_reported_once_a_place():
         warnings.simplefilter("error")
         output(silent, numbers(2, 6, 4))
     assert places == ["1"]
+
+
+class Block(nn.Module):
+    """Neither its class nor the rate says what it does."""
+
+    def __init__(self, rate, read=None):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        for name, value in rate.items():
+            setattr(self, name, value)
+        self.read = read or (lambda: getattr(self, next(iter(rate))))
+
+    def forward(self, x):
+        x = self.norm(x)
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=self.read() if self.training else 0.0)
+
+
+class Renamed(Block):
+    def forward(self, x):
+        return self.mix(self.norm(x))
+
+    @torch.no_grad()
+    def mix(self, x):
+        return torch.stack([attend(x, x, x, None, self.read() if self.training else 0.0) for _ in range(1)])[0]
+
+
+def configured(part, key):
+    block = Block({"config": part})
+    block.read = lambda: part[key] if isinstance(part, dict) else getattr(part, key)
+    return block
+
+
+@pytest.mark.parametrize("make", [
+    *(lambda name=name: Block({name: 0.5}) for name in ("dropout", "dropout_p", "dropout_rate", "drop", "resid_pdrop",
+                                                        "attn_pdrop", "p")),
+    lambda: configured(SimpleNamespace(dropout=0.5), "dropout"), lambda: configured({"p": 0.5}, "p"),
+    lambda: configured(SimpleNamespace(attn_pdrop=0.5, dropout_layers=3, drop_last=True), "attn_pdrop"),
+    lambda: Renamed({"dropout": 0.5})])
+def test_what_calls_attention_drops_as_in_training(make):
+    model, x = nn.Sequential(make()).eval(), numbers(2, 6, 4)
+    model[0].training = True
+    torch.manual_seed(0)
+    expected = model(x)
+    model.eval()
+    for _ in range(2):
+        with warnings.catch_warnings(), monte_carlo(model) as places:
+            warnings.simplefilter("error")
+            model.eval()    # as a training loop does before it measures
+            torch.manual_seed(0)
+            assert torch.equal(model(x), expected)
+            assert places == ["0"] and [part.training for part in model.modules()] == [False, True, False]
+    assert len(predict(model, x, 10).samples.unique(dim=0)) == 10
+    assert not torch.equal(model(x), expected)
+
+
+HIDDEN = {
+    "attention": lambda self, x: sdpa(x, self.rate_of_drop if self.training else 0.0),
+    "dropout": lambda self, x: F.dropout(x, self.rate_of_drop if self.training else 0.0),
+    "dropout that is told its mode": lambda self, x: F.dropout(x, self.rate_of_drop if self.training else 0.0,
+                                                               self.training),
+    "attention of torch": lambda self, x: F.multi_head_attention_forward(
+        *[x.transpose(0, 1)] * 3, 4, 1, torch.eye(4).repeat(3, 1), None, None, None, False,
+        self.rate_of_drop if self.training else 0.0, torch.eye(4), None)[0].transpose(0, 1)}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_rate_that_is_hidden_in_evaluation_is_reported_with_a_cure(name):
+    model, x = nn.Sequential(Of(HIDDEN[name], rate_of_drop=0.5), nn.Dropout(0.5)), numbers(2, 3, 4)
+    with (pytest.warns(UserWarning, match=r"in 0 \(Of\) .* the module has rate_of_drop = 0.5") as caught,
+          monte_carlo(model) as places):
+        model(x), model(x)
+    assert len(caught) == 1 and places == ["1"]
+    model[0].attention_dropout = 0.5        # as the message says
+    with warnings.catch_warnings(), monte_carlo(model) as places:
+        warnings.simplefilter("error")
+        model(x)
+    assert places == ["0", "1"]
+
+
+@pytest.mark.parametrize("part", [
+    Block({"dropout": 0.0}), configured(SimpleNamespace(dropout=0.0), "dropout"),
+    Of(lambda self, x: sdpa(x, 0.0), dropout=0), Of(lambda self, x: F.scaled_dot_product_attention(x, x, x)),
+    Of(lambda self, x: F.scaled_dot_product_attention(x, x, x), dropout=0.5),
+    Of(lambda self, x: self.drop(x), drop=nn.Dropout(0.0), dropout=0.5),
+    Of(lambda self, x: F.dropout(F.dropout(x, self.dropout, self.training), self.activation_dropout, self.training),
+       dropout=0.5, activation_dropout=0.0),
+    Of(lambda self, x: F.dropout(x, 0.0)), nn.LSTM(4, 4),
+    Of(lambda self, x: self.layer(x, x, x)[0], layer=nn.MultiheadAttention(4, 1))])
+def test_no_alarm_for_what_does_not_hide_its_rate(part):
+    model = Of(lambda self, x: self.last(output(self.part, x)), part=part, last=nn.Dropout(0.5), dropout=0.5)
+    with warnings.catch_warnings(), monte_carlo(model) as places:
+        warnings.simplefilter("error")
+        model(numbers(2, 6, 4))
+        assert places[-1] == "last" and not model.training
 
 
 def test_only_the_attention_that_names_its_rate_is_in_training():
@@ -761,6 +904,30 @@ def test_standard_errors_and_the_correction_of_the_bias_over_repetitions():
     error = plug_in.std(0) / math.sqrt(R)
     assert (bias < -4 * error).all(), "the plug-in estimate shows no bias here: the test tests nothing"
     assert ((bias - formula).abs() < 5 * error - 0.05 * formula).all()
+
+
+def test_entropies_may_leave_their_range_above_as_a_clamp_would_bring_the_bias_back():
+    T, R = 10, 20_000
+    votes = torch.randint(2, (T, R, 1), generator=torch.Generator().manual_seed(4))
+    logits = (4.0 * votes - 2).double() * torch.tensor([-0.5, 0.5])     # two functions, which prefer one class each
+    p = mc_dropout._class_summary(logits, class_axis=1)
+    own = torch.special.entr(logits[0, 0].softmax(0)).sum()
+    for estimate, exact in ((p.entropy, math.log(2)), (p.mutual_information, math.log(2) - own)):
+        error = estimate.std() / math.sqrt(R)
+        left = 1 / T**2     # by a correction to first order
+        assert (estimate.mean() - exact).abs() < 5 * error + left
+        assert estimate.clamp(max=exact).mean() - exact < -5 * error - left
+    K, T = 3, 3     # the farthest: a vote for each
+    p = mc_dropout._class_summary(1e4 * torch.eye(K).unsqueeze(1), class_axis=1)
+    for estimate in (p.entropy, p.mutual_information):
+        assert estimate.item() == pytest.approx(math.log(K) + (K - 1) / (2 * (T - 1)))
+
+
+@pytest.mark.parametrize("K", [2, 10, 1000])
+def test_no_information_is_below_zero_by_rounding(K):
+    p = mc_dropout._class_summary(numbers(500, K).expand(30, 500, K), class_axis=1)
+    assert (p.mutual_information >= 0).all() and (p.mutual_information < 1e-5).all()
+    assert (p.entropy >= 0).all() and (p.expected_entropy >= 0).all()
 
 
 def test_numbers_worked_out_by_hand():
@@ -1373,6 +1540,27 @@ def test_what_a_context_finds_is_put_back_even_if_another_one_ends_meanwhile():
 
     asyncio.run(requests())
     assert torch.equal(model(numbers(1, 4)), model(numbers(1, 4)))
+
+
+def test_coroutines_have_one_function_in_the_context_around_them():
+    model, x = nn.Sequential(nn.Dropout()), torch.ones(2, 100)
+
+    async def calls(is_inside, several):
+        with contextlib.nullcontext() if is_inside else monte_carlo(model, "fixed"):
+            answers = []
+            for _ in range(several):
+                answers.append(model(x))
+                await asyncio.sleep(0)
+            return answers
+
+    async def both(is_inside):
+        return await asyncio.gather(calls(is_inside, 4), calls(is_inside, 2))
+
+    with monte_carlo(model, "fixed"):
+        first, second = asyncio.run(both(True))
+    assert all(torch.equal(first[0], answer) for answer in first + second)
+    first, second = asyncio.run(both(False))    # as the docstring says
+    assert torch.equal(first[1], second[0]) and not torch.equal(first[0], first[1])
 
 
 @pytest.mark.parametrize("first", [0, 1])
