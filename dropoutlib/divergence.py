@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from dropoutlib.arguments import is_eager, require_tensor
 from dropoutlib.documentation import document
@@ -30,7 +31,9 @@ def kl_divergence(model: nn.Module) -> Tensor:
     Args:
         model: a module; every part of it with a method ``kl()`` counts, and counts once. A model or a block with a
             ``kl()`` of its own, whose parts have one too, is taken for their sum and does not count again; a
-            :class:`~dropoutlib.NoisyLayer`, such as one that wraps another, always has a term of its own.
+            :class:`~dropoutlib.NoisyLayer`, such as one that wraps another, always has a term of its own. Layers of one
+            class that share all of their parameters, but for biases, have one posterior, and it counts once. Where they
+            share weights alone, or noise alone, each has a posterior of its own.
 
     Returns:
         Tensor: a number, differentiable.
@@ -49,10 +52,15 @@ def kl_divergence(model: nn.Module) -> Tensor:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     terms: list[Tensor] = []
+    counted = set()
     for name, part in model.named_modules():
         kl: Any = getattr(part, "kl", None)
         if callable(kl) and (isinstance(part, NoisyLayer) or not any(
                 callable(getattr(inner, "kl", None)) for inner in part.modules() if inner is not part)):
+            posterior = _posterior(part)
+            if posterior in counted:
+                continue
+            counted.add(posterior)
             terms.append(kl())
             if not isinstance(terms[-1], Tensor) or terms[-1].dim() > 0:
                 raise TypeError(f"kl() of {name or 'the model'} ({type(part).__name__}) has to return a tensor with "
@@ -64,6 +72,14 @@ def kl_divergence(model: nn.Module) -> Tensor:
     for term in terms[1:]:
         total = total + term.to(total.device)
     return total
+
+
+def _posterior(part: nn.Module) -> tuple[Any, ...]:
+    """What two layers have in common if the one learns what the other does; a bias has no noise."""
+    parameters = [(name, id(parameter)) for name, parameter in part.named_parameters()
+                  if name.rpartition(".")[2] != "bias"]
+    # A parametrization gives every layer a class of its own.
+    return (parametrize.type_before_parametrizations(part), *parameters) if parameters else (part,)
 
 
 def gathered(x: Tensor) -> Tensor:

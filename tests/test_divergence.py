@@ -137,6 +137,57 @@ def test_the_terms_of_a_model_are_summed_once_each():
     assert layer.log_alpha.grad is not None and concrete.p_logit.grad is not None
 
 
+TIED = {
+    "sparse": (lambda: dropoutlib.SparseVariationalLinear(3, 3), ("weight",), ("log_sigma2",)),
+    "a convolution": (lambda: dropoutlib.SparseVariationalConv1d(3, 3, 1), ("weight",), ("log_sigma2",)),
+    "one alpha": (lambda: dropoutlib.VariationalDropoutLinear(3, 3), ("weight",), ("log_alpha",)),
+    "a wrapper": (lambda: dropoutlib.ConcreteDropout(nn.Linear(3, 3)), ("module.weight",), ("p_logit",)),
+    "units": (lambda: dropoutlib.LogNormalDropout(3), ("mu",), ("log_s",)),
+}
+
+
+def tie(one, other, names):
+    for name in names:
+        place, _, last = name.rpartition(".")
+        setattr(other.get_submodule(place), last, one.get_parameter(name))
+
+
+@pytest.mark.parametrize(("make", "weights", "noise"), TIED.values(), ids=TIED)
+def test_a_posterior_that_layers_share_counts_once(make, weights, noise):
+    """Biases may be the layers' own; one posterior is one with all that says what it is."""
+    for shared, times in ((weights + noise, 1), (weights, 2), (noise, 2), ((), 2)):
+        model = nn.Sequential(make(), nn.ReLU(), make())
+        tie(model[0], model[2], shared)
+        torch.testing.assert_close(kl_divergence(model), model[0].kl() + (times - 1) * model[2].kl())
+
+
+def test_a_posterior_that_is_shared_and_parametrized_counts_once():
+    model = nn.Sequential(*[dropoutlib.SparseVariationalLinear(3, 3) for _ in range(3)])
+    for layer in (model[0], model[1]):
+        nn.utils.parametrizations.weight_norm(layer)
+    tie(model[0], model[1], ("log_sigma2", "parametrizations.weight.original0", "parametrizations.weight.original1"))
+    tie(model[0], model[2], ("log_sigma2",))
+    torch.testing.assert_close(kl_divergence(model), model[0].kl() + model[2].kl())
+
+
+def test_a_shared_posterior_counts_once_in_a_compiled_loss_and_in_a_function():
+    model = nn.Sequential(*[dropoutlib.SparseVariationalLinear(3, 3) for _ in range(2)])
+    tie(model[0], model[1], ("weight", "log_sigma2"))
+    compiled = torch.compile(kl_divergence, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(model), model[0].kl())
+    term = nn.Sequential(model)
+    term.forward = lambda: kl_divergence(model)
+    torch.testing.assert_close(torch.func.functional_call(term, dict(term.named_parameters()), ()), model[0].kl())
+
+
+def test_terms_without_parameters_all_count():
+    class One(nn.Module):
+        def kl(self):
+            return torch.ones(())
+
+    assert kl_divergence(nn.Sequential(One(), One())) == 2
+
+
 def test_a_noisy_module_in_a_noisy_module_counts_too():
     inner = dropoutlib.VariationalDropoutLinear(3, 2)
     outer = dropoutlib.ConcreteDropout(inner)
