@@ -19,6 +19,7 @@ import dropoutlib.moments as moments
 
 from .arguments import boolean, is_autocast, require_tensor
 from .bayesian.log_normal_dropout import LogNormalDropout
+from .bayesian.mc_dropout import _CONTEXTS
 from .bayesian.sparse_variational_dropout import (
     SparseVariationalConv1d,
     SparseVariationalConv2d,
@@ -265,6 +266,9 @@ class _NoDropout(TorchFunctionMode):
 
 
 def _refuse_hooks(module: nn.Module, place: str) -> None:
+    if _CONTEXTS.get(module):
+        raise NotImplementedError(f"{place or 'the model'} ({type(module).__name__}) cannot be followed: it is in a "
+                                  "context of monte_carlo, which has its layers draw; leave it first")
     if module._forward_hooks or module._forward_pre_hooks:
         raise NotImplementedError(f"{place or 'the model'} ({type(module).__name__}) cannot be followed: it has hooks, "
                                   "which may change its weights, its input or its output")
