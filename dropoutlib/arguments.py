@@ -17,7 +17,8 @@ from dropoutlib.documentation import document
 __all__ = ["applies_noise", "boolean", "for_every_axis", "in_forward_mode", "integer", "is_autocast",
            "is_differentiated", "is_eager", "is_recorded", "noise_pair", "not_negative", "one_of", "positive",
            "positive_integer", "real", "refuse_noise", "require_broadcastable", "require_callable", "require_channels",
-           "require_features", "require_images", "require_jagged", "require_one_size", "require_tensor", "unchanged"]
+           "require_dense", "require_features", "require_images", "require_jagged", "require_one_size",
+           "require_tensor", "unchanged"]
 
 # torch has no public question for these (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -431,6 +432,22 @@ def require_jagged(input: Tensor) -> None:
                            "weights, alone: make it with layout=torch.jagged")
 
 
+def require_dense(name: str, value: Tensor) -> None:
+    """Refuses what torch multiplies by in words of its own, or takes for something else: a sparse tensor, say.
+
+    Args:
+        name: what the tensor is called in the message.
+        value: what the caller gave.
+
+    Raises:
+        ValueError: if it is sparse, quantized, of a layout for one kind of machine, or nested in the older layout.
+    """
+    is_old_nested = value.is_nested and value.layout is torch.strided
+    if value.is_quantized or is_old_nested or value.layout not in (torch.strided, torch.jagged):
+        kind = "a quantized" if value.is_quantized else "a nested" if is_old_nested else f"a {value.layout}"
+        raise ValueError(f"{name} has to be a dense tensor, but got {kind} one")
+
+
 def require_broadcastable(name: str, value: Tensor, shape: torch.Size, of: str) -> None:
     """Refuses a tensor that does not broadcast to a shape, or only by making it larger.
 
@@ -441,8 +458,9 @@ def require_broadcastable(name: str, value: Tensor, shape: torch.Size, of: str) 
         of: whose shape that is, in the message.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if it does not, or is not dense.
     """
+    require_dense(name, value)
     missing = len(shape) - value.dim()
     # Not `n not in (1, s)`: with dynamic sizes the compiler takes two symbols of one size for different.
     if missing < 0 or any(n != 1 and n != s for n, s in zip(value.shape, shape[missing:], strict=True)):

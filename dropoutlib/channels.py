@@ -147,8 +147,8 @@ class Flow:
     def _visit(self, node: fx.Node) -> _Channels | None:
         if node.op in ("placeholder", "get_attr"):
             return None
-        if node.op == "output":
-            return self._stop(node, said=False)
+        if node.op == "output":     # a size that is given out stays, too
+            return self._stop(node, said=False, everything=True)
         name = name_of(node, self.model)
         if not isinstance(self.results[node], _Shape):
             return None if name in _QUERIES or not self._tensors_of(node) else self._stop(node)
@@ -422,14 +422,15 @@ class Flow:
                     stays, ~stays & known, ~stays & ~known)))
         return found
 
-    def slice(self, model: nn.Module) -> nn.Module:
+    def slice(self, model: nn.Module, as_graph: bool = False) -> nn.Module:
         """Makes the layers of a copy of the model smaller.
 
         Args:
             model: the copy.
+            as_graph: whether to leave the forward of the model, and call the layers as the graph does.
 
         Returns:
-            nn.Module: the copy; or a module of its layers and another graph, where the graph names a size.
+            nn.Module: the copy; or a module of its layers and the graph, also where this names a size that is another.
         """
         for reader in self.readers:
             layer: Any = model.get_submodule(str(reader.node.target))
@@ -448,7 +449,7 @@ class Flow:
                 _slice_channels(model.get_submodule(str(node.target)), self._stays(inputs), self._stays(outputs))
         resized = [(node, place, int(self._stays(outputs).sum())) for node, place, outputs in self.sized
                    if not self._stays(outputs).all()]
-        if not resized:
+        if not (resized or as_graph):
             return model
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}

@@ -7,7 +7,7 @@ import inspect
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
+from .bayesian.mc_dropout import _CONTEXTS
 from .channels import Flow, Run, Units, fold_scales, name_of
 from .plain_layers import Scale, exchanged
 from .surgery import _call, _copied, _has_hooks_for_all_modules, _is_exported, _require_values, _tensors
@@ -95,10 +96,14 @@ def compress(model: nn.Module, example: Any) -> Compressed:
     A layer whose units could all go keeps one.
 
     What comes back is a copy of the model with smaller layers under the same names: of the class of ``model``, except
-    where a ``view`` says the old size in a number, which makes it a :class:`torch.fx.GraphModule`. The model itself
-    stays as it is. Before it returns, the copy is compared with it on the example and on normal random inputs of the
+    where a ``view`` says the old size in a number, or ``forward`` reads one of a layer (``layer.out_features``) that it
+    needs as it was. Then it is a :class:`torch.fx.GraphModule`, which has these numbers. The model itself stays as it
+    is. Before it returns, the copy is compared with it on the example and on normal random inputs of the
     same shapes: outputs differ by 1e-5 at most for float32, 1e-12 for float64 and 0.01 for half precision, times the
     largest output if this is above 1.
+
+    While a model is traced, :mod:`torch.fx` replaces what a call of a module is for the whole process: no other thread
+    may call one then, or compress another model.
 
     Args:
         model: any model that :mod:`torch.fx` can trace. Only what it does in evaluation counts.
@@ -112,7 +117,8 @@ def compress(model: nn.Module, example: Any) -> Compressed:
         TypeError: if ``model`` is not a module, or is scripted, compiled or exported.
         ValueError: if ``example`` is empty, or the model cannot be called with it; if it cannot be followed, with the
             place: a layer that has no plain equal, is called twice or shares its weights, a hook or a parametrization,
-            a branch that depends on values, noise in evaluation; if torch has hooks for all modules.
+            a branch that depends on values, noise in evaluation; if torch has hooks for all modules; in a context of
+            :func:`~dropoutlib.monte_carlo`.
         RuntimeError: if the smaller model gives other outputs.
 
     Example:
@@ -156,9 +162,17 @@ def compress(model: nn.Module, example: Any) -> Compressed:
             raise ValueError("the model does other things than torch.fx can trace: its trace gives other outputs")
         fold_scales(plain, graph, results)
         flow = Flow(plain, graph, results)
+        examples = (example, *_random_inputs(example))
         smaller = flow.slice(copy.deepcopy(plain)).eval()
-        for inputs in (example, *_random_inputs(example)):
-            _require_same(given, smaller, inputs)
+        try:
+            _require_same(given, smaller, examples)
+        except RuntimeError as error:
+            # Its forward may read a size of a layer, which is another now; the graph has the number that it was.
+            smaller = flow.slice(copy.deepcopy(plain), as_graph=True).eval()
+            try:
+                _require_same(given, smaller, examples)
+            except RuntimeError:
+                raise error from None
         return Compressed(smaller, CompressionReport(
             flow.layers(), Change(_parameters(plain), _parameters(smaller)),
             Change(_flops(plain, example), _flops(smaller, example)), _seconds(plain, smaller, example),
@@ -175,6 +189,8 @@ def _require_what_can_be_copied(model: Any) -> None:
         raise ValueError("torch has hooks for all modules, which may do anything: remove those of "
                          "register_module_forward_hook and register_module_forward_pre_hook")
     for place, module in _places(model):
+        if _CONTEXTS.get(module):
+            raise ValueError(f"{place} is in a context of monte_carlo, which has its layers draw: leave it first")
         if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") or _is_exported(module):
             raise TypeError(f"{place} is scripted, compiled or exported: compress the model that it was made of")
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
@@ -222,7 +238,7 @@ class _NoTraceError(ValueError):
     """A module that torch.fx cannot trace, and why."""
 
     def __init__(self, place: str, error: Exception) -> None:
-        super().__init__(f"{place} cannot be traced by torch.fx, as where a branch depends on values: {error}")
+        super().__init__(f"{place} cannot be traced by torch.fx, as where a branch depends on values or sizes: {error}")
 
 
 def _traced(model: nn.Module, example: Any) -> fx.Graph:
@@ -248,7 +264,8 @@ def _traced(model: nn.Module, example: Any) -> fx.Graph:
     of_layers = {id(parameter) for module in called for parameter in module.parameters()}
     for node in graph.nodes:
         if node.op == "get_attr" and id(_attribute(model, str(node.target))) in of_layers:
-            raise ValueError(f"{node.target} is read outside of its layer: it cannot get two sizes")
+            raise ValueError(f"{node.target} is read outside of its layer: it cannot get two sizes. For a size alone, "
+                             "read out_features or out_channels of the layer, or keep the number in the model")
     return graph
 
 
@@ -349,7 +366,12 @@ def _close(expected: list[Tensor], found: list[Tensor]) -> bool:
         _distance(one, other) <= _TOLERANCES.get(one.dtype, 1e-2) for one, other in zip(expected, found, strict=True))
 
 
-def _require_same(given: nn.Module, smaller: nn.Module, inputs: Any) -> None:
+def _require_same(given: nn.Module, smaller: nn.Module, examples: Iterable[Any]) -> None:
+    for inputs in examples:
+        _require_same_outputs(given, smaller, inputs)
+
+
+def _require_same_outputs(given: nn.Module, smaller: nn.Module, inputs: Any) -> None:
     whole = _output(given, inputs)
     expected = list(_tensors(whole))
     try:

@@ -19,6 +19,7 @@ import dropoutlib.moments as moments
 
 from .arguments import boolean, is_autocast, require_tensor
 from .bayesian.log_normal_dropout import LogNormalDropout
+from .bayesian.mc_dropout import _CONTEXTS
 from .bayesian.sparse_variational_dropout import (
     SparseVariationalConv1d,
     SparseVariationalConv2d,
@@ -269,6 +270,9 @@ class _NoDropout(TorchFunctionMode):
 
 
 def _refuse_hooks(module: nn.Module, place: str) -> None:
+    if _CONTEXTS.get(module):
+        raise NotImplementedError(f"{place or 'the model'} ({type(module).__name__}) cannot be followed: it is in a "
+                                  "context of monte_carlo, which has its layers draw; leave it first")
     of_all = _has_hooks_for_all_modules()
     if of_all or module._forward_hooks or module._forward_pre_hooks:
         raise NotImplementedError(f"{place or 'the model'} ({type(module).__name__}) cannot be followed: "

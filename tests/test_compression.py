@@ -837,18 +837,61 @@ def test_networks_of_torchvision(name):
     assert report.parameters.after < report.parameters.before
 
 
-def test_a_size_among_the_outputs_is_no_other_one() -> None:
-    class WithSize(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+class _Sized(_Written):
+    """Half of the units of the first layer are constant; the function may ask for their number."""
 
-        def forward(self, x: Tensor) -> tuple[Tensor, int]:
-            h = torch.relu(self.first(x))
-            return self.last(h), h.shape[1]
+    def __init__(self, function):
+        super().__init__(function, first=nn.Linear(4, 6), last=nn.Linear(6, 2))
+        with torch.no_grad():
+            self.first.weight[:3] = 0
 
-    model = WithSize()
-    with torch.no_grad():
-        model.first.weight[0] = 0
-    with pytest.raises(RuntimeError, match="other numbers beside tensors"):
-        compress(model, torch.randn(2, 4))
+    def hidden(self, x):
+        return torch.relu(self.first(x))
+
+    def checked(self, h):
+        if self.last.in_features != 6:
+            raise RuntimeError("the size is wrong")
+        return self.last(h)
+
+
+_SIZES_READ = {
+    "a factor": lambda m, x: m.last(m.hidden(x)) / m.first.out_features,
+    "a check": lambda m, x: m.checked(m.hidden(x)),
+    "a view": lambda m, x: m.last(m.hidden(x).view(-1, m.first.out_features)),
+    "a view and a factor": lambda m, x: m.last(m.hidden(x).view(-1, m.first.out_features)) * m.last.in_features,
+    "an output": lambda m, x: (m.last(m.hidden(x)), m.last.in_features),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", _SIZES_READ)
+def test_a_size_that_forward_reads_off_a_layer_stays_what_it_was(name, inside):
+    model, x = _Sized(_SIZES_READ[name]), torch.randn(5, 4)
+    smaller, report = compress(nn.Sequential(model) if inside else model, x)
+    assert report.parameters == (44, 23)
+    torch.testing.assert_close(smaller(x), model(x))
+
+
+@pytest.mark.parametrize("function", [lambda m, x: (m.last(h := m.hidden(x)), h.shape[1]),
+                                      lambda m, x: {"y": m.last(h := m.hidden(x)), "size": h.size()}])
+def test_a_size_that_is_given_out_stays(function):
+    model, x = _Sized(function), torch.randn(5, 4)
+    smaller, report = compress(model, x)
+    assert report.parameters == (44, 44)
+    torch.testing.assert_close(smaller(x), model(x))
+
+
+def test_a_size_that_is_read_off_a_weight_is_refused_with_advice():
+    with pytest.raises(ValueError, match=r"first.weight is read outside of its layer.*read out_features"):
+        compress(_Sized(lambda m, x: m.last(m.hidden(x)) / m.first.weight.shape[0]), torch.randn(5, 4))
+
+
+def test_a_model_in_a_context_of_monte_carlo_is_refused_with_the_reason():
+    model, x = nn.Sequential(nn.Linear(9, 3), nn.Dropout(0.5)), torch.randn(4, 9)
+    with dropoutlib.monte_carlo(model):
+        for part in (model, model[0]):
+            with pytest.raises(ValueError, match=r"the model is in a context of monte_carlo.*leave it first"):
+                compress(part, x)
+        with pytest.raises(NotImplementedError, match=r"the model .*is in a context of monte_carlo.*leave it first"):
+            dropoutlib.propagate_moments(model, x)
+    compress(model, x)

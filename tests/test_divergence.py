@@ -11,7 +11,14 @@ from torch import nn
 
 import dropoutlib
 from dropoutlib import divergence
-from dropoutlib.divergence import kingma_kl, kl_divergence, log_uniform_kl, log_uniform_kl_at, molchanov_kl
+from dropoutlib.divergence import (
+    kingma_kl,
+    kl_divergence,
+    log_uniform_kl,
+    log_uniform_kl_at,
+    molchanov_kl,
+    molchanov_kl_at,
+)
 
 ALPHAS = [math.exp(k) for k in range(-18, 19, 2)] + [1 / (2 * mean) for mean in (5.0, 17.9, 18.1, 35.9, 36.1)]
 
@@ -89,9 +96,35 @@ def test_the_errors_of_the_approximations():
     alpha = torch.logspace(-4, 0, 400, dtype=torch.float64)
     error = (kingma_kl(alpha) - log_uniform_kl(alpha)).abs()
     assert 0.02 < error.max() < 0.05 and error[0] < 1e-3
-    alpha = torch.logspace(-5, 5, 1000, dtype=torch.float64)
+    alpha = torch.logspace(-300, 300, 60001, dtype=torch.float64)
     error = (molchanov_kl(alpha) - log_uniform_kl(alpha)).abs()
-    assert 0.005 < error.max() < 0.01
+    assert 0.0093 < error.max() < 0.0094 and 5e-4 < error[0] < 6e-4
+
+
+def test_the_smallest_and_the_largest_alpha():
+    """The logarithm of alpha may be given where alpha itself is no number of the type, and then it is a line."""
+    for dtype in (torch.float64, torch.float32):
+        log_alpha = torch.tensor([-1500.0, -200.0, -40.0, 200.0, math.inf], dtype=dtype, requires_grad=True)
+        kl, fit = log_uniform_kl_at(log_alpha), molchanov_kl_at(log_alpha)
+        expected = [-log / 2 + (float(mpmath.euler) + math.log(2)) / 2 for log in (-1500, -200, -40)]
+        assert kl.tolist() == pytest.approx([*expected, 0, 0], abs=1e-80 if dtype is torch.float64 else 1e-4)
+        assert ((kl - fit).abs() < 6e-4).all()
+        (slope,) = torch.autograd.grad(kl[:4].sum(), log_alpha)
+        assert slope.tolist() == pytest.approx([-0.5, -0.5, -0.5, 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [dropoutlib.SparseVariationalLinear, dropoutlib.VariationalDropoutLinear])
+@pytest.mark.parametrize("number", [-math.inf, -1e3, -60.0, -41.0, -20.0, -9.0, 0.0, 9.0, 39.0, 60.0, 1e3])
+def test_a_divergence_is_that_of_the_noise_which_is_drawn(make, number):
+    """Alpha is read off the variance of the output, so that noise and divergence cannot have other bounds."""
+    layer = make(1, 1, bias=False, dtype=torch.float64)
+    learned = layer.log_sigma2 if hasattr(layer, "log_sigma2") else layer.log_alpha
+    nn.init.constant_(learned, number)
+    for weight in (3.0, -0.01):
+        nn.init.constant_(layer.weight, weight)
+        alpha = layer.variance(torch.ones(1, dtype=torch.float64)) / weight**2
+        options = {"exact": True} if hasattr(layer, "keep") else {}
+        torch.testing.assert_close(layer.kl(**options), log_uniform_kl(alpha).sum(), rtol=1e-9, atol=0)
 
 
 def test_the_terms_of_a_model_are_summed_once_each():
@@ -102,6 +135,57 @@ def test_the_terms_of_a_model_are_summed_once_each():
     torch.testing.assert_close(kl_divergence(layer), layer.kl())
     kl_divergence(model).backward()
     assert layer.log_alpha.grad is not None and concrete.p_logit.grad is not None
+
+
+TIED = {
+    "sparse": (lambda: dropoutlib.SparseVariationalLinear(3, 3), ("weight",), ("log_sigma2",)),
+    "a convolution": (lambda: dropoutlib.SparseVariationalConv1d(3, 3, 1), ("weight",), ("log_sigma2",)),
+    "one alpha": (lambda: dropoutlib.VariationalDropoutLinear(3, 3), ("weight",), ("log_alpha",)),
+    "a wrapper": (lambda: dropoutlib.ConcreteDropout(nn.Linear(3, 3)), ("module.weight",), ("p_logit",)),
+    "units": (lambda: dropoutlib.LogNormalDropout(3), ("mu",), ("log_s",)),
+}
+
+
+def tie(one, other, names):
+    for name in names:
+        place, _, last = name.rpartition(".")
+        setattr(other.get_submodule(place), last, one.get_parameter(name))
+
+
+@pytest.mark.parametrize(("make", "weights", "noise"), TIED.values(), ids=TIED)
+def test_a_posterior_that_layers_share_counts_once(make, weights, noise):
+    """Biases may be the layers' own; one posterior is one with all that says what it is."""
+    for shared, times in ((weights + noise, 1), (weights, 2), (noise, 2), ((), 2)):
+        model = nn.Sequential(make(), nn.ReLU(), make())
+        tie(model[0], model[2], shared)
+        torch.testing.assert_close(kl_divergence(model), model[0].kl() + (times - 1) * model[2].kl())
+
+
+def test_a_posterior_that_is_shared_and_parametrized_counts_once():
+    model = nn.Sequential(*[dropoutlib.SparseVariationalLinear(3, 3) for _ in range(3)])
+    for layer in (model[0], model[1]):
+        nn.utils.parametrizations.weight_norm(layer)
+    tie(model[0], model[1], ("log_sigma2", "parametrizations.weight.original0", "parametrizations.weight.original1"))
+    tie(model[0], model[2], ("log_sigma2",))
+    torch.testing.assert_close(kl_divergence(model), model[0].kl() + model[2].kl())
+
+
+def test_a_shared_posterior_counts_once_in_a_compiled_loss_and_in_a_function():
+    model = nn.Sequential(*[dropoutlib.SparseVariationalLinear(3, 3) for _ in range(2)])
+    tie(model[0], model[1], ("weight", "log_sigma2"))
+    compiled = torch.compile(kl_divergence, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(model), model[0].kl())
+    term = nn.Sequential(model)
+    term.forward = lambda: kl_divergence(model)
+    torch.testing.assert_close(torch.func.functional_call(term, dict(term.named_parameters()), ()), model[0].kl())
+
+
+def test_terms_without_parameters_all_count():
+    class One(nn.Module):
+        def kl(self):
+            return torch.ones(())
+
+    assert kl_divergence(nn.Sequential(One(), One())) == 2
 
 
 def test_a_noisy_module_in_a_noisy_module_counts_too():

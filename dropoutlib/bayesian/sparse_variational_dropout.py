@@ -19,7 +19,7 @@ from ..arguments import (
     require_channels,
     require_features,
 )
-from ..divergence import log_uniform_kl_at, molchanov_kl
+from ..divergence import log_uniform_kl_at, molchanov_kl_at
 from ..documentation import RANKS, UNDER_SHAPE
 from ..from_torch import FromConv, FromLinear
 from ..layer import NoisyLayer, draws
@@ -32,29 +32,31 @@ __all__ = ["SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariatio
            "sparse_variational_conv1d", "sparse_variational_conv2d", "sparse_variational_linear"]
 
 _START = -10.0  # of log_sigma2
-_BOUND = 8.0    # of log alpha
+_LEAST = -40.0  # what it counts as at least: a number without noise would have an infinite divergence
+
+
+def _log_variance(log_sigma2: Tensor) -> Tensor:
+    """Of the noise, for the draw, the divergence and the test rule alike.
+
+    Gradients still reach a number beyond the bounds, as they are at the bound, so that it can come back.
+    """
+    return clamped(wide(log_sigma2), _LEAST, largest_logarithm(log_sigma2.dtype))
 
 
 def _log_alpha(weight: Tensor, log_sigma2: Tensor) -> Tensor:
-    """log sigma^2 - 2 log|weight|, from -8 to 8.
-
-    Gradients pass below, where the divergence still has the slope of the bound. Above, where it has next to none, they
-    would be divided by a weight that goes to zero.
-    """
-    size = weight.abs()
-    ratio = log_sigma2 - 2 * size.clamp(min=torch.finfo(size.dtype).tiny).log()
-    return clamped(ratio.clamp(max=_BOUND), -_BOUND, _BOUND)
+    """log sigma^2 - 2 log|weight|. A weight of zero counts as the smallest number, with the gradient zero."""
+    size = wide(weight).abs()
+    return _log_variance(log_sigma2) - 2 * size.clamp(min=torch.finfo(size.dtype).tiny).log()
 
 
 def _sigma(weight: Tensor, log_sigma2: Tensor) -> Tensor:
     """Standard deviation of the noise, in the type of the weight."""
-    bounded = clamped(wide(log_sigma2), -math.inf, largest_logarithm(log_sigma2.dtype))
-    return (bounded / 2).exp().to(weight.dtype).expand_as(weight)
+    return (_log_variance(log_sigma2) / 2).exp().to(weight.dtype).expand_as(weight)
 
 
 def _without_noise(weight: Tensor, log_sigma2: Tensor, threshold: float) -> Tensor:
     """The weights of the test rule."""
-    return torch.where(_log_alpha(wide(weight), wide(log_sigma2)) <= threshold, weight, 0)
+    return torch.where(_log_alpha(weight, log_sigma2) <= threshold, weight, 0)
 
 
 def _outputs(product: Product, input: Tensor, weight: Tensor, bias: Tensor | None, log_sigma2: Tensor | float,
@@ -196,13 +198,13 @@ class _SparseVariational(NoisyLayer):
 
     @property
     def log_alpha(self) -> Tensor:
-        """log alpha of every weight, log sigma^2 - 2 log|weight|, cut at -8 and 8. It is 8 where a weight is zero,
-        unless its variance is all but zero, too.
+        """log alpha of every weight, log sigma^2 - 2 log|weight|; float32 for layers of half precision.
 
-        Beyond, it counts as the bound. From below, gradients still reach it, as they are at the bound; above they are
-        zero: such a weight is gone. It is float32 for layers of half precision.
+        ``log_sigma2`` counts as at least -40 and at most 40 (in float16 16), here as in the noise and in ``kl()``.
+        Gradients still reach it beyond. Where a weight is zero, so that log alpha is infinite, it is finite and above
+        130, and the gradient of the weight is zero.
         """
-        return _log_alpha(wide(self.weight), wide(self.log_sigma2))
+        return _log_alpha(self.weight, self.log_sigma2)
 
     @property
     def keep(self) -> Tensor:
@@ -235,15 +237,15 @@ class _SparseVariational(NoisyLayer):
 
         Args:
             exact: whether it is computed exactly, which takes longer; else by the paper's approximation
-                (:func:`~dropoutlib.divergence.molchanov_kl`), with an error of at most 0.0094 for each weight.
+                (:func:`~dropoutlib.divergence.molchanov_kl`), with an error of at most 0.0094 for each weight, for
+                every alpha.
 
         Returns:
             Tensor: a number, differentiable in weight and ``log_sigma2``; it is finite for all of them, and float32
             for layers of half precision.
         """
-        if boolean("exact", exact):
-            return log_uniform_kl_at(self.log_alpha).sum()
-        return molchanov_kl(self.log_alpha.exp()).sum()
+        divergence = log_uniform_kl_at if boolean("exact", exact) else molchanov_kl_at
+        return divergence(self.log_alpha).sum()
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: that of the weights without noise, all of them. {moment}"""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import applies_noise, is_eager, noise_pair, positive, real, require_tensor, unchanged
+from ..arguments import applies_noise, is_eager, noise_pair, positive, real, require_dense, require_tensor, unchanged
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Coins, Gaussian, Uniform, apply, noise_variance
@@ -118,14 +118,15 @@ def _rate(input: Tensor, low: float, high: float, normal: Gaussian | None, *, no
 
 
 def _given_rate(like: Tensor, rate: Tensor | float, low: float, high: float) -> Tensor:
-    if not isinstance(rate, Tensor):
-        if not low <= real("rate", rate) <= high:
-            raise ValueError(f"rate has to be between low={low} and high={high}, but got {rate}")
-    elif rate.dim() > 0 or not rate.is_floating_point():
-        raise ValueError(f"rate has to be one real number, but got a tensor of shape {tuple(rate.shape)} and type "
-                         f"{rate.dtype}")
-    elif is_eager(rate) and not bool((rate >= rate.new_tensor(low)) & (rate <= rate.new_tensor(high))):
-        raise ValueError(f"rate has to be between low={low} and high={high}, but got {float(rate)}")
+    if isinstance(rate, Tensor):
+        require_dense("rate", rate)
+        if rate.dim() > 0 or not rate.is_floating_point():
+            raise ValueError(f"rate has to be one real number, but got a tensor of shape {tuple(rate.shape)} and type "
+                             f"{rate.dtype}")
+        if is_eager(rate) and not bool((rate >= rate.new_tensor(low)) & (rate <= rate.new_tensor(high))):
+            raise ValueError(f"rate has to be between low={low} and high={high}, but got {float(rate)}")
+    elif not low <= real("rate", rate) <= high:
+        raise ValueError(f"rate has to be between low={low} and high={high}, but got {rate}")
     return torch.as_tensor(rate, dtype=like.dtype, device=like.device)
 
 

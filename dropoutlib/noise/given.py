@@ -24,7 +24,7 @@ def given_mask(noise: Tensor, like: Tensor) -> Tensor:
 
     Raises:
         TypeError: ``noise`` is no tensor.
-        ValueError: ``noise`` has a wrong shape, type, device or value.
+        ValueError: ``noise`` has a wrong shape, layout, type, device or value.
     """
     check_noise(noise, like)
     if noise.is_complex():

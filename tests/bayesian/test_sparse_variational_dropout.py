@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import mpmath
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def layer_of(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, 
     make, shape = LAYERS[name]
     layer = make(dtype=dtype)
     nn.init.uniform_(layer.log_sigma2, -6.0, 0.0)
-    with torch.no_grad():  # so that log alpha is within its bounds
+    with torch.no_grad():  # no weight close to zero
         layer.weight.copy_(torch.where(layer.weight > 0, layer.weight + 0.1, layer.weight - 0.1))
     return layer, torch.randn(shape, dtype=dtype)
 
@@ -114,13 +115,13 @@ def test_gradients(name: str) -> None:
 def test_evaluation_loses_the_weights_that_are_mostly_noise(name: str) -> None:
     layer, x = layer_of(name)
     log_alpha = layer.log_sigma2 - 2 * layer.weight.abs().log()
-    torch.testing.assert_close(layer.log_alpha, log_alpha.clamp(-8, 8))
+    torch.testing.assert_close(layer.log_alpha, log_alpha)
     layer.threshold = log_alpha.median().item()
     assert torch.equal(layer.keep, log_alpha <= layer.threshold)  # the median itself is kept
     assert 0.2 < layer.sparsity < 0.8 and layer.sparsity == 1 - layer.keep.double().mean()
     torch.testing.assert_close(layer.eval()(x), plain(layer, layer.weight * layer.keep, x))
     nothing = plain(layer, torch.zeros_like(layer.weight), x)
-    layer.threshold = -9.0
+    layer.threshold = log_alpha.min().item() - 1
     assert layer.sparsity == 1 and torch.equal(layer(x), nothing)
     layer.threshold = math.inf
     assert layer.sparsity == 0
@@ -134,15 +135,20 @@ def test_a_weight_that_is_infinite_and_dropped_leaves_nothing() -> None:
     assert layer.eval()(torch.tensor([1.0, 1e38])).item() == 2
 
 
-def test_log_alpha_of_weights_that_are_zero_and_beyond_the_bounds() -> None:
-    layer = SparseVariationalLinear(4, 1, dtype=torch.float64)
+def test_log_alpha_of_weights_that_are_zero_and_of_variances_beyond_the_bounds() -> None:
+    layer = SparseVariationalLinear(5, 1, dtype=torch.float64)
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[0.0, 1e-6, 1.0, 100.0]]))
-        layer.log_sigma2.copy_(torch.tensor([[-10.0, -10.0, -1.0, -10.0]]))
-    assert layer.log_alpha.tolist() == [[8, 8, -1, -8]] and layer.keep.tolist() == [[False, False, True, True]]
+        layer.weight.copy_(torch.tensor([[0.0, 1e-6, 1.0, 100.0, 1.0]]))
+        layer.log_sigma2.copy_(torch.tensor([[-10.0, -10.0, -1.0, -50.0, 50.0]]))
+    expected = torch.tensor([-10 + 6 * math.log(100), -1.0, -40 - math.log(1e4), 40.0])
+    torch.testing.assert_close(layer.log_alpha[0, 1:], expected.double())
+    assert 130 < layer.log_alpha[0, 0] < math.inf
+    assert layer.keep.tolist() == [[False, False, True, True, False]]
+    layer.threshold = 20.0
+    assert layer.keep.tolist() == [[False, True, True, True, False]]
     layer.log_alpha.sum().backward()
-    assert layer.log_sigma2.grad.tolist() == [[0, 0, 1, 1]]
-    torch.testing.assert_close(layer.weight.grad, torch.tensor([[0, 0, -2, -0.02]]).double())
+    assert (layer.log_sigma2.grad == 1).all()
+    torch.testing.assert_close(layer.weight.grad, torch.tensor([[0, -2e6, -2, -0.02, -2]]).double())
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -157,6 +163,20 @@ def test_kl_is_the_sum_over_weights(name: str) -> None:
     for way in (True, False):
         assert torch.autograd.gradcheck(lambda *_, way=way, layer=layer: layer.kl(way),
                                         (layer.weight, layer.log_sigma2))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_kl_for_every_alpha(dtype: torch.dtype, tolerance: float, device: str) -> None:
+    """Against arbitrary precision, where noise is all but nothing and where it is nearly all."""
+    layer = SparseVariationalLinear(1, 1, bias=False, device=device, dtype=dtype)
+    for weight, log_alpha in itertools.product((0.1, 3.0, -50.0), range(-30, 31, 2)):
+        nn.init.constant_(layer.weight, weight)
+        nn.init.constant_(layer.log_sigma2, log_alpha + 2 * math.log(abs(weight)))
+        mean = mpmath.exp(-log_alpha) / 2    # kappa = mean 2F2(1, 1; 3/2, 2; -mean), for a large mean its expansion
+        exact = (mean * mpmath.hyp2f2(1, 1, 1.5, 2, -mean) if mean < 500 else
+                 (mpmath.log(4 * mean) + mpmath.euler) / 2 - 1 / (4 * mean) - 3 / (16 * mean**2) - 5 / (16 * mean**3))
+        assert layer.kl(exact=True).item() == pytest.approx(float(exact), rel=tolerance), (weight, log_alpha)
+        assert abs(layer.kl().item() - exact) < 0.0094, (weight, log_alpha)
 
 
 def test_the_slope_of_the_divergence() -> None:

@@ -13,6 +13,7 @@ import torch
 from subjects import FACTS, HELD, LARGE, OPT_OUTS, SMALL, assert_raises, assert_same, subject
 from torch import Tensor
 from torch.autograd.functional import jacobian
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import dropoutlib
 from dropoutlib import functional
@@ -238,6 +239,32 @@ def test_nested_tensors_are_served_or_refused_in_words(name: str, layout: torch.
             call()
         except RuntimeError as error:
             assert re.search("nested tensor|images|axes", str(error)), error
+
+
+OTHER_LAYOUTS = {
+    "coordinates": lambda noise: noise.float().to_sparse(),
+    "rows": lambda noise: noise.float().reshape(1, -1).to_sparse_csr(),
+    "quantized": lambda noise: torch.quantize_per_tensor(noise.float(), 1.0, 0, torch.quint8),
+    "mkldnn": lambda noise: noise.float().flatten().to_mkldnn(),
+    "nested": lambda noise: torch.nested.nested_tensor([noise.float()]),
+    "jagged": lambda noise: torch.nested.nested_tensor([noise.float().flatten()], layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors", "ignore:Sparse", "ignore:.*quantize")
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_noise_of_another_layout_is_refused_by_its_name(name: str, layout: str) -> None:
+    """Each part of it by itself."""
+    kind = subject(name)
+    x = kind.example(SMALL, CPU)
+    layer = kind(0.3, x)
+    parts, structure = tree_flatten(layer.draw(x))
+    for place, part in enumerate(parts):
+        if isinstance(part, torch.Tensor):
+            others = [*parts[:place], OTHER_LAYOUTS[layout](part), *parts[place + 1:]]
+            assert_raises(ValueError, "(noise|rate) has to be",
+                          lambda others=others: layer(x, noise=tree_unflatten(others, structure)))
 
 
 @pytest.mark.parametrize("name", HELD)
