@@ -18,8 +18,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import prune
 from torch.nn.functional import scaled_dot_product_attention as attend
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
