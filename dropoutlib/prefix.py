@@ -200,13 +200,17 @@ class Apart(TorchFunctionMode):
     which :func:`torch.vmap` would draw for each.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._state = random_state()
+
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         if is_given_a_generator(args, kwargs or {}):
             raise Diverged(f"{getattr(func, '__name__', func)} draws from a generator that it is given")
-        before = random_state()
         output = func(*args, **(kwargs or {}))
-        if random_state() != before and not any(map(_is_mapped, _leaves(output)[0])):
+        before, self._state = self._state, random_state()   # a draw between two functions counts for the second one
+        if self._state != before and not any(map(_is_mapped, _leaves(output)[0])):
             raise Diverged(f"{getattr(func, '__name__', func)} draws the same for all samples")
         return output
 
