@@ -953,7 +953,8 @@ _ROWS = (
         references={"liang2021rdrop": ""},
         facts=(Layer("RDropLoss", None, "none", "none", "element"),),
         used_by="the scripts of its authors (alpha 5 for translation, 1 for language modelling, 0.7 for summaries); "
-                "`RDropLoss` of PaddleNLP and of bert4torch, each with another meaning of alpha",
+                "`RDropLoss` of PaddleNLP, which is the divergence alone, and of bert4torch, with another meaning of "
+                "alpha",
         use="Where a network with a tuned dropout rate still overfits, and a second pass can be paid for; where its "
             "predictions should depend less on the mask.",
         avoid="In place of a rate that was never tuned: a higher one may do as well, for one pass. Where the spread "

@@ -145,7 +145,7 @@ def test_the_plain_loss_is_blind_to_rotation_and_the_nested_one_is_least_at_prin
 def test_monte_carlo_and_audit_know_it() -> None:
     model = nn.Sequential(nn.Linear(4, 8), NestedDropout(1.0), nn.Linear(8, 2)).eval()
     x = torch.randn(3, 4)
-    assert not list(audit(model, x))
+    assert not list(audit(model, x)) and not list(audit(model[:2], x)), "a code may be the output"
     with monte_carlo(model):
         assert not torch.equal(model(x), model(x))
     assert torch.equal(model(x), model(x))
