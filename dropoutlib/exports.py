@@ -50,6 +50,8 @@ from .residual.stochastic_depth import DropPath, StochasticDepth
 from .residual.swapout import Swapout, SwapoutNoise
 from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
+from .training.nested_dropout import NestedDropout
+from .training.r_drop_loss import RDropLoss
 from .training.rate_schedule import RateSchedule
 
 __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout",
@@ -57,13 +59,14 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
            "DropConnectConv2d", "DropConnectLinear", "DropPath", "Dropout", "EmbeddingDropout", "FastDropoutConv1d",
            "FastDropoutConv2d", "FastDropoutLinear", "FeatureAlphaDropout", "GaussianDropout", "LockedDropout",
            "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d",
-           "NoisyLayer", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
-           "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
-           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth", "StochasticPool2d",
-           "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d", "VariationalDropoutConv2d",
-           "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM",
-           "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout", "audit", "catalogue", "compress",
-           "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
+           "NestedDropout", "NoisyLayer", "RDropLoss", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU",
+           "RecurrentDropoutLSTM", "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear",
+           "SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth",
+           "StochasticPool2d", "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d",
+           "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM",
+           "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM",
+           "attention_dropout", "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_",
+           "monte_carlo", "predict", "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

@@ -36,7 +36,8 @@ class Layer:
         law: ``"discrete"``, ``"continuous"``, or a ``"place"`` on a map; ``"none"`` where nothing is drawn.
         site: what shares no draw with its neighbours: an ``"element"``, ``"map"``, ``"window"``, ``"weight"``,
             ``"unit"``, ``"image"``, ``"word"``, ``"feature"`` of a sequence, the ``"state"`` of a recurrent layer, the
-            ``"branch"`` of a residual network, a ``"token"``, a ``"condition"``, or a ``"block"`` of a map.
+            ``"branch"`` of a residual network, a ``"token"``, a ``"condition"``, a ``"block"`` of a map, or the
+            ``"code"`` of ordered units.
         has_weights: whether it computes with weights, its own or those of a layer that it wraps.
         replaces: class of :mod:`torch.nn` in whose place it stands.
         stands_for_dropout: whether it stands for dropout *and* the layer behind it: no other dropout goes before it.
@@ -48,7 +49,7 @@ class Layer:
     rate: Literal["assigned", "learned", "drawn", "input", "none"]
     law: Literal["discrete", "continuous", "place", "none"]
     site: Literal["element", "map", "window", "weight", "unit", "image", "word", "feature", "state", "branch",
-                  "token", "condition", "block"]
+                  "token", "condition", "block", "code"]
     has_weights: bool = False
     replaces: str | None = None
     stands_for_dropout: bool = False
@@ -145,7 +146,7 @@ class InShort(dict[str, str]):
 
 
 _GROUPS = {
-    "single values": ("element", "unit"),
+    "single values": ("element", "unit", "code"),
     "parts of a map": ("map", "window", "image", "block"),
     "weights": ("weight",),
     "values of a sequence": ("state", "feature", "word", "token"),
@@ -939,6 +940,61 @@ _ROWS = (
                  "small vision models gain 0.2 to 0.9 points over no dropout from a rate that falls, for "
                  "{cite:t}`liu2023dropout`; for one epoch of language no dropout is best, also against early "
                  "dropout, for {cite:t}`liu2025drop`.",
+    ),
+    Method(
+        name="r_drop_loss",
+        title="R-Drop",
+        part="training",
+        summary="Each batch goes through the network twice, and the loss also asks that the two predictions agree.",
+        site="no tensor: the loss compares the outputs of two passes through one network",
+        law="that of the network's own dropout, drawn anew for each pass",
+        sharing="none between the two passes; in each as its layers share",
+        test_rule="that of the network's layers; the loss is for training",
+        references={"liang2021rdrop": ""},
+        facts=(Layer("RDropLoss", None, "none", "none", "element"),),
+        used_by="the scripts of its authors (alpha 5 for translation, 1 for language modelling, 0.7 for summaries); "
+                "`RDropLoss` of PaddleNLP, which is the divergence alone, and of bert4torch, with another meaning of "
+                "alpha",
+        use="Where a network with a tuned dropout rate still overfits, and a second pass can be paid for; where its "
+            "predictions should depend less on the mask.",
+        avoid="In place of a rate that was never tuned: a higher one may do as well, for one pass. Where the spread "
+              "over masks is wanted, as in Monte Carlo dropout: R-Drop trains it away.",
+        first="alpha = 1, with cross-entropies that are summed; in code that averages them, 1/2.",
+        evidence="*Proved*: the divergence is [never negative](/book/training/r_drop_loss.ipynb#never-negative), its "
+                 "[mean over the masks](/book/training/r_drop_loss.ipynb#the-mean-over-the-masks-exactly) is a sum of "
+                 "covariances, and to [second order](/book/training/r_drop_loss.ipynb#small-noise), in a linear "
+                 "classifier, the loss has 1 + alpha times the penalty of dropout. *Measured here*: on "
+                 "[digits](/book/training/r_drop_loss.ipynb#what-it-does-in-practice) the accuracy is that of a "
+                 "matched higher rate, and two passes agree more. *Literature*: {cite:t}`liang2021rdrop` report "
+                 "gains on 18 data sets of five tasks.",
+    ),
+    Method(
+        name="nested_dropout",
+        title="Nested dropout",
+        part="training",
+        summary="Units stand in an order, and of each example all behind a random length are set to zero.",
+        site="units of a code, in their order",
+        law="a length for each example: all units with probability 1 - p, else one of given sizes; the units behind it "
+            "are 0, and nothing is scaled",
+        sharing="one length for each example; channels or positions that are no units share it",
+        test_rule="identity, or the first `length` units; neither is the mean",
+        references={"rippel2014learning": ""},
+        facts=(Layer("NestedDropout", "nested_dropout", "assigned", "discrete", "code"),),
+        used_by="audio codecs, as quantizer or codebook dropout (Descript, with 0.5; NVIDIA NeMo); "
+                "sentence-transformers sums the same loss over a few sizes (Matryoshka embeddings)",
+        use="Where codes are to be cut after training: embeddings that are shortened for storage or search, codecs "
+            "with several bit rates.",
+        avoid="Where one length is all that is needed: a network of this length is better for very short codes. With "
+              "a law that never keeps the last units, which then stay untrained.",
+        first="p = 0.5, with the sizes that will be used.",
+        evidence="*Proved*: the [probability of keeping](/book/training/nested_dropout.ipynb#which-units-are-kept), "
+                 "and that a [linear "
+                 "autoencoder](/book/training/nested_dropout.ipynb#what-it-does-to-a-linear-autoencoder) is least "
+                 "wrong at the principal components in their order, where the plain loss is blind to rotation. "
+                 "*Measured here*: on [digits](/book/training/nested_dropout.ipynb#what-it-does-in-practice) a code "
+                 "of 16 units can be cut to 4, at no visible cost for all 16. *Literature*: equivalence to principal "
+                 "components and adaptive compression by {cite:t}`rippel2014learning`, a few nested sizes by "
+                 "{cite:t}`kusupati2022matryoshka`.",
     ),
 )
 

@@ -29,6 +29,7 @@ from .layer import NoisyLayer
 from .recurrent.embedding_dropout import EmbeddingDropout, LockedDropout
 from .recurrent_network import RecurrentNetwork
 from .residual.stochastic_depth import DropPath, StochasticDepth
+from .training.nested_dropout import NestedDropout
 
 __all__ = ["Scale", "exchanged"]
 
@@ -92,6 +93,14 @@ def _(layer: WeightScalingDropout) -> nn.Module:
 @_plain.register
 def _(layer: DropPath) -> nn.Module:
     return nn.Identity() if layer.scale_by_keep else _scaled(layer.p)
+
+
+@_plain.register
+def _(layer: NestedDropout) -> nn.Module:
+    if layer.length is not None:
+        raise NotImplementedError(f"NestedDropout with length={layer.length} gives in evaluation what no plain layer "
+                                  "gives")
+    return nn.Identity()
 
 
 @_plain.register(_FastDropout)

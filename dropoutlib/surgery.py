@@ -186,7 +186,7 @@ def audit(model: nn.Module, x: Any) -> Report:
                               "training after eval().") for name in awake]
         trace = _Trace(model, awake=awake, frozen=frozen)
         output = trace.run(_copied(x))
-        facts = [trace.facts(tensor) for tensor in _tensors(output)]
+        known = [trace.facts(tensor) for tensor in _tensors(output)]
     findings += trace.findings()
     findings += _skipped_test_rules(model)
     findings += [_finding("noise that nothing calls", name, f"Nothing calls this {type(module).__name__} in "
@@ -196,7 +196,8 @@ def audit(model: nn.Module, x: Any) -> Report:
     findings += [_finding("dropout on the output", place, "No linear layer, convolution or the like follows: the "
                           f"noise goes into the loss as it is, or scaled.{_of_call(model, place)}")
                  for place, _ in _union(tuple(drop for drop in one.since_weights if drop not in trace.taken)
-                                        for one in facts)]
+                                        for one in known)
+                 if not _cuts_codes(model.get_submodule(place))]
     if not any(one.kind == "noise in evaluation" for one in findings):
         with _left_as_it_was(model):
             torch.manual_seed(torch.initial_seed() + 1)  # other random numbers than in the first run
@@ -645,6 +646,12 @@ def _never_drops(module: nn.Module) -> bool:
     names = ("high",) if hasattr(module, "high") else ("p", "p_input", "p_hidden", "p_output", "p_cell")
     rates = [getattr(module, name) for name in names if hasattr(module, name)]
     return bool(rates) and all(isinstance(rate, (int, float)) and rate == 0 for rate in rates)
+
+
+def _cuts_codes(module: nn.Module) -> bool:
+    """Whether its output is meant to be one of the model: a code that will be cut."""
+    layer = facts(type(module))
+    return layer is not None and layer.site == "code"
 
 
 def _dropout_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, bool]:

@@ -78,6 +78,9 @@ def _on_elements(device: str) -> Iterator[Case]:
                lambda x: F.dropout(x, 0.5 * torch.rand(()).item()))
     yield Case("Swapout(Identity())", x, dropoutlib.Swapout(nn.Identity()), lambda x: x + x,
                lambda x: x * _keep(x, 0.5) + x * _keep(x, 0.5))
+    behind = torch.arange(_ELEMENTS[1], device=device)
+    yield Case("NestedDropout(1.0)", x, dropoutlib.NestedDropout(1.0), _double,
+               lambda x: x * (behind < torch.randint(1, _ELEMENTS[1] + 1, (len(x), 1), device=x.device)))
     noise = dropoutlib.LogNormalDropout(_ELEMENTS[1], device=device)
 
     def log_normal(x: Tensor) -> Tensor:     # without the bounds of the law

@@ -245,6 +245,20 @@ class LayerOnBranches(LayerOnWholeMaps):
         return y.flatten(2).unsqueeze(2)
 
 
+class LayerOfCodes(LayerOnBranches):
+    """Makes layers that cut a row of units at one length for an example: they share its draw, and differ in rate."""
+
+    unbiased = False
+
+    def law(self, module: nn.Module, x: Tensor, p: float) -> Distribution:
+        """The output for every pair of lengths."""
+        units = x.shape[1]
+        chances = torch.full((units,), p / units, dtype=torch.float64) + (1 - p) * torch.eye(units).double()[-1]
+        pairs = torch.cartesian_prod(*[torch.arange(units)] * len(x))
+        outputs = [module(x, noise=(pair + 1).to(x.device).view(-1, 1, 1)) for pair in pairs]
+        return Distribution(torch.stack(outputs).detach().cpu(), chances[pairs].prod(-1))
+
+
 class LayerOnMaxima(LayerOnMaps):
     """Makes layers that drop a maximum, and scale what is left so that sums stay."""
 
@@ -443,6 +457,7 @@ ON_MAPS = {
     "LockedDropout": LayerOverTime(lambda p: dropoutlib.LockedDropout(p, batch_first=True), (12,), few=(2, 2, 3)),
     "StochasticDepth": LayerOnBranches(dropoutlib.StochasticDepth, (3,), single=False),
     "DropPath": LayerOnBranches(dropoutlib.DropPath, (3,), single=False),
+    "NestedDropout": LayerOfCodes(dropoutlib.NestedDropout, (3,), single=False),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -486,6 +501,7 @@ _RELAXED = "no closed form for the moments of a relaxed mask, which the method's
 _BLOCKS = "at p = 1 a block begins at some places, not at all: the method's own tests see where everything is dropped"
 _AFFINE = "its output is affine in the input: dropped is not 0, and the identity is not the mean; see its own tests"
 _ONE_COIN = "the elements of an example share one draw of two values: six examples cannot all differ"
+_CODES = "its first unit is never dropped, and the units of an example share one draw: six examples may all be whole"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "none", ("*",), "no layer: it changes weights, and has neither noise nor an output"),
     (lambda layer: layer.replaces in ("LSTM", "GRU", "Embedding"), ("*",), _SEQUENCES),
@@ -501,6 +517,8 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.name == "Swapout", ("check_drop_in", "check_p_assigned", "check_bad_p"), _TWO_RATES),
+    (lambda layer: layer.site == "code", (
+        "check_zero_means_zero", "check_p_one", "check_statistics", "check_vmap", "check_test_rule"), _CODES),
     (lambda layer: layer.site == "block", ("check_p_one",), _BLOCKS),
     (lambda layer: layer.has_weights and layer.site in ("element", "map"), ("check_statistics", "check_test_rule"),
      _RELAXED),
