@@ -50,6 +50,7 @@ from .residual.stochastic_depth import DropPath, StochasticDepth
 from .residual.swapout import Swapout, SwapoutNoise
 from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
+from .training.graph_dropout import dropout_edge, dropout_node
 from .training.rate_schedule import RateSchedule
 
 __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout",
@@ -63,7 +64,8 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
            "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d", "VariationalDropoutConv2d",
            "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM",
            "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout", "audit", "catalogue", "compress",
-           "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
+           "dropout_edge", "dropout_node", "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict",
+           "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

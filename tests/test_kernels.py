@@ -251,7 +251,8 @@ def test_benchmark_of_all_methods(device, monkeypatch):
     assert named <= layers
     without = {name for name, row in dropoutlib.catalogue().items() if not named & {fact.name for fact in row.facts}}
     recurrent = {name for name, row in dropoutlib.catalogue().items() if row.part == "recurrent"}
-    assert without - recurrent == {"max_norm", "mc_dropout", "attention_dropout", "rate_schedule"}    # without layers
+    assert without - recurrent == {"max_norm", "mc_dropout", "attention_dropout", "rate_schedule",
+                                   "graph_dropout"}    # without layers
 
 
 def test_the_composition_is_what_the_layer_does(device, monkeypatch):

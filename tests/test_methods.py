@@ -120,7 +120,7 @@ def test_describe_leaves_an_object_without_docstring_alone():
     assert describe("max_norm")(undocumented).__doc__ is None
 
 
-NO_MODULES = {"max_norm", "mc_dropout", "attention_dropout", "rate_schedule"}
+NO_MODULES = {"max_norm", "mc_dropout", "attention_dropout", "rate_schedule", "graph_dropout"}
 
 
 @pytest.mark.parametrize("name", catalogue())
