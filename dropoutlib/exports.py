@@ -31,6 +31,7 @@ from .dense.dropconnect import DropConnectConv1d, DropConnectConv2d, DropConnect
 from .dense.fast_dropout import FastDropoutConv1d, FastDropoutConv2d, FastDropoutLinear
 from .dense.gaussian_dropout import GaussianDropout
 from .dense.standout import StandoutLinear
+from .dense.targeted_dropout import TargetedDropoutLinear
 from .dense.variational_dropout import VariationalDropoutConv1d, VariationalDropoutConv2d, VariationalDropoutLinear
 from .divergence import kl_divergence
 from .foundations.max_norm import MaxNorm, max_norm_
@@ -61,11 +62,11 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
            "NoisyLayer", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
            "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
            "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth", "StochasticPool2d",
-           "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d", "VariationalDropoutConv2d",
-           "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM",
-           "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout", "audit", "catalogue", "compress",
-           "dropout_edge", "dropout_node", "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict",
-           "propagate_moments", "replace"]
+           "StochasticRateDropout", "Swapout", "TargetedDropoutLinear", "VariationalDropoutConv1d",
+           "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU",
+           "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout", "audit",
+           "catalogue", "compress", "dropout_edge", "dropout_node", "functional", "kl_divergence", "max_norm_",
+           "monte_carlo", "predict", "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

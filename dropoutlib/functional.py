@@ -37,6 +37,7 @@ from .dense.dropconnect import drop_connect_conv1d, drop_connect_conv2d, drop_co
 from .dense.fast_dropout import fast_dropout_conv1d, fast_dropout_conv2d, fast_dropout_linear
 from .dense.gaussian_dropout import gaussian_dropout
 from .dense.standout import standout_linear
+from .dense.targeted_dropout import targeted_dropout_linear
 from .dense.variational_dropout import (
     variational_dropout_conv1d,
     variational_dropout_conv2d,
@@ -59,8 +60,8 @@ __all__ = ["alpha_dropout", "attention_dropout", "avg_pool_dropout1d", "avg_pool
            "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "sparse_variational_conv1d",
            "sparse_variational_conv2d", "sparse_variational_linear", "spatial_dropout1d", "spatial_dropout2d",
            "spatial_dropout3d", "standout_linear", "stochastic_depth", "stochastic_pool2d", "stochastic_rate_dropout",
-           "swapout", "variational_dropout_conv1d", "variational_dropout_conv2d", "variational_dropout_linear",
-           "weight_scaling_dropout"]
+           "swapout", "targeted_dropout_linear", "variational_dropout_conv1d", "variational_dropout_conv2d",
+           "variational_dropout_linear", "weight_scaling_dropout"]
 
 for _name in __all__:
     wrap(_name)

@@ -326,6 +326,31 @@ _ROWS = (
                  "recurrent weights, also with 0.5, by {cite:t}`merity2018regularizing`.",
     ),
     Method(
+        name="targeted_dropout",
+        title="Targeted dropout",
+        part="dense",
+        summary="The smallest weights of every unit, or the units with the smallest weights, are candidates; each "
+                "candidate is set to zero with probability p.",
+        site="the smallest weights of a linear layer, or its units with the smallest weights",
+        law="Bernoulli keep mask on the candidates, 1 with probability 1 - p; nothing is scaled",
+        sharing="the whole batch; with `mode=\"unit\"` all weights of a unit, too",
+        test_rule="all candidates are left out, which is not the mean",
+        references={"gomez2019targeted": ""},
+        facts=(Layer("TargetedDropoutLinear", "targeted_dropout_linear", "assigned", "discrete", "weight",
+                     has_weights=True, replaces="Linear"),),
+        used_by="the code of its paper, for LeNet, VGG and ResNet: p = 0.5 with half of the weights as candidates, or "
+                "p = 0.33 and 0.66 with three quarters",
+        use="When a network is to be pruned by the size of its weights afterwards, and may be trained for that.",
+        avoid="Where nothing will be pruned: the whole network is no better for it, and ranking the weights costs more "
+              "time than the layer. To prune much more than the fraction that was trained for.",
+        first="p = 0.5, and as target fraction what is to be pruned.",
+        evidence="*Proved*: [mean and variance](/book/dense/targeted_dropout.ipynb#mean-and-variance), and for a "
+                 "squared loss a [penalty](/book/dense/targeted_dropout.ipynb#a-penalty-on-small-weights) on the "
+                 "candidates alone. *Measured here*: on digits [pruning](/book/dense/targeted_dropout.ipynb"
+                 "#what-it-does-in-practice) nine tenths of the weights, without training again, costs far less "
+                 "accuracy. *Literature*: {cite:t}`gomez2019targeted`.",
+    ),
+    Method(
         name="standout",
         title="Standout",
         part="dense",

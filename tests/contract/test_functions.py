@@ -30,6 +30,8 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "drop_connect_linear at p = 1": ((5, 6), (WEIGHT, BIAS, 1.0), {}),
     "standout_linear": ((5, 6), (WEIGHT, BIAS), {"alpha": 0.7, "beta": -0.2}),
     "standout_linear with a belief": ((5, 6), (WEIGHT, BIAS), {"belief_weight": WEIGHT, "belief_bias": BIAS}),
+    "targeted_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.4), {}),
+    "targeted_dropout_linear of units": ((5, 6), (WEIGHT, BIAS, 0.4), {"mode": "unit"}),
     "fast_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.4), {}),
     "variational_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.3), {}),
     "variational_dropout_linear of kind B": ((5, 6), (WEIGHT, BIAS, 0.3), {"kind": "B"}),
