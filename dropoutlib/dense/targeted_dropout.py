@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import applies_noise, boolean, one_of, real, require_features
-from ..documentation import UNDER_SHAPE
 from ..from_torch import FromLinear
 from ..layer import NoisyLayer, draws
 from ..methods import describe
@@ -105,7 +104,7 @@ def _pruned(weight: Tensor, target_fraction: float, mode: str) -> Tensor:
     return select(weight, ~_candidates(weight, target_fraction, mode))
 
 
-@describe("targeted_dropout", targeted_dropout_linear, **UNDER_SHAPE)
+@describe("targeted_dropout", targeted_dropout_linear)
 class TargetedDropoutLinear(FromLinear, NoisyLayer, nn.Linear):
     r"""A linear layer whose smallest weights are dropped in training and left out in evaluation.
 
@@ -125,7 +124,7 @@ class TargetedDropoutLinear(FromLinear, NoisyLayer, nn.Linear):
     training. :func:`~dropoutlib.compress` makes the candidates zeros and takes away units of which only a constant is
     left.
 
-    {loads}
+    Trained weights of :class:`torch.nn.Linear` load, and mean the same but for the candidates.
 
     Args:
         {in_features} {out_features}
