@@ -31,6 +31,7 @@ from .dense.dropconnect import DropConnectConv1d, DropConnectConv2d, DropConnect
 from .dense.fast_dropout import FastDropoutConv1d, FastDropoutConv2d, FastDropoutLinear
 from .dense.gaussian_dropout import GaussianDropout
 from .dense.standout import StandoutLinear
+from .dense.targeted_dropout import TargetedDropoutLinear
 from .dense.variational_dropout import VariationalDropoutConv1d, VariationalDropoutConv2d, VariationalDropoutLinear
 from .divergence import kl_divergence
 from .foundations.max_norm import MaxNorm, max_norm_
@@ -50,6 +51,7 @@ from .residual.stochastic_depth import DropPath, StochasticDepth
 from .residual.swapout import Swapout, SwapoutNoise
 from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
+from .training.graph_dropout import dropout_edge, dropout_node
 from .training.nested_dropout import NestedDropout
 from .training.r_drop_loss import RDropLoss
 from .training.rate_schedule import RateSchedule
@@ -62,11 +64,11 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
            "NestedDropout", "NoisyLayer", "RDropLoss", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU",
            "RecurrentDropoutLSTM", "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear",
            "SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth",
-           "StochasticPool2d", "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d",
+           "StochasticPool2d", "StochasticRateDropout", "Swapout", "TargetedDropoutLinear", "VariationalDropoutConv1d",
            "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM",
-           "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM",
-           "attention_dropout", "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_",
-           "monte_carlo", "predict", "propagate_moments", "replace"]
+           "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout",
+           "audit", "catalogue", "compress", "dropout_edge", "dropout_node", "functional", "kl_divergence",
+           "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

@@ -14,8 +14,8 @@ from .documentation import document
 
 __all__ = ["NoisyLayer", "draw", "draws"]
 
-_Function = TypeVar("_Function", bound=Callable[..., Tensor])
-_DRAWS: dict[Callable[..., Tensor], Callable[..., Any]] = {}
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_DRAWS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def draws(drawing: Callable[..., Any]) -> Callable[[_Function], _Function]:
@@ -35,7 +35,7 @@ def draws(drawing: Callable[..., Any]) -> Callable[[_Function], _Function]:
 
 
 @document()
-def draw(function: Callable[..., Tensor], input: Tensor, *arguments: Any, generator: torch.Generator | None = None,
+def draw(function: Callable[..., Any], input: Tensor, *arguments: Any, generator: torch.Generator | None = None,
          **options: Any) -> Any:
     """Draws what ``noise=`` of a function takes, without applying it.
 

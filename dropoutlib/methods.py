@@ -327,6 +327,31 @@ _ROWS = (
                  "recurrent weights, also with 0.5, by {cite:t}`merity2018regularizing`.",
     ),
     Method(
+        name="targeted_dropout",
+        title="Targeted dropout",
+        part="dense",
+        summary="The smallest weights of every unit, or the units with the smallest weights, are candidates; each "
+                "candidate is set to zero with probability p.",
+        site="the smallest weights of a linear layer, or its units with the smallest weights",
+        law="Bernoulli keep mask on the candidates, 1 with probability 1 - p; nothing is scaled",
+        sharing="the whole batch; with `mode=\"unit\"` all weights of a unit, too",
+        test_rule="all candidates are left out, which is not the mean",
+        references={"gomez2019targeted": ""},
+        facts=(Layer("TargetedDropoutLinear", "targeted_dropout_linear", "assigned", "discrete", "weight",
+                     has_weights=True, replaces="Linear"),),
+        used_by="the code of its paper, for LeNet, VGG and ResNet: p = 0.5 with half of the weights as candidates, or "
+                "p = 0.33 and 0.66 with three quarters",
+        use="When a network is to be pruned by the size of its weights afterwards, and may be trained for that.",
+        avoid="Where nothing will be pruned: the whole network is no better for it, and on a CPU ranking the weights "
+              "costs more time than the layer. To prune much more than the fraction that was trained for.",
+        first="p = 0.5, and as target fraction what is to be pruned.",
+        evidence="*Proved*: [mean and variance](/book/dense/targeted_dropout.ipynb#mean-and-variance), and for a "
+                 "squared loss a [penalty](/book/dense/targeted_dropout.ipynb#a-penalty-on-small-weights) on the "
+                 "candidates alone. *Measured here*: on digits [pruning](/book/dense/targeted_dropout.ipynb"
+                 "#what-it-does-in-practice) nine tenths of the weights, without training again, costs far less "
+                 "accuracy. *Literature*: {cite:t}`gomez2019targeted`.",
+    ),
+    Method(
         name="standout",
         title="Standout",
         part="dense",
@@ -910,6 +935,45 @@ _ROWS = (
                  "examples](/book/training/attention_dropout.ipynb#what-it-does-in-practice) share it, and what noise "
                  "follows. *Literature*: the model by {cite:t}`vaswani2017attention`; keys dropped in front of the "
                  "softmax by {cite:t}`li2023dropkey`.",
+    ),
+    Method(
+        name="graph_dropout",
+        title="Graph dropout: DropEdge and DropNode",
+        part="training",
+        summary="Every edge of a graph is left out with probability p before neighbours are summed or averaged; or "
+                "every node with all its edges.",
+        site="edges of a graph, or nodes with all their edges",
+        law="Bernoulli keep mask, 1 with probability 1 - p; nothing is scaled",
+        sharing="none for directed edges; both directions of an edge with `force_undirected=True`; all edges of a node "
+                "for `dropout_node`; all features, and all layers that are given the same edges",
+        test_rule="identity: the whole graph",
+        references={"rong2020dropedge": "", "feng2020graph": "", "you2020graph": ""},
+        # functions of a list of edges; features of nodes are dropped by SpatialDropout1d
+        facts=(
+            Layer("dropout_edge", "dropout_edge", "none", "none", "element",
+                  answers={"site": "edges of a graph",
+                           "sharing": "none for directed edges; both directions of an edge with "
+                                      "`force_undirected=True`; all features, and all layers that are given the same "
+                                      "edges"}),
+            Layer("dropout_node", "dropout_node", "none", "none", "element",
+                  answers={"site": "nodes of a graph, with all their edges",
+                           "sharing": "all edges of a node, all features, and all layers that are given the same "
+                                      "edges"}),
+        ),
+        used_by="PyTorch Geometric (`dropout_edge`, with 0.2 in its example of Graph U-Net; `dropout_node`) and DGL "
+                "(`DropEdge`, `DropNode`); the code of GRAND, whose default rate for rows of features is 0.5",
+        use="In a graph network of several layers that knows its training nodes by heart, and where single edges "
+            "should not decide.",
+        avoid="With degrees that are counted again behind the draw: in training a node then weighs itself up to "
+              "1/(1 - p) times too much. Where most nodes have one or two edges: they are left alone.",
+        first="p = 0.2, both directions together, behind the normalisation, with the weights divided by 1 - p.",
+        evidence="*Proved*: a [sum](/book/training/graph_dropout.ipynb#sum-over-neighbours) divided by 1 - p keeps its "
+                 "mean; [degrees that are counted "
+                 "again](/book/training/graph_dropout.ipynb#degrees-that-are-counted-again) give a node too much of "
+                 "itself, up to the factor 1/(1 - p). *Measured here*: in a [club of 34 "
+                 "people](/book/training/graph_dropout.ipynb#what-it-does-in-practice) two layers gain nothing. "
+                 "*Literature*: more for deeper networks, on Cora 0.4 points for 2 layers and 7 for 8, by "
+                 "{cite:t}`rong2020dropedge`.",
     ),
     Method(
         name="rate_schedule",

@@ -23,6 +23,7 @@ from .dense.concrete_dropout import ConcreteDropout
 from .dense.dropconnect import _DropConnect
 from .dense.fast_dropout import _FastDropout
 from .dense.gaussian_dropout import GaussianDropout
+from .dense.targeted_dropout import TargetedDropoutLinear
 from .dense.variational_dropout import _VariationalDropout
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .layer import NoisyLayer
@@ -133,8 +134,18 @@ def _(layer: _DropConnect) -> nn.Module:
 
 @_plain.register
 def _(layer: _SparseVariational) -> nn.Module:
+    return _of_weights(layer, layer.keep)
+
+
+@_plain.register
+def _(layer: TargetedDropoutLinear) -> nn.Module:
+    return _of_weights(layer, ~layer.candidates())
+
+
+def _of_weights(layer: Any, keep: Tensor) -> nn.Module:
+    """The layer of torch with some of the weights."""
     plain = _of_torch(layer)
-    plain.weight = nn.Parameter(torch.where(layer.keep, layer.weight.detach(), 0), layer.weight.requires_grad)
+    plain.weight = nn.Parameter(torch.where(keep, layer.weight.detach(), 0), layer.weight.requires_grad)
     return plain
 
 

@@ -107,6 +107,10 @@ def _on_weights(device: str) -> Iterator[Case]:
         yield case(dropoutlib.DropConnectLinear(_FEATURES, _FEATURES, p=p, device=device),
                    f"DropConnectLinear{sizes}, p={p})", lambda m, x: torch.einsum(
                        "bi,boi->bo", x, m.weight / (1 - m.p) * _keep(x, m.p, (len(x), *m.weight.shape))) + m.bias)
+    yield case(dropoutlib.TargetedDropoutLinear(_FEATURES, _FEATURES, device=device),
+               f"TargetedDropoutLinear{sizes})", lambda m, x: F.linear(x, m.weight * (
+                   (m.weight.abs() > m.weight.abs().median(1, keepdim=True).values) | _keep(x, 0.5, m.weight.shape)),
+                   m.bias))
     yield case(dropoutlib.FastDropoutLinear(_FEATURES, _FEATURES, device=device), f"FastDropoutLinear{sizes})",
                lambda m, x: (z := F.linear(x, m.weight, m.bias)) + F.linear(
                    x.square(), m.weight.square()).sqrt() * torch.randn_like(z),

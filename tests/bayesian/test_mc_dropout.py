@@ -550,6 +550,7 @@ OURS = {
     "Dropout": ((3, 9), FIRST), "WeightScalingDropout": ((3, 9), FIRST), "GaussianDropout": ((3, 9), FIRST),
     "AlphaDropout": ((3, 9), FIRST), "FeatureAlphaDropout": ((3, 9, 4), FIRST),
     "DropConnectLinear": ((3, 9), FIRST), "FastDropoutLinear": ((3, 9), FIRST),
+    "TargetedDropoutLinear": ((3, 9), FIRST),
     **{f"{name}Conv{axes}d": ((3, 9, 4, 4)[:2 + axes], FIRST)
        for name in ("DropConnect", "FastDropout", "VariationalDropout") for axes in (1, 2)},
     "VariationalDropoutLinear": ((3, 9), FIRST), "ConcreteDropout": ((3, 9), FIRST),

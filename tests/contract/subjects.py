@@ -354,6 +354,16 @@ class LayerWithFactors(LayerWithWeights):
         return y.unsqueeze(2)
 
 
+class LayerOfCandidates(LayerWithWeights):
+    """Makes layers that drop weights of which all examples share one mask; every weight may be dropped."""
+
+    unbiased = False
+    many = ((400, (4, 64)),)
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.transpose(1, 2).unsqueeze(2)
+
+
 class LayerWithFilters(LayerWithWeights):
     """Makes convolutions with one mask for all positions of an example, whose outputs are not equal, though."""
 
@@ -404,6 +414,11 @@ WITH_WEIGHTS = {
         few=(2, 2, 2, 1)),
     "StandoutLinear": LayerWithBelief(
         lambda p, n, **where: dropoutlib.StandoutLinear(n, n, bias=False, beta=keep_all(p), **where)),
+    "TargetedDropoutLinear": LayerOfCandidates(
+        lambda p, n, **where: dropoutlib.TargetedDropoutLinear(n, n, bias=False, p=p, target_fraction=1.0, **where)),
+    "TargetedDropoutLinear of units": LayerOfCandidates(
+        lambda p, n, **where: dropoutlib.TargetedDropoutLinear(n, n, bias=False, p=p, target_fraction=1.0, mode="unit",
+                                                               **where)),
     "FastDropoutLinear": LayerWithWeights(
         lambda p, n, **where: dropoutlib.FastDropoutLinear(n, n, bias=False, p=p, **where)),
     "FastDropoutConv1d": LayerWithWeights(
@@ -500,6 +515,8 @@ _SEQUENCES = "its input is no tensor of features, or its output no tensor: see t
 _RELAXED = "no closed form for the moments of a relaxed mask, which the method's own tests integrate"
 _BLOCKS = "at p = 1 a block begins at some places, not at all: the method's own tests see where everything is dropped"
 _AFFINE = "its output is affine in the input: dropped is not 0, and the identity is not the mean; see its own tests"
+_PRUNED = "in evaluation the candidates are left out, whatever p is: the method's own tests see which"
+_ONE_MASK = "its noise has no axis of examples, which share one mask: the method's own tests map over the input alone"
 _ONE_COIN = "the elements of an example share one draw of two values: six examples cannot all differ"
 _CODES = "its first unit is never dropped, and the units of an example share one draw: six examples may all be whole"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
@@ -516,6 +533,8 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.site == "branch" and not layer.has_weights, ("check_vmap",), _ONE_COIN),
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
+    (lambda layer: layer.name == "TargetedDropoutLinear", ("check_p_zero", "check_test_rule"), _PRUNED),
+    (lambda layer: layer.name == "TargetedDropoutLinear", ("check_vmap", "check_functional_transforms"), _ONE_MASK),
     (lambda layer: layer.name == "Swapout", ("check_drop_in", "check_p_assigned", "check_bad_p"), _TWO_RATES),
     (lambda layer: layer.site == "code", (
         "check_zero_means_zero", "check_p_one", "check_statistics", "check_vmap", "check_test_rule"), _CODES),

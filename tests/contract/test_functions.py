@@ -30,6 +30,8 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "drop_connect_linear at p = 1": ((5, 6), (WEIGHT, BIAS, 1.0), {}),
     "standout_linear": ((5, 6), (WEIGHT, BIAS), {"alpha": 0.7, "beta": -0.2}),
     "standout_linear with a belief": ((5, 6), (WEIGHT, BIAS), {"belief_weight": WEIGHT, "belief_bias": BIAS}),
+    "targeted_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.4), {}),
+    "targeted_dropout_linear of units": ((5, 6), (WEIGHT, BIAS, 0.4), {"mode": "unit"}),
     "fast_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.4), {}),
     "variational_dropout_linear": ((5, 6), (WEIGHT, BIAS, 0.3), {}),
     "variational_dropout_linear of kind B": ((5, 6), (WEIGHT, BIAS, 0.3), {"kind": "B"}),
@@ -84,8 +86,9 @@ def arguments(call: str, device: str) -> tuple[Any, torch.Tensor, tuple[Any, ...
 
 
 def test_every_function_is_here() -> None:
-    # but for one that draws nothing, and one whose input has no gradient: see test_recurrent.py
-    others = {"draw", "max_norm_", "embedding_dropout"}
+    # but for one that draws nothing, and those whose input has no gradient: see test_recurrent.py and
+    # test_graph_dropout.py
+    others = {"draw", "max_norm_", "embedding_dropout", "dropout_edge", "dropout_node"}
     assert {call.split()[0] for call in CALLS} == set(functional.__all__) - others, "a function needs a call in CALLS"
 
 
