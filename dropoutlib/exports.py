@@ -50,6 +50,7 @@ from .residual.stochastic_depth import DropPath, StochasticDepth
 from .residual.swapout import Swapout, SwapoutNoise
 from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
+from .training.neftune import NEFTune
 from .training.patch_dropout import PatchDropout
 from .training.rate_schedule import RateSchedule
 
@@ -58,6 +59,7 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
            "DropConnectConv2d", "DropConnectLinear", "DropPath", "Dropout", "EmbeddingDropout", "FastDropoutConv1d",
            "FastDropoutConv2d", "FastDropoutLinear", "FeatureAlphaDropout", "GaussianDropout", "LockedDropout",
            "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d",
+           "NEFTune",
            "NoisyLayer", "PatchDropout", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
            "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
            "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth", "StochasticPool2d",

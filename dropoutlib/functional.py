@@ -49,6 +49,7 @@ from .recurrent.embedding_dropout import embedding_dropout, locked_dropout
 from .residual.stochastic_depth import drop_path, stochastic_depth
 from .residual.swapout import swapout
 from .training.attention_dropout import attention_dropout
+from .training.neftune import neftune
 from .training.patch_dropout import patch_dropout
 
 __all__ = ["alpha_dropout", "attention_dropout", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
@@ -57,7 +58,7 @@ __all__ = ["alpha_dropout", "attention_dropout", "avg_pool_dropout1d", "avg_pool
            "embedding_dropout", "fast_dropout_conv1d", "fast_dropout_conv2d", "fast_dropout_linear",
            "feature_alpha_dropout", "gaussian_dropout", "locked_dropout", "log_normal_dropout", "max_drop", "max_norm_",
            "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d",
-           "patch_dropout", "sparse_variational_conv1d",
+           "neftune", "patch_dropout", "sparse_variational_conv1d",
            "sparse_variational_conv2d", "sparse_variational_linear", "spatial_dropout1d", "spatial_dropout2d",
            "spatial_dropout3d", "standout_linear", "stochastic_depth", "stochastic_pool2d", "stochastic_rate_dropout",
            "swapout", "variational_dropout_conv1d", "variational_dropout_conv2d", "variational_dropout_linear",

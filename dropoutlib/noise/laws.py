@@ -244,6 +244,14 @@ class Gaussian:
 class Uniform:
     """Uniform numbers between 0 and 1: what a rate that is learned, or that depends on the input, is compared with.
 
+    Args:
+        low: the lower limit, 0 or another one.
+        high: the upper limit, above it.
+
+    Raises:
+        ValueError: a limit is not finite, or ``high`` is not above ``low``.
+        TypeError: one of the two is not a real number.
+
     Example:
         >>> import torch
         >>> from dropoutlib.noise import Uniform
@@ -253,13 +261,26 @@ class Uniform:
         True
     """
 
-    __slots__ = ()
+    __slots__ = ("high", "low")
 
-    mean = 1 / 2
-    variance = 1 / 12
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        self.low = low if type(low) is float else real("low", low)
+        self.high = high if type(high) is float else real("high", high)
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"high has to be above low, and both finite, but got {low} and {high}")
 
     def __repr__(self) -> str:
-        return "Uniform()"
+        return f"Uniform(low={self.low}, high={self.high})"
+
+    @property
+    def mean(self) -> float:
+        """The mean of the numbers, ``(low + high) / 2``."""
+        return (self.low + self.high) / 2
+
+    @property
+    def variance(self) -> float:
+        """The variance of the numbers, ``(high - low)**2 / 12``."""
+        return (self.high - self.low) ** 2 / 12
 
     def sample(self, x: Tensor, *, shared: tuple[int, ...] = (), noise: Tensor | None = None,
                generator: torch.Generator | None = None) -> Tensor:
@@ -268,13 +289,13 @@ class Uniform:
         Args:
             x: the tensor that the noise is for, floating point or complex, of any shape.
             {shared}
-            noise: the numbers to use instead of a draw, between 0 and 1, floating point, broadcastable to the shape of
-                the draw; others are refused wherever values can be read, that is outside of transforms.
+            noise: the numbers to use instead of a draw, between the limits, floating point, broadcastable to the shape
+                of the draw; others are refused wherever values can be read, that is outside of transforms.
             {generator}
 
         Returns:
-            Numbers in [0, 1), on the device of ``x``: float64 where ``x`` is of double precision, otherwise
-            float32, because half precision would give too few different ones. {drawn}
+            Numbers from ``low`` up to ``high``, on the device of ``x``: float64 where ``x`` is of double precision,
+            otherwise float32, because half precision would give too few different ones. {drawn}
 
         Raises:
             {TypeError}
@@ -287,13 +308,15 @@ class Uniform:
             check_noise(noise, like)
             if not noise.is_floating_point():
                 raise ValueError(f"noise has to be of a floating point type, but got {noise.dtype}")
-            if is_eager(noise) and not bool(((noise >= 0) & (noise <= 1)).all()):
-                raise ValueError("noise has to be uniform numbers between 0 and 1, but it has other values")
+            if is_eager(noise) and not bool(((noise >= self.low) & (noise <= self.high)).all()):
+                raise ValueError(f"noise has to be uniform numbers between {self.low:g} and {self.high:g}, "
+                                 "but it has other values")
             return noise.to(dtype)
         announce()
         if generator is not None:
             check_generator(generator, x)
-        return _draw_uniform(like, dtype, generator)
+        drawn = _draw_uniform(like, dtype, generator)
+        return drawn if (self.low, self.high) == (0, 1) else self.low + (self.high - self.low) * drawn
 
 
 @document(Bernoulli.sample)

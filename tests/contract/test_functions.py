@@ -58,6 +58,7 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "stochastic_depth of the batch": ((8, 3, 4), (0.4, "batch"), {}),
     "drop_path": ((8, 3, 4), (0.4,), {}),
     "drop_path without the scale": ((8, 3, 4), (0.4,), {"scale_by_keep": False}),
+    "neftune": ((4, 6, 3), (5.0,), {}),
     "patch_dropout": ((4, 6, 3), (0.4,), {}),
     "patch_dropout without a prefix": ((4, 6, 3), (0.4,), {"num_prefix_tokens": 0}),
     "max_drop": ((4, 3, 8, 8), (0.4,), {}),
