@@ -54,6 +54,8 @@ from .training.attention_dropout import attention_dropout
 from .training.graph_dropout import dropout_edge, dropout_node
 from .training.nested_dropout import NestedDropout
 from .training.r_drop_loss import RDropLoss
+from .training.neftune import NEFTune
+from .training.patch_dropout import PatchDropout
 from .training.rate_schedule import RateSchedule
 
 __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout",
@@ -69,6 +71,14 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
            "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout",
            "audit", "catalogue", "compress", "dropout_edge", "dropout_node", "functional", "kl_divergence",
            "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
+           "NEFTune",
+           "NoisyLayer", "PatchDropout", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
+           "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
+           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth", "StochasticPool2d",
+           "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d", "VariationalDropoutConv2d",
+           "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM",
+           "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout", "audit", "catalogue", "compress",
+           "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

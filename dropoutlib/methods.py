@@ -974,6 +974,54 @@ _ROWS = (
                  "people](/book/training/graph_dropout.ipynb#what-it-does-in-practice) two layers gain nothing. "
                  "*Literature*: more for deeper networks, on Cora 0.4 points for 2 layers and 7 for 8, by "
                  "{cite:t}`rong2020dropedge`.",
+        name="neftune",
+        title="NEFTune",
+        part="training",
+        summary="Uniform noise is added to the embeddings of a language model while it is fine-tuned.",
+        site="embeddings of tokens, which the noise is added to",
+        law="uniform between -1 and 1, times alpha/sqrt(TD) for a text of T tokens with D features",
+        sharing="none: one draw for every feature of every token",
+        test_rule="identity",
+        references={"jain2024neftune": "section 2 and algorithm 1"},
+        facts=(Layer("NEFTune", "neftune", "none", "continuous", "element"),),
+        used_by="transformers (`neftune_noise_alpha` of `TrainingArguments`), and with it TRL; Ludwig, NeMo Automodel, "
+                "unsloth",
+        use="When a language model is fine-tuned on few instructions and its answers in conversation matter.",
+        avoid="With the length of a padded or packed batch in the place of that of the text; in front of a factor that "
+              "multiplies the embeddings.",
+        first="alpha = 5; the paper also has 10 and 15.",
+        evidence="*Proved*: the squared noise of a text is [alpha^2/3 on "
+                 "average](/book/training/neftune.ipynb#how-large-the-noise-is), and in a linear model it is [ridge "
+                 "regression](/book/training/neftune.ipynb#in-a-linear-model-a-ridge). *Measured here*: on digits the "
+                 "noise [shrinks weights](/book/training/neftune.ipynb#what-it-does-in-practice), and padding takes it "
+                 "away; no language model. *Literature*: better answers in the eyes of GPT-4, and the same scores in "
+                 "tests of knowledge, by {cite:t}`jain2024neftune`.",
+    ),
+    Method(
+        name="patch_dropout",
+        title="Patch dropout",
+        part="training",
+        summary="A transformer is trained on a part of its tokens, drawn without replacement for every example, and "
+                "tested on all.",
+        site="tokens of a sequence, such as patches of an image, which are removed",
+        law="keep mask that keeps a fixed number of tokens, each choice as probable as the other; nothing is scaled",
+        sharing="features: one draw for each token of every example",
+        test_rule="identity",
+        references={"liu2023patchdropout": "", "li2023scaling": "section 3"},
+        facts=(Layer("PatchDropout", "patch_dropout", "assigned", "discrete", "token"),),
+        used_by="FLIP, with 0.5 and 0.75; OpenCLIP (`--force-patch-dropout`; its ViT-G/14 with 0.5); timm "
+                "(`patch_drop_rate`)",
+        use="To train a vision transformer with less time and memory on large images, or on more of them.",
+        avoid="Where single tokens matter: masked text loses more than masked images. On few tokens, where there is "
+              "nothing to save.",
+        first="p = 0.5, then a short training with all tokens (p = 0).",
+        evidence="*Proved*: a mean over the tokens is unbiased, with the [variance of a sample without "
+                 "replacement](/book/training/patch_dropout.ipynb#mean-and-variance-of-a-mean-pool); attention is "
+                 "[biased](/book/training/patch_dropout.ipynb#attention-is-biased). *Measured here*: on digits a "
+                 "network trained on a quarter of the tokens is [best with "
+                 "all](/book/training/patch_dropout.ipynb#what-it-does-in-practice) of them; no gain in the same "
+                 "number of steps. *Literature*: half the time for the accuracy of CLIP or better by "
+                 "{cite:t}`li2023scaling`, table 1; large images by {cite:t}`liu2023patchdropout`.",
     ),
     Method(
         name="rate_schedule",

@@ -197,6 +197,15 @@ def _on_sequences(device: str) -> Iterator[Case]:
     x = torch.randn(_SEQUENCE, device=device, requires_grad=True)
     yield Case("LockedDropout(0.5)", x, dropoutlib.LockedDropout(0.5), _double,
                lambda x: x * (_keep(x, 0.5, (1, *x.shape[1:])) * 2))
+    yield Case("NEFTune(5)", x, dropoutlib.NEFTune(5), _double,
+               lambda x: x + torch.empty_like(x).uniform_(-1, 1) * 5 / (x.shape[1] * x.shape[2]) ** 0.5)
+
+    def some(x: Tensor) -> Tensor:
+        kept = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, :(x.shape[1] + 1) // 2].sort(1).values
+        return x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+
+    yield Case("PatchDropout(0.5, 0)", x, dropoutlib.PatchDropout(0.5, 0),
+               lambda x: x[:, :(x.shape[1] + 1) // 2].clone(), some)
     words = torch.randint(_WORDS, _SEQUENCE[:2], device=device)
     embedding = dropoutlib.EmbeddingDropout(_WORDS, _SEQUENCE[2], p=0.1, device=device)
     yield Case(f"EmbeddingDropout({_WORDS}, {_SEQUENCE[2]})", words, embedding,

@@ -17,9 +17,9 @@ from .applying import (
     raw_mean,
     select,
 )
-from .laws import Bernoulli, Coins, Gaussian, Position, Uniform
+from .laws import Bernoulli, Coins, Gaussian, Position, Subset, Uniform
 from .weights import Replay, masked_product, masks_of_weight
 
-__all__ = ["Bernoulli", "Coins", "Gaussian", "Position", "Replay", "Uniform", "apply", "inverted", "inverted_mean",
-           "inverted_scale", "inverted_variance", "masked_product", "masks_of_weight", "noise_variance", "nothing",
-           "odds", "raw_mean", "select"]
+__all__ = ["Bernoulli", "Coins", "Gaussian", "Position", "Replay", "Subset", "Uniform", "apply", "inverted",
+           "inverted_mean", "inverted_scale", "inverted_variance", "masked_product", "masks_of_weight",
+           "noise_variance", "nothing", "odds", "raw_mean", "select"]

@@ -14,14 +14,23 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dropoutlib.arguments import is_eager, positive_integer, real, require_broadcastable, require_jagged, require_tensor
+from dropoutlib.arguments import (
+    integer,
+    is_eager,
+    positive_integer,
+    real,
+    require_broadcastable,
+    require_jagged,
+    require_tensor,
+)
 from dropoutlib.documentation import document
 from dropoutlib.kernels import cpu, gpu
 
 from .given import check_generator, check_noise, given_mask
 from .transforms import outside_of_derivatives
 
-__all__ = ["DRAWING", "Bernoulli", "Coins", "Gaussian", "Law", "Position", "Uniform", "announce", "draw_mask"]
+__all__ = ["DRAWING", "Bernoulli", "Coins", "Gaussian", "Law", "Position", "Subset", "Uniform", "announce",
+           "draw_mask"]
 
 DRAWING: list[Callable[[], None]] = []  # called before each draw, by contexts that follow what a model draws
 
@@ -235,6 +244,14 @@ class Gaussian:
 class Uniform:
     """Uniform numbers between 0 and 1: what a rate that is learned, or that depends on the input, is compared with.
 
+    Args:
+        low: the lower limit, 0 or another one.
+        high: the upper limit, above it.
+
+    Raises:
+        ValueError: a limit is not finite, or ``high`` is not above ``low``.
+        TypeError: one of the two is not a real number.
+
     Example:
         >>> import torch
         >>> from dropoutlib.noise import Uniform
@@ -244,13 +261,26 @@ class Uniform:
         True
     """
 
-    __slots__ = ()
+    __slots__ = ("high", "low")
 
-    mean = 1 / 2
-    variance = 1 / 12
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        self.low = low if type(low) is float else real("low", low)
+        self.high = high if type(high) is float else real("high", high)
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"high has to be above low, and both finite, but got {low} and {high}")
 
     def __repr__(self) -> str:
-        return "Uniform()"
+        return f"Uniform(low={self.low}, high={self.high})"
+
+    @property
+    def mean(self) -> float:
+        """The mean of the numbers, ``(low + high) / 2``."""
+        return (self.low + self.high) / 2
+
+    @property
+    def variance(self) -> float:
+        """The variance of the numbers, ``(high - low)**2 / 12``."""
+        return (self.high - self.low) ** 2 / 12
 
     def sample(self, x: Tensor, *, shared: tuple[int, ...] = (), noise: Tensor | None = None,
                generator: torch.Generator | None = None) -> Tensor:
@@ -259,13 +289,13 @@ class Uniform:
         Args:
             x: the tensor that the noise is for, floating point or complex, of any shape.
             {shared}
-            noise: the numbers to use instead of a draw, between 0 and 1, floating point, broadcastable to the shape of
-                the draw; others are refused wherever values can be read, that is outside of transforms.
+            noise: the numbers to use instead of a draw, between the limits, floating point, broadcastable to the shape
+                of the draw; others are refused wherever values can be read, that is outside of transforms.
             {generator}
 
         Returns:
-            Numbers in [0, 1), on the device of ``x``: float64 where ``x`` is of double precision, otherwise
-            float32, because half precision would give too few different ones. {drawn}
+            Numbers from ``low`` up to ``high``, on the device of ``x``: float64 where ``x`` is of double precision,
+            otherwise float32, because half precision would give too few different ones. {drawn}
 
         Raises:
             {TypeError}
@@ -278,13 +308,15 @@ class Uniform:
             check_noise(noise, like)
             if not noise.is_floating_point():
                 raise ValueError(f"noise has to be of a floating point type, but got {noise.dtype}")
-            if is_eager(noise) and not bool(((noise >= 0) & (noise <= 1)).all()):
-                raise ValueError("noise has to be uniform numbers between 0 and 1, but it has other values")
+            if is_eager(noise) and not bool(((noise >= self.low) & (noise <= self.high)).all()):
+                raise ValueError(f"noise has to be uniform numbers between {self.low:g} and {self.high:g}, "
+                                 "but it has other values")
             return noise.to(dtype)
         announce()
         if generator is not None:
             check_generator(generator, x)
-        return _draw_uniform(like, dtype, generator)
+        drawn = _draw_uniform(like, dtype, generator)
+        return drawn if (self.low, self.high) == (0, 1) else self.low + (self.high - self.low) * drawn
 
 
 @document(Bernoulli.sample)
@@ -348,8 +380,71 @@ class Position:
         return torch.stack([torch.randint(size, shape, device=x.device, generator=generator) for size in sizes], -1)
 
 
+@document(Bernoulli.sample)
+class Subset:
+    """Keep masks that keep a fixed number of elements of the last axis, each choice of them as probable as the other.
+
+    Args:
+        count: number of elements that are kept of every row, at least 0.
+
+    Raises:
+        TypeError: ``count`` is no whole number.
+        ValueError: it is less than 0.
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib.noise import Subset
+        >>> Subset(2).sample(torch.empty(8, 5)).sum(1).unique()
+        tensor([2])
+    """
+
+    __slots__ = ("count",)
+
+    def __init__(self, count: int) -> None:
+        if integer("count", count) < 0:
+            raise ValueError(f"count has to be at least 0, but got {count}")
+        self.count = count
+
+    def __repr__(self) -> str:
+        return f"Subset(count={self.count})"
+
+    def sample(self, x: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draws keep masks for the rows of ``x``, along its last axis.
+
+        Args:
+            x: floating point or complex tensor of shape ``(..., L)``, with L at least ``count``; its values are not
+                read.
+            noise: the mask to use instead of a draw, broadcastable to the shape of ``x``: bool, or any real type with
+                the values 0 (drop) and 1 (keep). Rows that keep another number are refused wherever values can be read.
+            {generator}
+
+        Returns:
+            A bool tensor of the shape of ``x``, on its device.
+
+        Raises:
+            {TypeError}
+            ValueError: ``noise`` has a wrong shape, type, device or value, or L is less than ``count``.
+            {RuntimeError}
+        """
+        require_tensor(x)
+        require_jagged(x)
+        if x.dim() == 0 or x.shape[-1] < self.count:
+            raise ValueError(f"x has to have at least {self.count} elements along its last axis, "
+                             f"but got the shape {tuple(x.shape)}")
+        if noise is not None:
+            keep = given_mask(noise, x)
+            if is_eager(keep) and not bool((numbers := keep.sum(-1)).eq(self.count).all()):
+                raise ValueError(f"noise has to keep {self.count} of {x.shape[-1]} in every row, "
+                                 f"but keeps {numbers[numbers != self.count][0].item()}")
+            return keep
+        if self.count == x.shape[-1]:  # nothing to draw
+            return torch.ones_like(x, dtype=torch.bool, requires_grad=False)
+        order = Uniform().sample(x, generator=generator).argsort(dim=-1)
+        return torch.zeros_like(x, dtype=torch.bool, requires_grad=False).scatter(-1, order[..., :self.count], True)
+
+
 # A new law joins here: sample(x, *, noise=None, generator=None) draws for a tensor, and takes what it drew as noise.
-Law: TypeAlias = Bernoulli | Coins | Gaussian | Uniform | Position
+Law: TypeAlias = Bernoulli | Coins | Gaussian | Uniform | Position | Subset
 
 
 def _given_positions(noise: Tensor, like: Tensor, sizes: tuple[int, ...]) -> Tensor:

@@ -569,6 +569,8 @@ OURS = {
     "ZoneoutLSTM": ((5, 3, 9), SECOND), "ZoneoutGRU": ((5, 3, 9), SECOND), "WeightDropLSTM": ((5, 3, 9), SECOND),
     "WeightDropGRU": ((5, 3, 9), SECOND), "Swapout": ((3, 9), FIRST),
     "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "NestedDropout": ((3, 9), FIRST),
+    "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "PatchDropout": ((3, 9, 4), FIRST),
+    "NEFTune": ((3, 9, 4), FIRST),
 }
 MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "ConcreteDropout2d": lambda layer: layer(nn.Conv2d(9, 9, 1), p=0.4),
@@ -601,6 +603,8 @@ def test_every_layer_of_the_library_is_in_the_list():
 
 
 BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "NestedDropout")
+BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "PatchDropout",
+                 "NEFTune")
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name not in BATCHES_ALONE])

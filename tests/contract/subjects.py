@@ -473,6 +473,8 @@ ON_MAPS = {
     "StochasticDepth": LayerOnBranches(dropoutlib.StochasticDepth, (3,), single=False),
     "DropPath": LayerOnBranches(dropoutlib.DropPath, (3,), single=False),
     "NestedDropout": LayerOfCodes(dropoutlib.NestedDropout, (3,), single=False),
+    "NEFTune": LayerOnMaps(lambda p: dropoutlib.NEFTune(1 + 4 * p), (3,), single=False),
+    "PatchDropout": LayerOnMaps(dropoutlib.PatchDropout, (3,), single=False),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -517,6 +519,9 @@ _BLOCKS = "at p = 1 a block begins at some places, not at all: the method's own 
 _AFFINE = "its output is affine in the input: dropped is not 0, and the identity is not the mean; see its own tests"
 _PRUNED = "in evaluation the candidates are left out, whatever p is: the method's own tests see which"
 _ONE_MASK = "its noise has no axis of examples, which share one mask: the method's own tests map over the input alone"
+_SHORTER = ("its output in training has fewer tokens than its input, nothing is scaled, one token is always kept: "
+            "the method's own tests see the law, shapes and transforms")
+_ADDED = "its noise is added, so that its output is affine in the input: see its own tests"
 _ONE_COIN = "the elements of an example share one draw of two values: six examples cannot all differ"
 _CODES = "its first unit is never dropped, and the units of an example share one draw: six examples may all be whole"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
@@ -532,6 +537,12 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "place", ("check_zero_means_zero", "check_exact_moments", "check_statistics"), _PLACES),
     (lambda layer: layer.site == "branch" and not layer.has_weights, ("check_vmap",), _ONE_COIN),
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
+    (lambda layer: layer.name == "NEFTune", (
+        "check_same_mask", "check_compile", "check_functional_transforms", "check_checkpoint"), _ADDED),
+    (lambda layer: layer.name == "PatchDropout", (
+        "check_zero_means_zero", "check_p_zero", "check_p_one", "check_test_rule", "check_exact_moments",
+        "check_statistics", "check_p_assigned", "check_noise", "check_same_mask", "check_shapes", "check_strides",
+        "check_meta", "check_vmap", "check_compile_dynamic"), _SHORTER),
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.name == "TargetedDropoutLinear", ("check_p_zero", "check_test_rule"), _PRUNED),
     (lambda layer: layer.name == "TargetedDropoutLinear", ("check_vmap", "check_functional_transforms"), _ONE_MASK),
