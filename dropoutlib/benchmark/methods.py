@@ -78,6 +78,9 @@ def _on_elements(device: str) -> Iterator[Case]:
                lambda x: F.dropout(x, 0.5 * torch.rand(()).item()))
     yield Case("Swapout(Identity())", x, dropoutlib.Swapout(nn.Identity()), lambda x: x + x,
                lambda x: x * _keep(x, 0.5) + x * _keep(x, 0.5))
+    condition = dropoutlib.ConditionDropout(_ELEMENTS[1:], device=device)
+    yield Case(f"ConditionDropout({_ELEMENTS[1:]})", x, condition, _double,
+               lambda x: torch.where(_keep(x, 0.1, (len(x), 1)), x, condition.null), owner=condition)
     noise = dropoutlib.LogNormalDropout(_ELEMENTS[1], device=device)
 
     def log_normal(x: Tensor) -> Tensor:     # without the bounds of the law

@@ -132,7 +132,7 @@ def place_of(layer: Layer, places: Mapping[str, str]) -> str:
     """The parts of a network, separated by spaces, that a layer replaces or follows; empty if there are none."""
     if not isinstance(getattr(dropoutlib, layer.name, None), type) or layer.law == "none" or layer.site == "feature":
         return ""
-    if layer.site in ("branch", "block"):   # no network here has residual branches, or maps much larger than a block
+    if layer.site in ("branch", "block", "condition"):  # no network here has one, or maps much larger than a block
         return ""
     usual = {"image": "image", "map": "Conv2d" if layer.has_weights else "Dropout2d"}.get(
         layer.site, "Linear" if layer.has_weights else "Dropout")

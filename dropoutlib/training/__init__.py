@@ -1,6 +1,7 @@
 """What changes in training: rates, losses, tokens, adapters, conditions; helpers where noise is learned."""
 
+from .condition_dropout import guidance
 from .learned_noise import parameter_groups, warm_up
 from .rate_schedule import RateSchedule, curriculum, early, late
 
-__all__ = ["RateSchedule", "curriculum", "early", "late", "parameter_groups", "warm_up"]
+__all__ = ["RateSchedule", "curriculum", "early", "guidance", "late", "parameter_groups", "warm_up"]

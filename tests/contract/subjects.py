@@ -245,6 +245,15 @@ class LayerOnBranches(LayerOnWholeMaps):
         return y.flatten(2).unsqueeze(2)
 
 
+class LayerOnConditions(LayerOnBranches):
+    """Makes layers that replace what they drop by a null, which is 0 at first."""
+
+    unbiased = False
+
+    def __call__(self, p: float, x: Tensor) -> nn.Module:
+        return self.make(p, tuple(x.shape[1:]), device=x.device, dtype=x.dtype)
+
+
 class LayerOnMaxima(LayerOnMaps):
     """Makes layers that drop a maximum, and scale what is left so that sums stay."""
 
@@ -443,6 +452,8 @@ ON_MAPS = {
     "LockedDropout": LayerOverTime(lambda p: dropoutlib.LockedDropout(p, batch_first=True), (12,), few=(2, 2, 3)),
     "StochasticDepth": LayerOnBranches(dropoutlib.StochasticDepth, (3,), single=False),
     "DropPath": LayerOnBranches(dropoutlib.DropPath, (3,), single=False),
+    "ConditionDropout": LayerOnConditions(
+        lambda p, shape, **where: dropoutlib.ConditionDropout(shape, p, **where), (3,), single=False),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -485,6 +496,7 @@ _SEQUENCES = "its input is no tensor of features, or its output no tensor: see t
 _RELAXED = "no closed form for the moments of a relaxed mask, which the method's own tests integrate"
 _BLOCKS = "at p = 1 a block begins at some places, not at all: the method's own tests see where everything is dropped"
 _AFFINE = "its output is affine in the input: dropped is not 0, and the identity is not the mean; see its own tests"
+_NULL = "it has a learned null in the place of what is dropped, which takes part in the mean: see its own tests"
 _ONE_COIN = "the elements of an example share one draw of two values: six examples cannot all differ"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.law == "none", ("*",), "no layer: it changes weights, and has neither noise nor an output"),
@@ -497,7 +509,8 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
         "check_zero_means_zero", "check_test_rule", "check_exact_moments", "check_same_mask", "check_compile",
         "check_functional_transforms", "check_checkpoint"), _AFFINE),
     (lambda layer: layer.law == "place", ("check_zero_means_zero", "check_exact_moments", "check_statistics"), _PLACES),
-    (lambda layer: layer.site == "branch" and not layer.has_weights, ("check_vmap",), _ONE_COIN),
+    (lambda layer: layer.site in ("branch", "condition") and not layer.has_weights, ("check_vmap",), _ONE_COIN),
+    (lambda layer: layer.site == "condition", ("check_drop_in", "check_test_rule"), _NULL),
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.name == "Swapout", ("check_drop_in", "check_p_assigned", "check_bad_p"), _TWO_RATES),

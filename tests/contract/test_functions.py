@@ -65,6 +65,7 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "attention_dropout": ((2, 4, 3), (("weight", (2, 5, 3)), ("bias", (2, 5, 6)), 0.4), {}),
     "attention_dropout that is causal": ((2, 4, 3), (("weight", (4, 3)), ("bias", (2, 4, 6))), {
         "p": 0.4, "is_causal": True}),
+    "condition_dropout": ((8, 3, 4), (("weight", (3, 4)), 0.4), {}),
     "stochastic_rate_dropout at rate 0": ((5, 6), (0.0, 0.0), {}),
     "swapout": ((5, 6), (("weight", (5, 6)), 0.2, 0.4), {}),
 }
