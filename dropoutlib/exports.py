@@ -51,14 +51,15 @@ from .residual.swapout import Swapout, SwapoutNoise
 from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
 from .training.condition_dropout import ConditionDropout
+from .training.lora_dropout import LoRALinear
 from .training.rate_schedule import RateSchedule
 
 __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout",
            "ConcreteDropout2d", "ConditionDropout", "Cutout", "DropBlock1d", "DropBlock2d", "DropBlock3d",
            "DropConnectConv1d", "DropConnectConv2d", "DropConnectLinear", "DropPath", "Dropout", "EmbeddingDropout",
            "FastDropoutConv1d", "FastDropoutConv2d", "FastDropoutLinear", "FeatureAlphaDropout", "GaussianDropout",
-           "LockedDropout", "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d",
-           "MaxPoolDropout3d", "NoisyLayer", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU",
+           "LoRALinear", "LockedDropout", "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d",
+           "MaxPoolDropout2d", "MaxPoolDropout3d", "NoisyLayer", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU",
            "RecurrentDropoutLSTM", "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear",
            "SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth",
            "StochasticPool2d", "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d",

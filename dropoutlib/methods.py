@@ -935,6 +935,31 @@ _ROWS = (
                  "model of digits comes in a given number of steps. *Literature*: {cite:t}`ho2022classifier`.",
     ),
     Method(
+        name="lora_dropout",
+        title="LoRA dropout",
+        part="training",
+        summary="Beside a frozen weight a low-rank adapter is trained, and elements of its input are set to zero with "
+                "probability p; the frozen weight sees them all.",
+        site="input of the adapter; that of the frozen weight stays",
+        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
+        sharing="none: one draw for every element of every example, which all outputs of the adapter share",
+        test_rule="identity: the adapter is merged into the weight, or added",
+        references={"hu2022lora": ""},
+        facts=(Layer("LoRALinear", "lora_linear", "assigned", "discrete", "element", has_weights=True,
+                     replaces="Linear"),),
+        used_by="the code of LoRA for GPT-2, with 0.1; PEFT (`lora_dropout`, 0 by default); torchtune, whose recipes "
+                "went from 0.05 to 0",
+        use="When a large trained layer is adapted to few examples for many epochs.",
+        avoid="To regularise the frozen weight: the noise does not reach it. At the very start: there is no noise yet.",
+        first="p = 0; then 0.05 or 0.1 where the training loss falls far below that of validation.",
+        evidence="*Proved*: the [mean](/book/training/lora_dropout.ipynb#mean-and-noise) is the merged layer, the "
+                 "noise has [no more directions than the "
+                 "rank](/book/training/lora_dropout.ipynb#no-more-directions-than-the-rank), and [the penalty falls on "
+                 "the adapter alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured "
+                 "here*: [how the noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) "
+                 "in training, and a new task on digits. *Literature*: the adapter by {cite:t}`hu2022lora`.",
+    ),
+    Method(
         name="rate_schedule",
         title="Early, late and curriculum dropout",
         part="training",

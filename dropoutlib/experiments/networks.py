@@ -134,6 +134,8 @@ def place_of(layer: Layer, places: Mapping[str, str]) -> str:
         return ""
     if layer.site in ("branch", "block", "condition"):  # no network here has one, or maps much larger than a block
         return ""
+    if layer.name == "LoRALinear":  # it freezes the weight, and nothing here was trained before
+        return ""
     usual = {"image": "image", "map": "Conv2d" if layer.has_weights else "Dropout2d"}.get(
         layer.site, "Linear" if layer.has_weights else "Dropout")
     return places.get(layer.name, places.get(layer.replaces or usual, ""))

@@ -424,7 +424,16 @@ OURS = {
     "ZoneoutLSTM": ((5, 3, 9), SECOND), "ZoneoutGRU": ((5, 3, 9), SECOND), "WeightDropLSTM": ((5, 3, 9), SECOND),
     "WeightDropGRU": ((5, 3, 9), SECOND), "Swapout": ((3, 9), FIRST),
     "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "ConditionDropout": ((3, 9), FIRST),
+    "LoRALinear": ((3, 9), FIRST),
 }
+
+
+def adapted(layer):
+    """With an adapter that adds something, as after training."""
+    nn.init.normal_(layer.lora_B)
+    return layer
+
+
 MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "ConcreteDropout2d": lambda layer: layer(nn.Conv2d(9, 9, 1), p=0.4),
         "EmbeddingDropout": lambda layer: layer(20, 9, p=0.4),
@@ -432,6 +441,7 @@ MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "StochasticPool2d": lambda layer: layer(2),
         "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5),
         "Swapout": lambda layer: layer(nn.Linear(9, 9)), "ConditionDropout": lambda layer: layer(9, 0.4),
+        "LoRALinear": lambda layer: adapted(layer(9, 9, p=0.4)),
         **{f"DropBlock{axes}d": lambda layer: layer(0.4, block_size=2) for axes in (1, 2, 3)}}
 
 

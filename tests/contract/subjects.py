@@ -342,6 +342,24 @@ class LayerOfUnits(LayerOnWholeMaps, LayerWithWeights):
         return x
 
 
+class LayerWithAdapter(LayerWithWeights):
+    """Makes layers with an adapter of full rank beside a weight that is 0: what they drop reaches all outputs."""
+
+    def __call__(self, p: float, x: Tensor) -> nn.Module:
+        layer = super().__call__(p, x)
+        with torch.no_grad():
+            layer.lora_A.copy_(layer.weight)
+            nn.init.eye_(layer.lora_B)
+            layer.weight.zero_()
+        return layer.requires_grad_()
+
+    def without_noise(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self(0.5, x).lora_A)
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.unsqueeze(2)
+
+
 class LayerWithFactors(LayerWithWeights):
     """Makes layers in which the outputs of an example share their factors."""
 
@@ -419,6 +437,8 @@ WITH_WEIGHTS = {
         lambda p, n, **where: sparse(dropoutlib.SparseVariationalConv1d(n, n, 1, bias=False, **where), p), axes=(3,)),
     "SparseVariationalConv2d": LayerWithWeights(
         lambda p, n, **where: sparse(dropoutlib.SparseVariationalConv2d(n, n, 1, bias=False, **where), p), axes=(3, 2)),
+    "LoRALinear": LayerWithAdapter(
+        lambda p, n, **where: dropoutlib.LoRALinear(n, n, bias=False, rank=n, alpha=n, p=p, **where)),
     "ConcreteDropout": LayerWithWeights(
         lambda p, n, **where: dropoutlib.ConcreteDropout(nn.Linear(n, n, bias=False, **where), p=p).to(**where)),
     "ConcreteDropout around a noisy layer": LayerWithWeights(
@@ -515,8 +535,8 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.has_weights and layer.site != "branch", ("check_zero_means_zero",), _MATMUL),
     (lambda layer: layer.name == "Swapout", ("check_drop_in", "check_p_assigned", "check_bad_p"), _TWO_RATES),
     (lambda layer: layer.site == "block", ("check_p_one",), _BLOCKS),
-    (lambda layer: layer.has_weights and layer.site in ("element", "map"), ("check_statistics", "check_test_rule"),
-     _RELAXED),
+    (lambda layer: layer.rate == "learned" and layer.site in ("element", "map"), (
+        "check_statistics", "check_test_rule"), _RELAXED),
     (lambda layer: layer.rate in ("learned", "input"), ("check_p_zero", *_RATE), _LEARNED),
     (lambda layer: layer.rate == "learned" and not layer.has_weights, ("check_drop_in",), _OF_UNITS),
     (lambda layer: layer.rate == "drawn", ("check_drop_in", *_RATE), _RANDOM_RATE),
