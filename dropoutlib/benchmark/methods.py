@@ -78,9 +78,6 @@ def _on_elements(device: str) -> Iterator[Case]:
                lambda x: F.dropout(x, 0.5 * torch.rand(()).item()))
     yield Case("Swapout(Identity())", x, dropoutlib.Swapout(nn.Identity()), lambda x: x + x,
                lambda x: x * _keep(x, 0.5) + x * _keep(x, 0.5))
-    condition = dropoutlib.ConditionDropout(_ELEMENTS[1:], device=device)
-    yield Case(f"ConditionDropout({_ELEMENTS[1:]})", x, condition, _double,
-               lambda x: torch.where(_keep(x, 0.1, (len(x), 1)), x, condition.null), owner=condition)
     noise = dropoutlib.LogNormalDropout(_ELEMENTS[1], device=device)
 
     def log_normal(x: Tensor) -> Tensor:     # without the bounds of the law
@@ -189,6 +186,9 @@ def _on_maps(device: str) -> Iterator[Case]:
     for branch in (dropoutlib.StochasticDepth, dropoutlib.DropPath):
         yield Case(f"{branch.__name__}(0.2)", x, branch(0.2), _double,
                    lambda x: x * (_keep(x, 0.2, (len(x), 1, 1, 1)) / 0.8))
+    condition = dropoutlib.ConditionDropout(_MAPS[1:], device=device)
+    yield Case(f"ConditionDropout({_MAPS[1:]})", x, condition, _double,
+               lambda x: torch.where(_keep(x, 0.1, (len(x), 1, 1, 1)), x, condition.null), owner=condition)
 
 
 def _on_sequences(device: str) -> Iterator[Case]:
