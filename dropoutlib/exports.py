@@ -79,6 +79,23 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
            "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM",
            "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout", "audit", "catalogue", "compress",
            "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
+from .training.condition_dropout import ConditionDropout
+from .training.lora_dropout import LoRALinear
+from .training.rate_schedule import RateSchedule
+
+__all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout",
+           "ConcreteDropout2d", "ConditionDropout", "Cutout", "DropBlock1d", "DropBlock2d", "DropBlock3d",
+           "DropConnectConv1d", "DropConnectConv2d", "DropConnectLinear", "DropPath", "Dropout", "EmbeddingDropout",
+           "FastDropoutConv1d", "FastDropoutConv2d", "FastDropoutLinear", "FeatureAlphaDropout", "GaussianDropout",
+           "LoRALinear", "LockedDropout", "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d",
+           "MaxPoolDropout2d", "MaxPoolDropout3d", "NoisyLayer", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU",
+           "RecurrentDropoutLSTM", "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear",
+           "SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth",
+           "StochasticPool2d", "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d",
+           "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM",
+           "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout",
+           "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict",
+           "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,

@@ -77,6 +77,19 @@ __all__ = ["alpha_dropout", "attention_dropout", "avg_pool_dropout1d", "avg_pool
            "spatial_dropout3d", "standout_linear", "stochastic_depth", "stochastic_pool2d", "stochastic_rate_dropout",
            "swapout", "variational_dropout_conv1d", "variational_dropout_conv2d", "variational_dropout_linear",
            "weight_scaling_dropout"]
+from .training.condition_dropout import condition_dropout
+from .training.lora_dropout import lora_linear
+
+__all__ = ["alpha_dropout", "attention_dropout", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
+           "concrete_dropout", "concrete_dropout2d", "condition_dropout", "cutout", "draw", "drop_block1d",
+           "drop_block2d", "drop_block3d", "drop_connect_conv1d", "drop_connect_conv2d", "drop_connect_linear",
+           "drop_path", "dropout", "embedding_dropout", "fast_dropout_conv1d", "fast_dropout_conv2d",
+           "fast_dropout_linear", "feature_alpha_dropout", "gaussian_dropout", "locked_dropout", "log_normal_dropout",
+           "lora_linear", "max_drop", "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d",
+           "sparse_variational_conv1d", "sparse_variational_conv2d", "sparse_variational_linear", "spatial_dropout1d",
+           "spatial_dropout2d", "spatial_dropout3d", "standout_linear", "stochastic_depth", "stochastic_pool2d",
+           "stochastic_rate_dropout", "swapout", "variational_dropout_conv1d", "variational_dropout_conv2d",
+           "variational_dropout_linear", "weight_scaling_dropout"]
 
 for _name in __all__:
     wrap(_name)

@@ -1022,6 +1022,53 @@ _ROWS = (
                  "all](/book/training/patch_dropout.ipynb#what-it-does-in-practice) of them; no gain in the same "
                  "number of steps. *Literature*: half the time for the accuracy of CLIP or better by "
                  "{cite:t}`li2023scaling`, table 1; large images by {cite:t}`liu2023patchdropout`.",
+        name="condition_dropout",
+        title="Condition dropout",
+        part="training",
+        summary="The whole condition of an example is replaced by a learned null with probability p, so that one model "
+                "learns to predict with the condition and without.",
+        site="the condition of an example, such as the embedding of a label or of a text",
+        law="Bernoulli keep mask, 1 with probability 1 - p; a learned null stands where it is 0, and nothing is scaled",
+        sharing="all features and positions of the condition of an example",
+        test_rule="identity, which is not the mean; guidance takes the prediction under the null, too",
+        references={"ho2022classifier": ""},
+        facts=(Layer("ConditionDropout", "condition_dropout", "assigned", "discrete", "condition"),),
+        used_by="diffusion models that are sampled with classifier-free guidance: DiT and the `LabelEmbedding` of "
+                "diffusers drop labels with 0.1, its examples for InstructPix2Pix set 0.05",
+        use="In a generative model that is to be sampled with guidance, or whose condition is missing for some inputs.",
+        avoid="To regularise: dropout on single features of the condition almost never removes all of it. With zeros "
+              "for the null where 0 is a condition.",
+        first="p = 0.1.",
+        evidence="*Proved*: under the squared loss the model learns [the same two "
+                 "means](/book/training/condition_dropout.ipynb#two-predictions) for every p between 0 and 1, and [p "
+                 "sets the shares of the gradient](/book/training/condition_dropout.ipynb#what-p-changes). *Measured "
+                 "here*: [how near to both means](/book/training/condition_dropout.ipynb#what-it-does-in-practice) a "
+                 "model of digits comes in a given number of steps. *Literature*: {cite:t}`ho2022classifier`.",
+    ),
+    Method(
+        name="lora_dropout",
+        title="LoRA dropout",
+        part="training",
+        summary="Beside a frozen weight a low-rank adapter is trained, and elements of its input are set to zero with "
+                "probability p; the frozen weight sees them all.",
+        site="input of the adapter; that of the frozen weight stays",
+        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
+        sharing="none: one draw for every element of every example, which all outputs of the adapter share",
+        test_rule="identity: the adapter is merged into the weight, or added",
+        references={"hu2022lora": ""},
+        facts=(Layer("LoRALinear", "lora_linear", "assigned", "discrete", "element", has_weights=True,
+                     replaces="Linear"),),
+        used_by="the code of LoRA for GPT-2, with 0.1; PEFT (`lora_dropout`, 0 by default); torchtune, whose recipes "
+                "went from 0.05 to 0",
+        use="When a large trained layer is adapted to few examples for many epochs.",
+        avoid="To regularise the frozen weight: the noise does not reach it. At the very start: there is no noise yet.",
+        first="p = 0; then 0.05 or 0.1 where the training loss falls far below that of validation.",
+        evidence="*Proved*: the [mean](/book/training/lora_dropout.ipynb#mean-and-noise) is the merged layer, the "
+                 "noise has [no more directions than the "
+                 "rank](/book/training/lora_dropout.ipynb#no-more-directions-than-the-rank), and [the penalty falls on "
+                 "the adapter alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured "
+                 "here*: [how the noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) "
+                 "in training, and a new task on digits. *Literature*: the adapter by {cite:t}`hu2022lora`.",
     ),
     Method(
         name="rate_schedule",

@@ -30,6 +30,7 @@ from .layer import NoisyLayer
 from .recurrent.embedding_dropout import EmbeddingDropout, LockedDropout
 from .recurrent_network import RecurrentNetwork
 from .residual.stochastic_depth import DropPath, StochasticDepth
+from .training.lora_dropout import LoRALinear
 from .training.nested_dropout import NestedDropout
 
 __all__ = ["Scale", "exchanged"]
@@ -94,6 +95,11 @@ def _(layer: WeightScalingDropout) -> nn.Module:
 @_plain.register
 def _(layer: DropPath) -> nn.Module:
     return nn.Identity() if layer.scale_by_keep else _scaled(layer.p)
+
+
+@_plain.register
+def _(layer: LoRALinear) -> nn.Module:
+    return layer.merge()
 
 
 @_plain.register

@@ -103,6 +103,8 @@ def _on_weights(device: str) -> Iterator[Case]:
 
     yield case(dropoutlib.StandoutLinear(_FEATURES, _FEATURES, device=device), f"StandoutLinear{sizes})", lambda m, x: (
         h := F.linear(x, m.weight, m.bias)).relu() * torch.bernoulli(h.detach().sigmoid()))
+    yield case(dropoutlib.LoRALinear(_FEATURES, _FEATURES, device=device), f"LoRALinear{sizes})", lambda m, x: F.linear(
+        x, m.weight, m.bias) + m.scale * (x * _keep(x, m.p) / (1 - m.p) @ m.lora_A.T @ m.lora_B.T))
     for p in (0.5, 0.3):
         yield case(dropoutlib.DropConnectLinear(_FEATURES, _FEATURES, p=p, device=device),
                    f"DropConnectLinear{sizes}, p={p})", lambda m, x: torch.einsum(
@@ -191,6 +193,9 @@ def _on_maps(device: str) -> Iterator[Case]:
     for branch in (dropoutlib.StochasticDepth, dropoutlib.DropPath):
         yield Case(f"{branch.__name__}(0.2)", x, branch(0.2), _double,
                    lambda x: x * (_keep(x, 0.2, (len(x), 1, 1, 1)) / 0.8))
+    condition = dropoutlib.ConditionDropout(_MAPS[1:], device=device)
+    yield Case(f"ConditionDropout({_MAPS[1:]})", x, condition, _double,
+               lambda x: torch.where(_keep(x, 0.1, (len(x), 1, 1, 1)), x, condition.null), owner=condition)
 
 
 def _on_sequences(device: str) -> Iterator[Case]:

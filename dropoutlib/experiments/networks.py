@@ -132,8 +132,10 @@ def place_of(layer: Layer, places: Mapping[str, str]) -> str:
     """The parts of a network, separated by spaces, that a layer replaces or follows; empty if there are none."""
     if not isinstance(getattr(dropoutlib, layer.name, None), type) or layer.law == "none" or layer.site == "feature":
         return ""
-    if layer.site in ("branch", "block", "code"):
-        # no network here has residual branches, maps much larger than a block, or units in an order
+    if layer.site in ("branch", "block", "condition", "code"):
+        # no network here has residual branches, maps much larger than a block, conditions, or units in an order
+        return ""
+    if layer.name == "LoRALinear":  # it freezes the weight, and nothing here was trained before
         return ""
     usual = {"image": "image", "map": "Conv2d" if layer.has_weights else "Dropout2d"}.get(
         layer.site, "Linear" if layer.has_weights else "Dropout")

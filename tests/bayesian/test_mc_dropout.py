@@ -571,7 +571,17 @@ OURS = {
     "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "NestedDropout": ((3, 9), FIRST),
     "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "PatchDropout": ((3, 9, 4), FIRST),
     "NEFTune": ((3, 9, 4), FIRST),
+    "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "ConditionDropout": ((3, 9), FIRST),
+    "LoRALinear": ((3, 9), FIRST),
 }
+
+
+def adapted(layer):
+    """With an adapter that adds something, as after training."""
+    nn.init.normal_(layer.lora_B)
+    return layer
+
+
 MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "ConcreteDropout2d": lambda layer: layer(nn.Conv2d(9, 9, 1), p=0.4),
         "EmbeddingDropout": lambda layer: layer(20, 9, p=0.4),
@@ -579,6 +589,8 @@ MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "StochasticPool2d": lambda layer: layer(2),
         "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5),
         "Swapout": lambda layer: layer(nn.Linear(9, 9)), "NestedDropout": lambda layer: layer(1.0),
+        "Swapout": lambda layer: layer(nn.Linear(9, 9)), "ConditionDropout": lambda layer: layer(9, 0.4),
+        "LoRALinear": lambda layer: adapted(layer(9, 9, p=0.4)),
         **{f"DropBlock{axes}d": lambda layer: layer(0.4, block_size=2) for axes in (1, 2, 3)}}
 
 
@@ -605,6 +617,7 @@ def test_every_layer_of_the_library_is_in_the_list():
 BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "NestedDropout")
 BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "PatchDropout",
                  "NEFTune")
+BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "ConditionDropout")
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name not in BATCHES_ALONE])

@@ -257,6 +257,13 @@ class LayerOfCodes(LayerOnBranches):
         pairs = torch.cartesian_prod(*[torch.arange(units)] * len(x))
         outputs = [module(x, noise=(pair + 1).to(x.device).view(-1, 1, 1)) for pair in pairs]
         return Distribution(torch.stack(outputs).detach().cpu(), chances[pairs].prod(-1))
+class LayerOnConditions(LayerOnBranches):
+    """Makes layers that replace what they drop by a null, which is 0 at first."""
+
+    unbiased = False
+
+    def __call__(self, p: float, x: Tensor) -> nn.Module:
+        return self.make(p, tuple(x.shape[1:]), device=x.device, dtype=x.dtype)
 
 
 class LayerOnMaxima(LayerOnMaps):
@@ -345,6 +352,24 @@ class LayerOfUnits(LayerOnWholeMaps, LayerWithWeights):
 
     def without_noise(self, x: Tensor) -> Tensor:
         return x
+
+
+class LayerWithAdapter(LayerWithWeights):
+    """Makes layers with an adapter of full rank beside a weight that is 0: what they drop reaches all outputs."""
+
+    def __call__(self, p: float, x: Tensor) -> nn.Module:
+        layer = super().__call__(p, x)
+        with torch.no_grad():
+            layer.lora_A.copy_(layer.weight)
+            nn.init.eye_(layer.lora_B)
+            layer.weight.zero_()
+        return layer.requires_grad_()
+
+    def without_noise(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self(0.5, x).lora_A)
+
+    def by_draw(self, y: Tensor) -> Tensor:
+        return y.unsqueeze(2)
 
 
 class LayerWithFactors(LayerWithWeights):
@@ -439,6 +464,8 @@ WITH_WEIGHTS = {
         lambda p, n, **where: sparse(dropoutlib.SparseVariationalConv1d(n, n, 1, bias=False, **where), p), axes=(3,)),
     "SparseVariationalConv2d": LayerWithWeights(
         lambda p, n, **where: sparse(dropoutlib.SparseVariationalConv2d(n, n, 1, bias=False, **where), p), axes=(3, 2)),
+    "LoRALinear": LayerWithAdapter(
+        lambda p, n, **where: dropoutlib.LoRALinear(n, n, bias=False, rank=n, alpha=n, p=p, **where)),
     "ConcreteDropout": LayerWithWeights(
         lambda p, n, **where: dropoutlib.ConcreteDropout(nn.Linear(n, n, bias=False, **where), p=p).to(**where)),
     "ConcreteDropout around a noisy layer": LayerWithWeights(
@@ -475,6 +502,8 @@ ON_MAPS = {
     "NestedDropout": LayerOfCodes(dropoutlib.NestedDropout, (3,), single=False),
     "NEFTune": LayerOnMaps(lambda p: dropoutlib.NEFTune(1 + 4 * p), (3,), single=False),
     "PatchDropout": LayerOnMaps(dropoutlib.PatchDropout, (3,), single=False),
+    "ConditionDropout": LayerOnConditions(
+        lambda p, shape, **where: dropoutlib.ConditionDropout(shape, p, **where), (3,), single=False),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -522,6 +551,7 @@ _ONE_MASK = "its noise has no axis of examples, which share one mask: the method
 _SHORTER = ("its output in training has fewer tokens than its input, nothing is scaled, one token is always kept: "
             "the method's own tests see the law, shapes and transforms")
 _ADDED = "its noise is added, so that its output is affine in the input: see its own tests"
+_NULL = "it has a learned null in the place of what is dropped, which takes part in the mean: see its own tests"
 _ONE_COIN = "the elements of an example share one draw of two values: six examples cannot all differ"
 _CODES = "its first unit is never dropped, and the units of an example share one draw: six examples may all be whole"
 _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
@@ -535,7 +565,8 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
         "check_zero_means_zero", "check_test_rule", "check_exact_moments", "check_same_mask", "check_compile",
         "check_functional_transforms", "check_checkpoint"), _AFFINE),
     (lambda layer: layer.law == "place", ("check_zero_means_zero", "check_exact_moments", "check_statistics"), _PLACES),
-    (lambda layer: layer.site == "branch" and not layer.has_weights, ("check_vmap",), _ONE_COIN),
+    (lambda layer: layer.site in ("branch", "condition") and not layer.has_weights, ("check_vmap",), _ONE_COIN),
+    (lambda layer: layer.site == "condition", ("check_drop_in", "check_test_rule"), _NULL),
     (lambda layer: layer.law == "place", ("check_test_rule",), _WHOLE),
     (lambda layer: layer.name == "NEFTune", (
         "check_same_mask", "check_compile", "check_functional_transforms", "check_checkpoint"), _ADDED),
@@ -550,8 +581,8 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
     (lambda layer: layer.site == "code", (
         "check_zero_means_zero", "check_p_one", "check_statistics", "check_vmap", "check_test_rule"), _CODES),
     (lambda layer: layer.site == "block", ("check_p_one",), _BLOCKS),
-    (lambda layer: layer.has_weights and layer.site in ("element", "map"), ("check_statistics", "check_test_rule"),
-     _RELAXED),
+    (lambda layer: layer.rate == "learned" and layer.site in ("element", "map"), (
+        "check_statistics", "check_test_rule"), _RELAXED),
     (lambda layer: layer.rate in ("learned", "input"), ("check_p_zero", *_RATE), _LEARNED),
     (lambda layer: layer.rate == "learned" and not layer.has_weights, ("check_drop_in",), _OF_UNITS),
     (lambda layer: layer.rate == "drawn", ("check_drop_in", *_RATE), _RANDOM_RATE),

@@ -70,6 +70,8 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "attention_dropout": ((2, 4, 3), (("weight", (2, 5, 3)), ("bias", (2, 5, 6)), 0.4), {}),
     "attention_dropout that is causal": ((2, 4, 3), (("weight", (4, 3)), ("bias", (2, 4, 6))), {
         "p": 0.4, "is_causal": True}),
+    "condition_dropout": ((8, 3, 4), (("weight", (3, 4)), 0.4), {}),
+    "lora_linear": ((5, 6), (WEIGHT, ("weight", (2, 6)), ("weight", (4, 2)), BIAS, 2.0, 0.4), {}),
     "stochastic_rate_dropout at rate 0": ((5, 6), (0.0, 0.0), {}),
     "nested_dropout": ((8, 3, 4), (0.4,), {}),
     "nested_dropout to sizes": ((8, 3, 4), (1.0, [1, 2, 4], [3.0, 2.0, 1.0], -1), {}),

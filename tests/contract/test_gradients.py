@@ -8,6 +8,7 @@ from subjects import (
     LARGE,
     SMALL,
     Layer,
+    LayerOnConditions,
     LayerWithWeights,
     assert_homogeneous,
     checks_in,
@@ -39,7 +40,7 @@ def check_parameter_gradients(layer: Layer, device: torch.device) -> None:
     def function(*values: Tensor) -> Tensor:
         return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,), {"noise": noise})
 
-    assert isinstance(layer, LayerWithWeights) or not values
+    assert isinstance(layer, LayerWithWeights | LayerOnConditions) or not values
     if values:
         leaves = tuple(value.detach().requires_grad_() for value in values)
         assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True)
