@@ -233,24 +233,46 @@ class Gaussian:
 
 @document(Bernoulli.sample)
 class Uniform:
-    """Uniform numbers between 0 and 1: what a rate that is learned, or that depends on the input, is compared with.
+    """Uniform numbers between two limits: factors, or what a rate that is learned, or depends on the input, is compared
+    with.
+
+    Args:
+        low: the lower limit.
+        high: the upper limit, at least ``low``. If they are equal, nothing is drawn.
+
+    Raises:
+        ValueError: a limit is not finite, or ``low`` is greater than ``high``.
+        TypeError: one of the two is not a real number.
 
     Example:
         >>> import torch
         >>> from dropoutlib.noise import Uniform
         >>> Uniform().mean, round(Uniform().variance, 12)
         (0.5, 0.083333333333)
-        >>> bool((Uniform().sample(torch.ones(2, 3)) < 1).all())
+        >>> bool((Uniform(-1, 1).sample(torch.ones(2, 3)).abs() <= 1).all())
         True
     """
 
-    __slots__ = ()
+    __slots__ = ("high", "low")
 
-    mean = 1 / 2
-    variance = 1 / 12
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        self.low = low if type(low) is float else real("low", low)
+        self.high = high if type(high) is float else real("high", high)
+        if not -math.inf < self.low <= self.high < math.inf:
+            raise ValueError(f"low and high have to be finite, low <= high, but got low={low}, high={high}")
 
     def __repr__(self) -> str:
-        return "Uniform()"
+        return f"Uniform(low={self.low}, high={self.high})"
+
+    @property
+    def mean(self) -> float:
+        """The mean of the numbers, half of the sum of the limits."""
+        return (self.low + self.high) / 2
+
+    @property
+    def variance(self) -> float:
+        """Their variance, the square of the width over 12."""
+        return (self.high - self.low) ** 2 / 12
 
     def sample(self, x: Tensor, *, shared: tuple[int, ...] = (), noise: Tensor | None = None,
                generator: torch.Generator | None = None) -> Tensor:
@@ -259,13 +281,14 @@ class Uniform:
         Args:
             x: the tensor that the noise is for, floating point or complex, of any shape.
             {shared}
-            noise: the numbers to use instead of a draw, between 0 and 1, floating point, broadcastable to the shape of
-                the draw; others are refused wherever values can be read, that is outside of transforms.
+            noise: the numbers to use instead of a draw, within the limits, floating point, broadcastable to the shape
+                of the draw; others are refused wherever values can be read, that is outside of transforms.
             {generator}
 
         Returns:
-            Numbers in [0, 1), on the device of ``x``: float64 where ``x`` is of double precision, otherwise
-            float32, because half precision would give too few different ones. {drawn}
+            Numbers between the limits, on the device of ``x``: float64 where ``x`` is of double precision, otherwise
+            float32, because half precision would give too few different ones. The upper limit of 1 of the default
+            is never drawn. {drawn}
 
         Raises:
             {TypeError}
@@ -278,13 +301,17 @@ class Uniform:
             check_noise(noise, like)
             if not noise.is_floating_point():
                 raise ValueError(f"noise has to be of a floating point type, but got {noise.dtype}")
-            if is_eager(noise) and not bool(((noise >= 0) & (noise <= 1)).all()):
-                raise ValueError("noise has to be uniform numbers between 0 and 1, but it has other values")
+            if is_eager(noise) and not bool(((noise >= self.low) & (noise <= self.high)).all()):
+                raise ValueError(f"noise has to be uniform numbers between {self.low:g} and {self.high:g}, "
+                                 "but it has other values")
             return noise.to(dtype)
         announce()
         if generator is not None:
             check_generator(generator, x)
-        return _draw_uniform(like, dtype, generator)
+        if self.low == self.high:  # nothing to draw
+            return torch.full_like(like, self.low, dtype=dtype, requires_grad=False)
+        uniform = _draw_uniform(like, dtype, generator)
+        return uniform if (self.low, self.high) == (0, 1) else self.low + (self.high - self.low) * uniform
 
 
 @document(Bernoulli.sample)
