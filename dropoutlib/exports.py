@@ -46,6 +46,7 @@ from .recurrent.variational_rnn import VariationalGRU, VariationalLSTM, Variatio
 from .recurrent.weight_drop import WeightDropGRU, WeightDropLSTM
 from .recurrent.zoneout import ZoneoutGRU, ZoneoutLSTM, ZoneoutNoise
 from .recurrent_network import StackNoise
+from .residual.shake_drop import ShakeDrop, ShakeDropNoise
 from .residual.stochastic_depth import DropPath, StochasticDepth
 from .residual.swapout import Swapout, SwapoutNoise
 from .surgery import audit, replace
@@ -57,7 +58,7 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
            "DropConnectConv2d", "DropConnectLinear", "DropPath", "Dropout", "EmbeddingDropout", "FastDropoutConv1d",
            "FastDropoutConv2d", "FastDropoutLinear", "FeatureAlphaDropout", "GaussianDropout", "LockedDropout",
            "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d",
-           "NoisyLayer", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
+           "NoisyLayer", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU", "RecurrentDropoutLSTM", "ShakeDrop",
            "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
            "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth", "StochasticPool2d",
            "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d", "VariationalDropoutConv2d",
@@ -67,4 +68,4 @@ __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropo
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,
-                                      SwapoutNoise, Moments, JointMoments])
+                                      ShakeDropNoise, SwapoutNoise, Moments, JointMoments])

@@ -800,6 +800,34 @@ _ROWS = (
                  "*Literature*: {cite:t}`singh2016swapout`.",
     ),
     Method(
+        name="shake_drop",
+        title="ShakeDrop",
+        part="residual",
+        summary="A residual branch is multiplied, with probability p, by a random number, and its gradient by another "
+                "one.",
+        site="output of a residual branch, before it is added; its gradient",
+        law="1 with probability 1 - p, else uniform between -1 and 1; for the gradient, with the same mask, uniform "
+            "between 0 and 1 (`alpha_range`, `beta_range`)",
+        sharing="mask: all elements of an example (`mode=\"batch\"`: of all examples); factors: the same (`level`: of "
+                "all examples, of a channel, or none)",
+        test_rule="the mean factor, 1 - p in these ranges",
+        references={"yamada2019shakedrop": ""},
+        facts=(Layer("ShakeDrop", "shake_drop", "assigned", "discrete", "branch"),),
+        used_by="the code of AutoAugment, for a PyramidNet of 272 layers on CIFAR, with p growing to 0.5 in the last "
+                "block",
+        use="In a deep residual network for images, on a small data set that is trained for hundreds of epochs, where "
+            "stochastic depth is not enough.",
+        avoid="Where gradients have to be right: with second-order methods, or where they are compared with "
+              "differences. On short training: the noise is strong.",
+        first="p = 0.5 in the last block, growing linearly from the first, and the ranges of the paper.",
+        evidence="*Proved*: mean, variance and covariance of the [forward "
+                 "factor](/book/residual/shake_drop.ipynb#the-two-factors), and the weights where a [linear "
+                 "branch](/book/residual/shake_drop.ipynb#where-a-linear-branch-ends) ends, which are no minimum of "
+                 "the training loss. *Measured here*: [these weights](/book/residual/shake_drop.ipynb"
+                 "#what-it-does-in-practice), for a branch that cleans digits. *Literature*: "
+                 "{cite:t}`yamada2019shakedrop`.",
+    ),
+    Method(
         name="mc_dropout",
         title="Monte Carlo dropout",
         part="bayesian",

@@ -28,6 +28,7 @@ from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .layer import NoisyLayer
 from .recurrent.embedding_dropout import EmbeddingDropout, LockedDropout
 from .recurrent_network import RecurrentNetwork
+from .residual.shake_drop import ShakeDrop
 from .residual.stochastic_depth import DropPath, StochasticDepth
 
 __all__ = ["Scale", "exchanged"]
@@ -92,6 +93,11 @@ def _(layer: WeightScalingDropout) -> nn.Module:
 @_plain.register
 def _(layer: DropPath) -> nn.Module:
     return nn.Identity() if layer.scale_by_keep else _scaled(layer.p)
+
+
+@_plain.register
+def _(layer: ShakeDrop) -> nn.Module:
+    return Scale(layer.mean(torch.ones(1, dtype=torch.float64)).squeeze(0))
 
 
 @_plain.register(_FastDropout)

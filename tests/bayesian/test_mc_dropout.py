@@ -423,7 +423,7 @@ OURS = {
     "VariationalLSTM": ((5, 3, 9), SECOND), "VariationalGRU": ((5, 3, 9), SECOND),
     "ZoneoutLSTM": ((5, 3, 9), SECOND), "ZoneoutGRU": ((5, 3, 9), SECOND), "WeightDropLSTM": ((5, 3, 9), SECOND),
     "WeightDropGRU": ((5, 3, 9), SECOND), "Swapout": ((3, 9), FIRST),
-    "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST),
+    "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "ShakeDrop": ((3, 9), FIRST),
 }
 MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "ConcreteDropout2d": lambda layer: layer(nn.Conv2d(9, 9, 1), p=0.4),
@@ -455,7 +455,7 @@ def test_every_layer_of_the_library_is_in_the_list():
                                    "SparseVariationalConv2d"}
 
 
-BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath")
+BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "ShakeDrop")
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name not in BATCHES_ALONE])

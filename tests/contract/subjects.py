@@ -139,7 +139,7 @@ class Layer:
         """The function of a batch, for what is left of a batch under vmap."""
         if self.single:
             return function
-        return lambda *values: function(*(value.unsqueeze(0) for value in values)).squeeze(0)
+        return lambda *values: function(*tree_map(lambda value: value.unsqueeze(0), values)).squeeze(0)
 
 
 class LayerWithRate(Layer):
@@ -243,6 +243,35 @@ class LayerOnBranches(LayerOnWholeMaps):
 
     def by_draw(self, y: Tensor) -> Tensor:
         return y.flatten(2).unsqueeze(2)
+
+
+class ShakenBranch(LayerOnBranches):
+    """Makes layers that multiply what is dropped by a factor, uniform between -1 and 1, whatever their ``p``."""
+
+    def keep(self, noise: Any) -> Tensor:
+        return noise.keep
+
+    def law(self, module: nn.Module, x: Tensor, p: float) -> Distribution:
+        """The factors have the first three moments of a coin with two values: those of Gauss and Legendre."""
+        rows = self.noise(module, x).keep.shape
+        rates = torch.tensor([p, 0.5], dtype=torch.float64).repeat_interleave(rows.numel())
+
+        def output(coins: Tensor) -> Tensor:
+            keep, sign = (part.reshape(rows).to(x.device) for part in coins.split(rows.numel()))
+            return module(x, noise=(keep, (2 * sign - 1) / math.sqrt(3), torch.zeros_like(keep)))
+
+        return distribution(output, (2 * rows.numel(),), rates)
+
+
+class AtRest(LayerOnBranches):
+    """Makes the same with factors of 0 in both directions, so that the gradient is the derivative."""
+
+    def keep(self, noise: Any) -> Tensor:
+        return noise.keep
+
+    def law(self, module: nn.Module, x: Tensor, p: float) -> Distribution:
+        drawn = self.noise(module, x)
+        return distribution(lambda keep: module(x, noise=drawn._replace(keep=keep.to(x.device))), drawn.keep.shape, p)
 
 
 class LayerOnMaxima(LayerOnMaps):
@@ -443,6 +472,8 @@ ON_MAPS = {
     "LockedDropout": LayerOverTime(lambda p: dropoutlib.LockedDropout(p, batch_first=True), (12,), few=(2, 2, 3)),
     "StochasticDepth": LayerOnBranches(dropoutlib.StochasticDepth, (3,), single=False),
     "DropPath": LayerOnBranches(dropoutlib.DropPath, (3,), single=False),
+    "ShakeDrop": ShakenBranch(dropoutlib.ShakeDrop, (3,), single=False),
+    "ShakeDrop without factors": AtRest(lambda p: dropoutlib.ShakeDrop(p, (0, 0), (0, 0)), (3,), single=False),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -511,6 +542,12 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
 ]
 OPT_OUTS = {(name, check): reason for name in LAYERS for has, checks, reason in _TRAITS
             if has(FACTS[name.split()[0]]) for check in checks}
+OPT_OUTS |= {("ShakeDrop", check): reason for checks, reason in (
+    (("check_zero_means_zero", "check_p_one"), "what is dropped is multiplied by a random factor, not set to zero"),
+    (("check_gradients", "check_same_mask", "check_compile", "check_functional_transforms", "check_checkpoint"),
+     "the gradient has a factor of its own, on purpose: the method's own tests hold it to that one"),
+) for check in checks}
+OPT_OUTS["ShakeDrop without factors", "check_p_one"] = "a given factor of 1 is refused where the ranges hold 0 alone"
 HELD = [name for name in LAYERS if (name, "*") not in OPT_OUTS]
 ON_VECTORS = [name for name in HELD if not subject(name).axes]
 

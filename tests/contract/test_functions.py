@@ -66,6 +66,8 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "attention_dropout that is causal": ((2, 4, 3), (("weight", (4, 3)), ("bias", (2, 4, 6))), {
         "p": 0.4, "is_causal": True}),
     "stochastic_rate_dropout at rate 0": ((5, 6), (0.0, 0.0), {}),
+    "shake_drop": ((8, 3, 4), (0.4,), {}),
+    "shake_drop of elements": ((8, 3, 4), (0.4, (0.0, 2.0), (1.0, 1.0), "batch", "element"), {}),
     "swapout": ((5, 6), (("weight", (5, 6)), 0.2, 0.4), {}),
 }
 
