@@ -775,6 +775,31 @@ _ROWS = (
                  "*Literature*: {cite:t}`huang2016deep`.",
     ),
     Method(
+        name="layer_drop",
+        title="LayerDrop",
+        part="residual",
+        summary="Whole residual layers are left out with probability p, so that a network can lose layers after "
+                "training.",
+        site="a residual layer: what it adds to its input",
+        law="raw Bernoulli keep mask, 1 with probability 1 - p",
+        sharing="all elements of all examples (`mode=\"row\"`: of an example)",
+        test_rule="the identity: all layers, or those that are kept when the network is pruned; not the mean",
+        references={"fan2020reducing": ""},
+        facts=(Layer("LayerDrop", None, "assigned", "discrete", "branch", has_weights=True),),
+        used_by="wav2vec 2.0 in transformers (`layerdrop`, 0.1 by default); fairseq's transformers "
+                "(`--encoder-layerdrop`, 0.2 recommended there)",
+        use="In a deep transformer of which shallower versions will be needed: one training gives all of them. To save "
+            "the time of the layers that are dropped.",
+        avoid="For the mean of the network: the whole network gives more than training did on average. Under "
+              "DistributedDataParallel, FSDP or ZeRO-3 without `skip=False`.",
+        first="p = 0.2; 0.5 where half of the layers will be taken away.",
+        evidence="*Proved*: [mean and variance](/book/residual/layer_drop.ipynb#one-layer) of a layer, the [number of "
+                 "layers](/book/residual/layer_drop.ipynb#how-many-layers) that are left, and the rate that suits [a "
+                 "smaller network](/book/residual/layer_drop.ipynb#which-rate-for-which-depth). *Measured here*: "
+                 "networks of digits that [lose layers](/book/residual/layer_drop.ipynb#what-it-does-in-practice). "
+                 "*Literature*: {cite:t}`fan2020reducing`.",
+    ),
+    Method(
         name="swapout",
         title="Swapout",
         part="residual",

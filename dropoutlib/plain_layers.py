@@ -28,6 +28,7 @@ from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .layer import NoisyLayer
 from .recurrent.embedding_dropout import EmbeddingDropout, LockedDropout
 from .recurrent_network import RecurrentNetwork
+from .residual.layer_drop import LayerDrop
 from .residual.shake_drop import ShakeDrop
 from .residual.stochastic_depth import DropPath, StochasticDepth
 
@@ -140,8 +141,9 @@ def _(layer: LogNormalDropout) -> nn.Module:
     return Scale(layer.scale.detach())
 
 
-@_plain.register
-def _(layer: ConcreteDropout) -> nn.Module:
+@_plain.register(ConcreteDropout)
+@_plain.register(LayerDrop)
+def _(layer: Any) -> nn.Module:
     return _plain(layer.module)
 
 

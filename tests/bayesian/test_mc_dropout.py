@@ -424,6 +424,7 @@ OURS = {
     "ZoneoutLSTM": ((5, 3, 9), SECOND), "ZoneoutGRU": ((5, 3, 9), SECOND), "WeightDropLSTM": ((5, 3, 9), SECOND),
     "WeightDropGRU": ((5, 3, 9), SECOND), "Swapout": ((3, 9), FIRST),
     "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "ShakeDrop": ((3, 9), FIRST),
+    "LayerDrop": ((3, 9), FIRST),
 }
 MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "ConcreteDropout2d": lambda layer: layer(nn.Conv2d(9, 9, 1), p=0.4),
@@ -432,6 +433,7 @@ MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "StochasticPool2d": lambda layer: layer(2),
         "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5),
         "Swapout": lambda layer: layer(nn.Linear(9, 9)),
+        "LayerDrop": lambda layer: layer(nn.Linear(9, 9), p=0.4, mode="row"),
         **{f"DropBlock{axes}d": lambda layer: layer(0.4, block_size=2) for axes in (1, 2, 3)}}
 
 
@@ -455,7 +457,7 @@ def test_every_layer_of_the_library_is_in_the_list():
                                    "SparseVariationalConv2d"}
 
 
-BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "ShakeDrop")
+BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "ShakeDrop", "LayerDrop")
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name not in BATCHES_ALONE])

@@ -245,6 +245,15 @@ class LayerOnBranches(LayerOnWholeMaps):
         return y.flatten(2).unsqueeze(2)
 
 
+class WholeLayer(LayerOnBranches):
+    """Makes layers that halve an example, or leave it as it is."""
+
+    unbiased = False
+
+    def without_noise(self, x: Tensor) -> Tensor:
+        return x / 2
+
+
 class ShakenBranch(LayerOnBranches):
     """Makes layers that multiply what is dropped by a factor, uniform between -1 and 1, whatever their ``p``."""
 
@@ -474,6 +483,7 @@ ON_MAPS = {
     "DropPath": LayerOnBranches(dropoutlib.DropPath, (3,), single=False),
     "ShakeDrop": ShakenBranch(dropoutlib.ShakeDrop, (3,), single=False),
     "ShakeDrop without factors": AtRest(lambda p: dropoutlib.ShakeDrop(p, (0, 0), (0, 0)), (3,), single=False),
+    "LayerDrop": WholeLayer(lambda p: dropoutlib.LayerDrop(Halved(), p, mode="row"), (3,), single=False),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -548,6 +558,13 @@ OPT_OUTS |= {("ShakeDrop", check): reason for checks, reason in (
      "the gradient has a factor of its own, on purpose: the method's own tests hold it to that one"),
 ) for check in checks}
 OPT_OUTS["ShakeDrop without factors", "check_p_one"] = "a given factor of 1 is refused where the ranges hold 0 alone"
+OPT_OUTS |= {("LayerDrop", check): reason for checks, reason in (
+    (("check_zero_means_zero", "check_p_one"), "where it drops the input takes the place of the output, not zero"),
+    (("check_test_rule",), "all layers run at test time: the test rule is no mean"),
+    (("check_vmap",), _ONE_COIN),
+    (("check_drop_in",), "it stands around a layer, in the place of none"),
+    (("check_bad_calls",), "further arguments are for the layer that it stands around, which refuses them when called"),
+) for check in checks}
 HELD = [name for name in LAYERS if (name, "*") not in OPT_OUTS]
 ON_VECTORS = [name for name in HELD if not subject(name).axes]
 
