@@ -15,10 +15,10 @@ from torch.fx import Proxy
 from dropoutlib.documentation import document
 
 __all__ = ["applies_noise", "boolean", "for_every_axis", "in_forward_mode", "integer", "is_autocast",
-           "is_differentiated", "is_eager", "is_recorded", "noise_pair", "not_negative", "one_of", "positive",
-           "positive_integer", "real", "refuse_noise", "require_broadcastable", "require_callable", "require_channels",
-           "require_dense", "require_features", "require_images", "require_jagged", "require_one_size",
-           "require_tensor", "unchanged"]
+           "is_differentiated", "is_eager", "is_recorded", "noise_pair", "noise_triple", "not_negative", "one_of",
+           "positive", "positive_integer", "real", "refuse_noise", "require_broadcastable", "require_callable",
+           "require_channels", "require_dense", "require_features", "require_images", "require_jagged",
+           "require_one_size", "require_tensor", "unchanged"]
 
 # torch has no public question for these (autograd.Function.apply asks the first). Were a name to vanish,
 # every call would take the plain path: slower, never wrong.
@@ -229,9 +229,32 @@ def noise_pair(noise: object, parts: str) -> tuple[Any, Any]:
     Raises:
         TypeError: if it is no pair.
     """
-    if not isinstance(noise, (tuple, list)) or len(noise) != 2:
-        raise TypeError(f"noise has to be a pair, {parts}, as draw() returns them, but got {type(noise).__name__}")
-    return noise[0], noise[1]
+    first, second = _noise_parts(noise, 2, f"a pair, {parts}")
+    return first, second
+
+
+@document(noise_pair)
+def noise_triple(noise: object, parts: str) -> tuple[Any, Any, Any]:
+    """The noise of a layer that has three draws.
+
+    Args:
+        {noise}
+        parts: what the three are, in the message.
+
+    Returns:
+        The parts.
+
+    Raises:
+        TypeError: if there are not three.
+    """
+    first, second, third = _noise_parts(noise, 3, f"a tuple of three, {parts}")
+    return first, second, third
+
+
+def _noise_parts(noise: object, count: int, what: str) -> tuple[Any, ...]:
+    if not isinstance(noise, (tuple, list)) or len(noise) != count:
+        raise TypeError(f"noise has to be {what}, as draw() returns them, but got {type(noise).__name__}")
+    return tuple(noise)
 
 
 @document(real)

@@ -47,56 +47,36 @@ from .recurrent.variational_rnn import VariationalGRU, VariationalLSTM, Variatio
 from .recurrent.weight_drop import WeightDropGRU, WeightDropLSTM
 from .recurrent.zoneout import ZoneoutGRU, ZoneoutLSTM, ZoneoutNoise
 from .recurrent_network import StackNoise
+from .residual.layer_drop import LayerDrop
+from .residual.shake_drop import ShakeDrop, ShakeDropNoise
 from .residual.stochastic_depth import DropPath, StochasticDepth
 from .residual.swapout import Swapout, SwapoutNoise
 from .surgery import audit, replace
 from .training.attention_dropout import attention_dropout
-from .training.graph_dropout import dropout_edge, dropout_node
-from .training.nested_dropout import NestedDropout
-from .training.r_drop_loss import RDropLoss
-from .training.neftune import NEFTune
-from .training.patch_dropout import PatchDropout
-from .training.rate_schedule import RateSchedule
-
-__all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout",
-           "ConcreteDropout2d", "Cutout", "DropBlock1d", "DropBlock2d", "DropBlock3d", "DropConnectConv1d",
-           "DropConnectConv2d", "DropConnectLinear", "DropPath", "Dropout", "EmbeddingDropout", "FastDropoutConv1d",
-           "FastDropoutConv2d", "FastDropoutLinear", "FeatureAlphaDropout", "GaussianDropout", "LockedDropout",
-           "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d", "MaxPoolDropout2d", "MaxPoolDropout3d",
-           "NestedDropout", "NoisyLayer", "RDropLoss", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU",
-           "RecurrentDropoutLSTM", "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear",
-           "SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth",
-           "StochasticPool2d", "StochasticRateDropout", "Swapout", "TargetedDropoutLinear", "VariationalDropoutConv1d",
-           "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM",
-           "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout",
-           "audit", "catalogue", "compress", "dropout_edge", "dropout_node", "functional", "kl_divergence",
-           "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
-           "NEFTune",
-           "NoisyLayer", "PatchDropout", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU", "RecurrentDropoutLSTM",
-           "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
-           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth", "StochasticPool2d",
-           "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d", "VariationalDropoutConv2d",
-           "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM", "WeightDropGRU", "WeightDropLSTM",
-           "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout", "audit", "catalogue", "compress",
-           "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
 from .training.condition_dropout import ConditionDropout
+from .training.graph_dropout import dropout_edge, dropout_node
 from .training.lora_dropout import LoRALinear
+from .training.neftune import NEFTune
+from .training.nested_dropout import NestedDropout
+from .training.patch_dropout import PatchDropout
+from .training.r_drop_loss import RDropLoss
 from .training.rate_schedule import RateSchedule
 
 __all__ = ["AlphaDropout", "AvgPoolDropout1d", "AvgPoolDropout2d", "AvgPoolDropout3d", "ConcreteDropout",
            "ConcreteDropout2d", "ConditionDropout", "Cutout", "DropBlock1d", "DropBlock2d", "DropBlock3d",
            "DropConnectConv1d", "DropConnectConv2d", "DropConnectLinear", "DropPath", "Dropout", "EmbeddingDropout",
            "FastDropoutConv1d", "FastDropoutConv2d", "FastDropoutLinear", "FeatureAlphaDropout", "GaussianDropout",
-           "LoRALinear", "LockedDropout", "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d",
-           "MaxPoolDropout2d", "MaxPoolDropout3d", "NoisyLayer", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU",
-           "RecurrentDropoutLSTM", "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear",
-           "SpatialDropout1d", "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth",
-           "StochasticPool2d", "StochasticRateDropout", "Swapout", "VariationalDropoutConv1d",
+           "LayerDrop", "LoRALinear", "LockedDropout", "LogNormalDropout", "MaxDrop", "MaxNorm", "MaxPoolDropout1d",
+           "MaxPoolDropout2d", "MaxPoolDropout3d", "NEFTune", "NestedDropout", "NoisyLayer", "PatchDropout",
+           "RDropLoss", "RNNDropLSTM", "RateSchedule", "RecurrentDropoutGRU", "RecurrentDropoutLSTM", "ShakeDrop",
+           "SparseVariationalConv1d", "SparseVariationalConv2d", "SparseVariationalLinear", "SpatialDropout1d",
+           "SpatialDropout2d", "SpatialDropout3d", "StandoutLinear", "StochasticDepth", "StochasticPool2d",
+           "StochasticRateDropout", "Swapout", "TargetedDropoutLinear", "VariationalDropoutConv1d",
            "VariationalDropoutConv2d", "VariationalDropoutLinear", "VariationalGRU", "VariationalLSTM",
            "WeightDropGRU", "WeightDropLSTM", "WeightScalingDropout", "ZoneoutGRU", "ZoneoutLSTM", "attention_dropout",
-           "audit", "catalogue", "compress", "functional", "kl_divergence", "max_norm_", "monte_carlo", "predict",
-           "propagate_moments", "replace"]
+           "audit", "catalogue", "compress", "dropout_edge", "dropout_node", "functional", "kl_divergence",
+           "max_norm_", "monte_carlo", "predict", "propagate_moments", "replace"]
 
 # torch.load gives back what draw() drew: named tuples are classes to it, which it takes from nobody else
 torch.serialization.add_safe_globals([WeightNoise, RateNoise, WrapperNoise, VariationalNoise, ZoneoutNoise, StackNoise,
-                                      SwapoutNoise, Moments, JointMoments])
+                                      SwapoutNoise, ShakeDropNoise, Moments, JointMoments])

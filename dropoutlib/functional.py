@@ -47,49 +47,28 @@ from .foundations.max_norm import max_norm_
 from .foundations.standard_dropout import dropout, weight_scaling_dropout
 from .layer import draw
 from .recurrent.embedding_dropout import embedding_dropout, locked_dropout
+from .residual.shake_drop import shake_drop
 from .residual.stochastic_depth import drop_path, stochastic_depth
 from .residual.swapout import swapout
 from .training.attention_dropout import attention_dropout
-from .training.graph_dropout import dropout_edge, dropout_node
-from .training.nested_dropout import nested_dropout
-
-__all__ = ["alpha_dropout", "attention_dropout", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
-           "concrete_dropout", "concrete_dropout2d", "cutout", "draw", "drop_block1d", "drop_block2d", "drop_block3d",
-           "drop_connect_conv1d", "drop_connect_conv2d", "drop_connect_linear", "drop_path", "dropout", "dropout_edge",
-           "dropout_node", "embedding_dropout", "fast_dropout_conv1d", "fast_dropout_conv2d", "fast_dropout_linear",
-           "feature_alpha_dropout", "gaussian_dropout", "locked_dropout", "log_normal_dropout", "max_drop",
-           "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d", "nested_dropout",
-           "sparse_variational_conv1d", "sparse_variational_conv2d", "sparse_variational_linear", "spatial_dropout1d",
-           "spatial_dropout2d", "spatial_dropout3d", "standout_linear", "stochastic_depth", "stochastic_pool2d",
-           "stochastic_rate_dropout", "swapout", "targeted_dropout_linear", "variational_dropout_conv1d",
-           "variational_dropout_conv2d", "variational_dropout_linear", "weight_scaling_dropout"]
-from .training.neftune import neftune
-from .training.patch_dropout import patch_dropout
-
-__all__ = ["alpha_dropout", "attention_dropout", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
-           "concrete_dropout", "concrete_dropout2d", "cutout", "draw", "drop_block1d", "drop_block2d", "drop_block3d",
-           "drop_connect_conv1d", "drop_connect_conv2d", "drop_connect_linear", "drop_path", "dropout",
-           "embedding_dropout", "fast_dropout_conv1d", "fast_dropout_conv2d", "fast_dropout_linear",
-           "feature_alpha_dropout", "gaussian_dropout", "locked_dropout", "log_normal_dropout", "max_drop", "max_norm_",
-           "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d",
-           "neftune", "patch_dropout", "sparse_variational_conv1d",
-           "sparse_variational_conv2d", "sparse_variational_linear", "spatial_dropout1d", "spatial_dropout2d",
-           "spatial_dropout3d", "standout_linear", "stochastic_depth", "stochastic_pool2d", "stochastic_rate_dropout",
-           "swapout", "variational_dropout_conv1d", "variational_dropout_conv2d", "variational_dropout_linear",
-           "weight_scaling_dropout"]
 from .training.condition_dropout import condition_dropout
+from .training.graph_dropout import dropout_edge, dropout_node
 from .training.lora_dropout import lora_linear
+from .training.neftune import neftune
+from .training.nested_dropout import nested_dropout
+from .training.patch_dropout import patch_dropout
 
 __all__ = ["alpha_dropout", "attention_dropout", "avg_pool_dropout1d", "avg_pool_dropout2d", "avg_pool_dropout3d",
            "concrete_dropout", "concrete_dropout2d", "condition_dropout", "cutout", "draw", "drop_block1d",
            "drop_block2d", "drop_block3d", "drop_connect_conv1d", "drop_connect_conv2d", "drop_connect_linear",
-           "drop_path", "dropout", "embedding_dropout", "fast_dropout_conv1d", "fast_dropout_conv2d",
-           "fast_dropout_linear", "feature_alpha_dropout", "gaussian_dropout", "locked_dropout", "log_normal_dropout",
-           "lora_linear", "max_drop", "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d", "max_pool_dropout3d",
+           "drop_path", "dropout", "dropout_edge", "dropout_node", "embedding_dropout", "fast_dropout_conv1d",
+           "fast_dropout_conv2d", "fast_dropout_linear", "feature_alpha_dropout", "gaussian_dropout", "locked_dropout",
+           "log_normal_dropout", "lora_linear", "max_drop", "max_norm_", "max_pool_dropout1d", "max_pool_dropout2d",
+           "max_pool_dropout3d", "neftune", "nested_dropout", "patch_dropout", "shake_drop",
            "sparse_variational_conv1d", "sparse_variational_conv2d", "sparse_variational_linear", "spatial_dropout1d",
            "spatial_dropout2d", "spatial_dropout3d", "standout_linear", "stochastic_depth", "stochastic_pool2d",
-           "stochastic_rate_dropout", "swapout", "variational_dropout_conv1d", "variational_dropout_conv2d",
-           "variational_dropout_linear", "weight_scaling_dropout"]
+           "stochastic_rate_dropout", "swapout", "targeted_dropout_linear", "variational_dropout_conv1d",
+           "variational_dropout_conv2d", "variational_dropout_linear", "weight_scaling_dropout"]
 
 for _name in __all__:
     wrap(_name)

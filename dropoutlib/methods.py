@@ -776,7 +776,7 @@ _ROWS = (
             "divided)",
         sharing="all elements of an example; of all examples too in the mode `\"batch\"` of `StochasticDepth`",
         test_rule="identity; times 1 - p (`DropPath(scale_by_keep=False)`)",
-        references={"huang2016deep": "section 3"},
+        references={"huang2016deep": ""},
         facts=(
             Layer("StochasticDepth", "stochastic_depth", "assigned", "discrete", "branch", answers={
                 "law": "Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
@@ -801,6 +801,31 @@ _ROWS = (
                  "*Literature*: {cite:t}`huang2016deep`.",
     ),
     Method(
+        name="layer_drop",
+        title="LayerDrop",
+        part="residual",
+        summary="Whole residual layers are left out with probability p, so that a network can lose layers after "
+                "training.",
+        site="a residual layer: what it adds to its input",
+        law="raw Bernoulli keep mask, 1 with probability 1 - p",
+        sharing="all elements of all examples (`mode=\"row\"`: of an example)",
+        test_rule="the identity: all layers, or those that are kept when the network is pruned; not the mean",
+        references={"fan2020reducing": ""},
+        facts=(Layer("LayerDrop", None, "assigned", "discrete", "branch", has_weights=True),),
+        used_by="wav2vec 2.0 in transformers (`layerdrop`, 0.1 by default); fairseq's transformers "
+                "(`--encoder-layerdrop`, 0.2 recommended there)",
+        use="In a deep transformer of which shallower versions will be needed: one training gives all of them. To save "
+            "the time of the layers that are dropped.",
+        avoid="For the mean of the network: the whole network gives more than training did on average. Under "
+              "DistributedDataParallel, FSDP or ZeRO-3 without `skip=False`.",
+        first="p = 0.2; 0.5 where half of the layers will be taken away.",
+        evidence="*Proved*: [mean and variance](/book/residual/layer_drop.ipynb#one-layer) of a layer, the [number of "
+                 "layers](/book/residual/layer_drop.ipynb#how-many-layers) that are left, and the rate that suits [a "
+                 "smaller network](/book/residual/layer_drop.ipynb#which-rate-for-which-depth). *Measured here*: "
+                 "networks of digits that [lose layers](/book/residual/layer_drop.ipynb#what-it-does-in-practice). "
+                 "*Literature*: {cite:t}`fan2020reducing`.",
+    ),
+    Method(
         name="swapout",
         title="Swapout",
         part="residual",
@@ -809,7 +834,7 @@ _ROWS = (
         law="two raw Bernoulli keep masks, 1 with probability 1 - p of the input and 1 - p' of the branch",
         sharing="none: two draws for every element of every example",
         test_rule="the mean, 1 - p times the input plus 1 - p' times the branch; or an average over samples",
-        references={"singh2016swapout": "section 3"},
+        references={"singh2016swapout": ""},
         facts=(Layer("Swapout", "swapout", "assigned", "discrete", "branch", has_weights=True),),
         used_by="residual networks for images in its paper; rarely today, when whole branches are dropped instead "
                 "(stochastic depth)",
@@ -824,6 +849,34 @@ _ROWS = (
                  "blocks](/book/residual/swapout.ipynb#many-blocks). *Measured here*: the [two test "
                  "rules](/book/residual/swapout.ipynb#what-it-does-in-practice) with and without batch norm. "
                  "*Literature*: {cite:t}`singh2016swapout`.",
+    ),
+    Method(
+        name="shake_drop",
+        title="ShakeDrop",
+        part="residual",
+        summary="A residual branch is multiplied, with probability p, by a random number, and its gradient by another "
+                "one.",
+        site="output of a residual branch, before it is added; its gradient",
+        law="1 with probability 1 - p, else uniform between -1 and 1; for the gradient, with the same mask, uniform "
+            "between 0 and 1 (`alpha_range`, `beta_range`)",
+        sharing="mask: all elements of an example (`mode=\"batch\"`: of all examples); factors: the same (`level`: of "
+                "all examples, of a channel, or none)",
+        test_rule="the mean factor, 1 - p in these ranges",
+        references={"yamada2019shakedrop": ""},
+        facts=(Layer("ShakeDrop", "shake_drop", "assigned", "discrete", "branch"),),
+        used_by="the code of AutoAugment, for a PyramidNet of 272 layers on CIFAR, with p growing to 0.5 in the last "
+                "block",
+        use="In a deep residual network for images, on a small data set that is trained for hundreds of epochs, where "
+            "stochastic depth is not enough.",
+        avoid="Where gradients have to be right: with second-order methods, or where they are compared with "
+              "differences. On short training: the noise is strong.",
+        first="p = 0.5 in the last block, growing linearly from the first, and the ranges of the paper.",
+        evidence="*Proved*: mean, variance and covariance of the [forward "
+                 "factor](/book/residual/shake_drop.ipynb#the-two-factors), and the weights where a [linear "
+                 "branch](/book/residual/shake_drop.ipynb#where-a-linear-branch-ends) ends, which are no minimum of "
+                 "the training loss. *Measured here*: [these weights](/book/residual/shake_drop.ipynb"
+                 "#what-it-does-in-practice), for a branch that cleans digits. *Literature*: "
+                 "{cite:t}`yamada2019shakedrop`.",
     ),
     Method(
         name="mc_dropout",
@@ -937,43 +990,55 @@ _ROWS = (
                  "softmax by {cite:t}`li2023dropkey`.",
     ),
     Method(
-        name="graph_dropout",
-        title="Graph dropout: DropEdge and DropNode",
+        name="condition_dropout",
+        title="Condition dropout",
         part="training",
-        summary="Every edge of a graph is left out with probability p before neighbours are summed or averaged; or "
-                "every node with all its edges.",
-        site="edges of a graph, or nodes with all their edges",
-        law="Bernoulli keep mask, 1 with probability 1 - p; nothing is scaled",
-        sharing="none for directed edges; both directions of an edge with `force_undirected=True`; all edges of a node "
-                "for `dropout_node`; all features, and all layers that are given the same edges",
-        test_rule="identity: the whole graph",
-        references={"rong2020dropedge": "", "feng2020graph": "", "you2020graph": ""},
-        # functions of a list of edges; features of nodes are dropped by SpatialDropout1d
-        facts=(
-            Layer("dropout_edge", "dropout_edge", "none", "none", "element",
-                  answers={"site": "edges of a graph",
-                           "sharing": "none for directed edges; both directions of an edge with "
-                                      "`force_undirected=True`; all features, and all layers that are given the same "
-                                      "edges"}),
-            Layer("dropout_node", "dropout_node", "none", "none", "element",
-                  answers={"site": "nodes of a graph, with all their edges",
-                           "sharing": "all edges of a node, all features, and all layers that are given the same "
-                                      "edges"}),
-        ),
-        used_by="PyTorch Geometric (`dropout_edge`, with 0.2 in its example of Graph U-Net; `dropout_node`) and DGL "
-                "(`DropEdge`, `DropNode`); the code of GRAND, whose default rate for rows of features is 0.5",
-        use="In a graph network of several layers that knows its training nodes by heart, and where single edges "
-            "should not decide.",
-        avoid="With degrees that are counted again behind the draw: in training a node then weighs itself up to "
-              "1/(1 - p) times too much. Where most nodes have one or two edges: they are left alone.",
-        first="p = 0.2, both directions together, behind the normalisation, with the weights divided by 1 - p.",
-        evidence="*Proved*: a [sum](/book/training/graph_dropout.ipynb#sum-over-neighbours) divided by 1 - p keeps its "
-                 "mean; [degrees that are counted "
-                 "again](/book/training/graph_dropout.ipynb#degrees-that-are-counted-again) give a node too much of "
-                 "itself, up to the factor 1/(1 - p). *Measured here*: in a [club of 34 "
-                 "people](/book/training/graph_dropout.ipynb#what-it-does-in-practice) two layers gain nothing. "
-                 "*Literature*: more for deeper networks, on Cora 0.4 points for 2 layers and 7 for 8, by "
-                 "{cite:t}`rong2020dropedge`.",
+        summary="The whole condition of an example is replaced by a learned null with probability p, so that one model "
+                "learns to predict with the condition and without.",
+        site="the condition of an example, such as the embedding of a label or of a text",
+        law="Bernoulli keep mask, 1 with probability 1 - p; a learned null stands where it is 0, and nothing is scaled",
+        sharing="all features and positions of the condition of an example",
+        test_rule="identity, which is not the mean; guidance takes the prediction under the null, too",
+        references={"ho2022classifier": ""},
+        facts=(Layer("ConditionDropout", "condition_dropout", "assigned", "discrete", "condition"),),
+        used_by="diffusion models that are sampled with classifier-free guidance: DiT and the `LabelEmbedding` of "
+                "diffusers drop labels with 0.1, its examples for InstructPix2Pix set 0.05",
+        use="In a generative model that is to be sampled with guidance, or whose condition is missing for some inputs.",
+        avoid="To regularise: dropout on single features of the condition almost never removes all of it. With zeros "
+              "for the null where 0 is a condition.",
+        first="p = 0.1.",
+        evidence="*Proved*: under the squared loss the model learns [the same two "
+                 "means](/book/training/condition_dropout.ipynb#two-predictions) for every p between 0 and 1, and [p "
+                 "sets the shares of the gradient](/book/training/condition_dropout.ipynb#what-p-changes). *Measured "
+                 "here*: [how near to both means](/book/training/condition_dropout.ipynb#what-it-does-in-practice) a "
+                 "model of digits comes in a given number of steps. *Literature*: {cite:t}`ho2022classifier`.",
+    ),
+    Method(
+        name="lora_dropout",
+        title="LoRA dropout",
+        part="training",
+        summary="Beside a frozen weight a low-rank adapter is trained, and elements of its input are set to zero with "
+                "probability p; the frozen weight sees them all.",
+        site="input of the adapter; that of the frozen weight stays",
+        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
+        sharing="none: one draw for every element of every example, which all outputs of the adapter share",
+        test_rule="identity: the adapter is merged into the weight, or added",
+        references={"hu2022lora": ""},
+        facts=(Layer("LoRALinear", "lora_linear", "assigned", "discrete", "element", has_weights=True,
+                     replaces="Linear"),),
+        used_by="the code of LoRA for GPT-2, with 0.1; PEFT (`lora_dropout`, 0 by default); torchtune, whose recipes "
+                "went from 0.05 to 0",
+        use="When a large trained layer is adapted to few examples for many epochs.",
+        avoid="To regularise the frozen weight: the noise does not reach it. At the very start: there is no noise yet.",
+        first="p = 0; then 0.05 or 0.1 where the training loss falls far below that of validation.",
+        evidence="*Proved*: the [mean](/book/training/lora_dropout.ipynb#mean-and-noise) is the merged layer, the "
+                 "noise has [no more directions than the "
+                 "rank](/book/training/lora_dropout.ipynb#no-more-directions-than-the-rank), and [the penalty falls on "
+                 "the adapter alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured "
+                 "here*: [how the noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) "
+                 "in training, and a new task on digits. *Literature*: the adapter by {cite:t}`hu2022lora`.",
+    ),
+    Method(
         name="neftune",
         title="NEFTune",
         part="training",
@@ -1022,53 +1087,45 @@ _ROWS = (
                  "all](/book/training/patch_dropout.ipynb#what-it-does-in-practice) of them; no gain in the same "
                  "number of steps. *Literature*: half the time for the accuracy of CLIP or better by "
                  "{cite:t}`li2023scaling`, table 1; large images by {cite:t}`liu2023patchdropout`.",
-        name="condition_dropout",
-        title="Condition dropout",
-        part="training",
-        summary="The whole condition of an example is replaced by a learned null with probability p, so that one model "
-                "learns to predict with the condition and without.",
-        site="the condition of an example, such as the embedding of a label or of a text",
-        law="Bernoulli keep mask, 1 with probability 1 - p; a learned null stands where it is 0, and nothing is scaled",
-        sharing="all features and positions of the condition of an example",
-        test_rule="identity, which is not the mean; guidance takes the prediction under the null, too",
-        references={"ho2022classifier": ""},
-        facts=(Layer("ConditionDropout", "condition_dropout", "assigned", "discrete", "condition"),),
-        used_by="diffusion models that are sampled with classifier-free guidance: DiT and the `LabelEmbedding` of "
-                "diffusers drop labels with 0.1, its examples for InstructPix2Pix set 0.05",
-        use="In a generative model that is to be sampled with guidance, or whose condition is missing for some inputs.",
-        avoid="To regularise: dropout on single features of the condition almost never removes all of it. With zeros "
-              "for the null where 0 is a condition.",
-        first="p = 0.1.",
-        evidence="*Proved*: under the squared loss the model learns [the same two "
-                 "means](/book/training/condition_dropout.ipynb#two-predictions) for every p between 0 and 1, and [p "
-                 "sets the shares of the gradient](/book/training/condition_dropout.ipynb#what-p-changes). *Measured "
-                 "here*: [how near to both means](/book/training/condition_dropout.ipynb#what-it-does-in-practice) a "
-                 "model of digits comes in a given number of steps. *Literature*: {cite:t}`ho2022classifier`.",
     ),
     Method(
-        name="lora_dropout",
-        title="LoRA dropout",
+        name="graph_dropout",
+        title="Graph dropout: DropEdge and DropNode",
         part="training",
-        summary="Beside a frozen weight a low-rank adapter is trained, and elements of its input are set to zero with "
-                "probability p; the frozen weight sees them all.",
-        site="input of the adapter; that of the frozen weight stays",
-        law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
-        sharing="none: one draw for every element of every example, which all outputs of the adapter share",
-        test_rule="identity: the adapter is merged into the weight, or added",
-        references={"hu2022lora": ""},
-        facts=(Layer("LoRALinear", "lora_linear", "assigned", "discrete", "element", has_weights=True,
-                     replaces="Linear"),),
-        used_by="the code of LoRA for GPT-2, with 0.1; PEFT (`lora_dropout`, 0 by default); torchtune, whose recipes "
-                "went from 0.05 to 0",
-        use="When a large trained layer is adapted to few examples for many epochs.",
-        avoid="To regularise the frozen weight: the noise does not reach it. At the very start: there is no noise yet.",
-        first="p = 0; then 0.05 or 0.1 where the training loss falls far below that of validation.",
-        evidence="*Proved*: the [mean](/book/training/lora_dropout.ipynb#mean-and-noise) is the merged layer, the "
-                 "noise has [no more directions than the "
-                 "rank](/book/training/lora_dropout.ipynb#no-more-directions-than-the-rank), and [the penalty falls on "
-                 "the adapter alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured "
-                 "here*: [how the noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) "
-                 "in training, and a new task on digits. *Literature*: the adapter by {cite:t}`hu2022lora`.",
+        summary="Every edge of a graph is left out with probability p before neighbours are summed or averaged; or "
+                "every node with all its edges.",
+        site="edges of a graph, or nodes with all their edges",
+        law="Bernoulli keep mask, 1 with probability 1 - p; nothing is scaled",
+        sharing="none for directed edges; both directions of an edge with `force_undirected=True`; all edges of a node "
+                "for `dropout_node`; all features, and all layers that are given the same edges",
+        test_rule="identity: the whole graph",
+        references={"rong2020dropedge": "", "feng2020graph": "", "you2020graph": ""},
+        # functions of a list of edges; features of nodes are dropped by SpatialDropout1d
+        facts=(
+            Layer("dropout_edge", "dropout_edge", "none", "none", "element",
+                  answers={"site": "edges of a graph",
+                           "sharing": "none for directed edges; both directions of an edge with "
+                                      "`force_undirected=True`; all features, and all layers that are given the same "
+                                      "edges"}),
+            Layer("dropout_node", "dropout_node", "none", "none", "element",
+                  answers={"site": "nodes of a graph, with all their edges",
+                           "sharing": "all edges of a node, all features, and all layers that are given the same "
+                                      "edges"}),
+        ),
+        used_by="PyTorch Geometric (`dropout_edge`, with 0.2 in its example of Graph U-Net; `dropout_node`) and DGL "
+                "(`DropEdge`, `DropNode`); the code of GRAND, whose default rate for rows of features is 0.5",
+        use="In a graph network of several layers that knows its training nodes by heart, and where single edges "
+            "should not decide.",
+        avoid="With degrees that are counted again behind the draw: in training a node then weighs itself up to "
+              "1/(1 - p) times too much. Where most nodes have one or two edges: they are left alone.",
+        first="p = 0.2, both directions together, behind the normalisation, with the weights divided by 1 - p.",
+        evidence="*Proved*: a [sum](/book/training/graph_dropout.ipynb#sum-over-neighbours) divided by 1 - p keeps its "
+                 "mean; [degrees that are counted "
+                 "again](/book/training/graph_dropout.ipynb#degrees-that-are-counted-again) give a node too much of "
+                 "itself, up to the factor 1/(1 - p). *Measured here*: in a [club of 34 "
+                 "people](/book/training/graph_dropout.ipynb#what-it-does-in-practice) two layers gain nothing. "
+                 "*Literature*: more for deeper networks, on Cora 0.4 points for 2 layers and 7 for 8, by "
+                 "{cite:t}`rong2020dropedge`.",
     ),
     Method(
         name="rate_schedule",

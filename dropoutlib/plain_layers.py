@@ -29,6 +29,8 @@ from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .layer import NoisyLayer
 from .recurrent.embedding_dropout import EmbeddingDropout, LockedDropout
 from .recurrent_network import RecurrentNetwork
+from .residual.layer_drop import LayerDrop
+from .residual.shake_drop import ShakeDrop
 from .residual.stochastic_depth import DropPath, StochasticDepth
 from .training.lora_dropout import LoRALinear
 from .training.nested_dropout import NestedDropout
@@ -110,6 +112,11 @@ def _(layer: NestedDropout) -> nn.Module:
     return nn.Identity()
 
 
+@_plain.register
+def _(layer: ShakeDrop) -> nn.Module:
+    return Scale(layer.mean(torch.ones(1, dtype=torch.float64)).squeeze(0))
+
+
 @_plain.register(_FastDropout)
 @_plain.register(_VariationalDropout)
 def _of_torch(layer: Any) -> nn.Module:
@@ -160,8 +167,9 @@ def _(layer: LogNormalDropout) -> nn.Module:
     return Scale(layer.scale.detach())
 
 
-@_plain.register
-def _(layer: ConcreteDropout) -> nn.Module:
+@_plain.register(ConcreteDropout)
+@_plain.register(LayerDrop)
+def _(layer: Any) -> nn.Module:
     return _plain(layer.module)
 
 

@@ -149,5 +149,5 @@ def test_docstrings_say_what_a_user_needs(name: str) -> None:
         for key, method in methods.items():
             assert method.__doc__, key
             assert not missing_words(method.__doc__), key
-            assert all(re.search(rf"^\s+{parameter}: ", method.__doc__, flags=re.MULTILINE)
+            assert all(re.search(rf"^\s+\**{parameter}: ", method.__doc__, flags=re.MULTILINE)
                        for parameter in inspect.signature(method).parameters if parameter != "self"), key

@@ -197,6 +197,14 @@ def _on_maps(device: str) -> Iterator[Case]:
     yield Case(f"ConditionDropout({_MAPS[1:]})", x, condition, _double,
                lambda x: torch.where(_keep(x, 0.1, (len(x), 1, 1, 1)), x, condition.null), owner=condition)
 
+    def shaken(x: Tensor) -> Tensor:
+        rows = (len(x), 1, 1, 1)
+        keep, alpha, beta = (torch.rand(rows, device=x.device) for _ in range(3))
+        forward, backward = (torch.where(keep >= 0.2, 1, factor) for factor in (2 * alpha - 1, beta))
+        return backward * x + ((forward - backward) * x).detach()
+
+    yield Case("ShakeDrop(0.2)", x, dropoutlib.ShakeDrop(0.2), _double, shaken)
+
 
 def _on_sequences(device: str) -> Iterator[Case]:
     x = torch.randn(_SEQUENCE, device=device, requires_grad=True)

@@ -15,6 +15,7 @@ from .applying import (
     nothing,
     odds,
     raw_mean,
+    scaled,
     select,
 )
 from .laws import Bernoulli, Coins, Gaussian, Position, Subset, Uniform
@@ -22,4 +23,4 @@ from .weights import Replay, masked_product, masks_of_weight
 
 __all__ = ["Bernoulli", "Coins", "Gaussian", "Position", "Replay", "Subset", "Uniform", "apply", "inverted",
            "inverted_mean", "inverted_scale", "inverted_variance", "masked_product", "masks_of_weight",
-           "noise_variance", "nothing", "odds", "raw_mean", "select"]
+           "noise_variance", "nothing", "odds", "raw_mean", "scaled", "select"]

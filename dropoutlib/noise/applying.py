@@ -17,7 +17,7 @@ from .given import check_generator
 from .laws import Bernoulli, Gaussian, Law, announce
 
 __all__ = ["apply", "inverted", "inverted_mean", "inverted_scale", "inverted_variance", "noise_variance", "nothing",
-           "odds", "raw_mean", "select"]
+           "odds", "raw_mean", "scaled", "select"]
 
 
 @document()
@@ -231,13 +231,32 @@ def raw_mean(input: Tensor, p: float) -> Tensor:
         >>> raw_mean(torch.ones(2), 0.25)
         tensor([0.7500, 0.7500])
     """
+    return scaled(input, 1 - Bernoulli(p).p)
+
+
+@document(inverted_mean)
+def scaled(input: Tensor, factor: float) -> Tensor:
+    """The input times a number: a test rule.
+
+    Args:
+        {elements}
+        factor: with 1 the input itself comes back; with 0 an ``inf`` is 0, too.
+
+    Returns:
+        {Returns}
+
+    Example:
+        >>> import torch
+        >>> from dropoutlib.noise import scaled
+        >>> scaled(torch.tensor([1.0, float("inf")]), 0.0)
+        tensor([0., 0.])
+    """
     unchanged(input)
-    p = Bernoulli(p).p
-    if p == 0:
+    if factor == 1:
         return input
-    if p == 1:  # inf * 0 would be nan
+    if factor == 0:  # inf * 0 would be nan
         return nothing(input)
-    return input * (1 - p)
+    return input * factor
 
 
 @document(Bernoulli)

@@ -242,14 +242,15 @@ class Gaussian:
 
 @document(Bernoulli.sample)
 class Uniform:
-    """Uniform numbers between 0 and 1: what a rate that is learned, or that depends on the input, is compared with.
+    """Uniform numbers between two limits: factors, or what a rate that is learned, or depends on the input, is compared
+    with.
 
     Args:
-        low: the lower limit, 0 or another one.
-        high: the upper limit, above it.
+        low: the lower limit.
+        high: the upper limit, at least ``low``. If they are equal, nothing is drawn.
 
     Raises:
-        ValueError: a limit is not finite, or ``high`` is not above ``low``.
+        ValueError: a limit is not finite, or ``low`` is greater than ``high``.
         TypeError: one of the two is not a real number.
 
     Example:
@@ -257,7 +258,7 @@ class Uniform:
         >>> from dropoutlib.noise import Uniform
         >>> Uniform().mean, round(Uniform().variance, 12)
         (0.5, 0.083333333333)
-        >>> bool((Uniform().sample(torch.ones(2, 3)) < 1).all())
+        >>> bool((Uniform(-1, 1).sample(torch.ones(2, 3)).abs() <= 1).all())
         True
     """
 
@@ -266,20 +267,20 @@ class Uniform:
     def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
         self.low = low if type(low) is float else real("low", low)
         self.high = high if type(high) is float else real("high", high)
-        if not -math.inf < self.low < self.high < math.inf:
-            raise ValueError(f"high has to be above low, and both finite, but got {low} and {high}")
+        if not -math.inf < self.low <= self.high < math.inf:
+            raise ValueError(f"low and high have to be finite, low <= high, but got low={low}, high={high}")
 
     def __repr__(self) -> str:
         return f"Uniform(low={self.low}, high={self.high})"
 
     @property
     def mean(self) -> float:
-        """The mean of the numbers, ``(low + high) / 2``."""
+        """The mean of the numbers, half of the sum of the limits."""
         return (self.low + self.high) / 2
 
     @property
     def variance(self) -> float:
-        """The variance of the numbers, ``(high - low)**2 / 12``."""
+        """Their variance, the square of the width over 12."""
         return (self.high - self.low) ** 2 / 12
 
     def sample(self, x: Tensor, *, shared: tuple[int, ...] = (), noise: Tensor | None = None,
@@ -289,13 +290,14 @@ class Uniform:
         Args:
             x: the tensor that the noise is for, floating point or complex, of any shape.
             {shared}
-            noise: the numbers to use instead of a draw, between the limits, floating point, broadcastable to the shape
+            noise: the numbers to use instead of a draw, within the limits, floating point, broadcastable to the shape
                 of the draw; others are refused wherever values can be read, that is outside of transforms.
             {generator}
 
         Returns:
-            Numbers from ``low`` up to ``high``, on the device of ``x``: float64 where ``x`` is of double precision,
-            otherwise float32, because half precision would give too few different ones. {drawn}
+            Numbers between the limits, on the device of ``x``: float64 where ``x`` is of double precision, otherwise
+            float32, because half precision would give too few different ones. The upper limit of 1 of the default
+            is never drawn. {drawn}
 
         Raises:
             {TypeError}
@@ -315,8 +317,10 @@ class Uniform:
         announce()
         if generator is not None:
             check_generator(generator, x)
-        drawn = _draw_uniform(like, dtype, generator)
-        return drawn if (self.low, self.high) == (0, 1) else self.low + (self.high - self.low) * drawn
+        if self.low == self.high:  # nothing to draw
+            return torch.full_like(like, self.low, dtype=dtype, requires_grad=False)
+        uniform = _draw_uniform(like, dtype, generator)
+        return uniform if (self.low, self.high) == (0, 1) else self.low + (self.high - self.low) * uniform
 
 
 @document(Bernoulli.sample)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import applies_noise, boolean, one_of, require_one_size, unchanged
+from ..arguments import applies_noise, boolean, one_of, unchanged
+from ..branches import MODES, require_batch, shared_axes
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Bernoulli, apply, inverted, inverted_mean, inverted_variance, noise_variance, raw_mean
@@ -14,20 +15,8 @@ from ..noise import Bernoulli, apply, inverted, inverted_mean, inverted_variance
 __all__ = ["DropPath", "StochasticDepth", "drop_path", "stochastic_depth"]
 
 
-def _require_batch(input: Tensor) -> None:
-    require_one_size(input)
-    if input.dim() == 0:
-        raise RuntimeError("input has to be of shape (N, ...), but got a single number")
-
-
-def _shared(input: Tensor, mode: str) -> tuple[int, ...]:
-    one_of("mode", mode, ("row", "batch"))
-    unchanged(input, _require_batch)
-    return tuple(range(1 if mode == "row" else 0, input.dim()))
-
-
 def _mask(input: Tensor, p: float, mode: str, *, generator: torch.Generator | None) -> Tensor:
-    return Bernoulli(p).sample(input, shared=_shared(input, mode), generator=generator)
+    return Bernoulli(p).sample(input, shared=shared_axes(input, mode), generator=generator)
 
 
 def _mask_of_rows(input: Tensor, p: float, *, generator: torch.Generator | None) -> Tensor:
@@ -67,7 +56,7 @@ def stochastic_depth(input: Tensor, p: float, mode: str = "row", training: bool 
         tensor([[2., 2., 2.],
                 [0., 0., 0.]])
     """
-    return inverted(input, p, training, shared=_shared(input, mode), noise=noise, generator=generator)
+    return inverted(input, p, training, shared=shared_axes(input, mode), noise=noise, generator=generator)
 
 
 @draws(_mask_of_rows)
@@ -103,7 +92,7 @@ def drop_path(input: Tensor, p: float = 0.0, training: bool = True, scale_by_kee
         tensor([[1., 1., 1.],
                 [0., 0., 0.]])
     """
-    shared = _shared(input, "row")
+    shared = shared_axes(input, "row")
     if boolean("scale_by_keep", scale_by_keep):
         return inverted(input, p, training, shared=shared, noise=noise, generator=generator)
     law = Bernoulli(p)
@@ -154,7 +143,7 @@ class StochasticDepth(NoisyLayer, _DropoutNd):
     """
 
     def __init__(self, p: float, mode: str = "row") -> None:
-        one_of("mode", mode, ("row", "batch"))
+        one_of("mode", mode, MODES)
         super().__init__(Bernoulli(p).p)
         self.mode = mode
 
@@ -172,7 +161,7 @@ class StochasticDepth(NoisyLayer, _DropoutNd):
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: the input itself (zero if p = 1). {moment}"""
-        unchanged(input, _require_batch)
+        unchanged(input, require_batch)
         return inverted_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
@@ -182,7 +171,7 @@ class StochasticDepth(NoisyLayer, _DropoutNd):
 
         {moment}
         """
-        _require_batch(input)
+        require_batch(input)
         return inverted_variance(input, self.p)
 
 
@@ -254,7 +243,7 @@ class DropPath(NoisyLayer, _DropoutNd):
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: the input itself, 1 - p times it without the scale. {moment}"""
-        unchanged(input, _require_batch)
+        unchanged(input, require_batch)
         return inverted_mean(input, self.p) if self.scale_by_keep else raw_mean(input, self.p)
 
     def variance(self, input: Tensor) -> Tensor:
@@ -264,7 +253,7 @@ class DropPath(NoisyLayer, _DropoutNd):
 
         {moment}
         """
-        _require_batch(input)
+        require_batch(input)
         if self.scale_by_keep:
             return inverted_variance(input, self.p)
         return noise_variance(input, self.p * (1 - self.p))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import applies_noise, noise_pair, require_jagged, require_tensor
+from ..branches import require_module, require_shape_of
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Bernoulli, noise_variance, raw_mean, select
@@ -38,13 +39,6 @@ def _masks(input: Tensor, p_input: float, p_branch: float, *, noise: Any = None,
 def _require_dense(input: Tensor) -> None:
     require_tensor(input)
     require_jagged(input)
-
-
-def _require_same_shape(input: Tensor, branch: Tensor) -> None:
-    require_tensor(branch, "branch")
-    if branch.shape != input.shape:
-        raise RuntimeError(f"branch has to be of the shape {tuple(input.shape)} of the input, but got the shape "
-                           f"{tuple(branch.shape)}")
 
 
 @draws(_masks)
@@ -84,7 +78,7 @@ def swapout(input: Tensor, branch: Tensor, p_input: float = 0.5, p_branch: float
     """
     is_noisy = applies_noise(training, noise)
     _require_dense(input)
-    _require_same_shape(input, branch)
+    require_shape_of(input, branch, "branch")
     if not is_noisy:
         return _mean(input, branch, p_input, p_branch)
     return _kept(input, branch, _masks(input, p_input, p_branch, noise=noise, generator=generator))
@@ -143,9 +137,7 @@ class Swapout(NoisyLayer):
 
     def __init__(self, module: nn.Module, p_input: float = 0.5, p_branch: float = 0.5) -> None:
         super().__init__()
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"module has to be a module, the branch, but got {module!r}")
-        self.module = module
+        self.module = require_module(module, "the branch")
         self.p_input, self.p_branch = Bernoulli(p_input).p, Bernoulli(p_branch).p
 
     def extra_repr(self) -> str:
@@ -163,7 +155,7 @@ class Swapout(NoisyLayer):
 
     def _branch(self, input: Tensor) -> Tensor:
         branch: Tensor = self.module(input)
-        _require_same_shape(input, branch)
+        require_shape_of(input, branch, "branch")
         return branch
 
     def _draw(self, input: Tensor, generator: torch.Generator | None) -> SwapoutNoise:

@@ -568,11 +568,9 @@ OURS = {
     "VariationalLSTM": ((5, 3, 9), SECOND), "VariationalGRU": ((5, 3, 9), SECOND),
     "ZoneoutLSTM": ((5, 3, 9), SECOND), "ZoneoutGRU": ((5, 3, 9), SECOND), "WeightDropLSTM": ((5, 3, 9), SECOND),
     "WeightDropGRU": ((5, 3, 9), SECOND), "Swapout": ((3, 9), FIRST),
-    "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "NestedDropout": ((3, 9), FIRST),
-    "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "PatchDropout": ((3, 9, 4), FIRST),
-    "NEFTune": ((3, 9, 4), FIRST),
-    "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "ConditionDropout": ((3, 9), FIRST),
-    "LoRALinear": ((3, 9), FIRST),
+    "StochasticDepth": ((3, 9), FIRST), "DropPath": ((3, 9), FIRST), "ShakeDrop": ((3, 9), FIRST),
+    "LayerDrop": ((3, 9), FIRST), "ConditionDropout": ((3, 9), FIRST), "LoRALinear": ((3, 9), FIRST),
+    "PatchDropout": ((3, 9, 4), FIRST), "NEFTune": ((3, 9, 4), FIRST), "NestedDropout": ((3, 9), FIRST),
 }
 
 
@@ -589,8 +587,8 @@ MAKE = {"ConcreteDropout": lambda layer: layer(nn.Linear(9, 9), p=0.4),
         "StochasticPool2d": lambda layer: layer(2),
         "StochasticRateDropout": lambda layer: layer(), "MaxDrop": lambda layer: layer(0.5),
         "Swapout": lambda layer: layer(nn.Linear(9, 9)), "NestedDropout": lambda layer: layer(1.0),
-        "Swapout": lambda layer: layer(nn.Linear(9, 9)), "ConditionDropout": lambda layer: layer(9, 0.4),
-        "LoRALinear": lambda layer: adapted(layer(9, 9, p=0.4)),
+        "ConditionDropout": lambda layer: layer(9, 0.4), "LoRALinear": lambda layer: adapted(layer(9, 9, p=0.4)),
+        "LayerDrop": lambda layer: layer(nn.Linear(9, 9), p=0.4, mode="row"),
         **{f"DropBlock{axes}d": lambda layer: layer(0.4, block_size=2) for axes in (1, 2, 3)}}
 
 
@@ -614,10 +612,8 @@ def test_every_layer_of_the_library_is_in_the_list():
                                    "SparseVariationalConv2d"}
 
 
-BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "NestedDropout")
-BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "PatchDropout",
-                 "NEFTune")
-BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "ConditionDropout")
+BATCHES_ALONE = ("SpatialDropout2d", "FeatureAlphaDropout", "StochasticDepth", "DropPath", "ShakeDrop", "LayerDrop",
+                 "ConditionDropout", "PatchDropout", "NEFTune", "NestedDropout")
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name not in BATCHES_ALONE])

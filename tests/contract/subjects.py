@@ -139,7 +139,7 @@ class Layer:
         """The function of a batch, for what is left of a batch under vmap."""
         if self.single:
             return function
-        return lambda *values: function(*(value.unsqueeze(0) for value in values)).squeeze(0)
+        return lambda *values: function(*tree_map(lambda value: value.unsqueeze(0), values)).squeeze(0)
 
 
 class LayerWithRate(Layer):
@@ -264,6 +264,42 @@ class LayerOnConditions(LayerOnBranches):
 
     def __call__(self, p: float, x: Tensor) -> nn.Module:
         return self.make(p, tuple(x.shape[1:]), device=x.device, dtype=x.dtype)
+class WholeLayer(LayerOnBranches):
+    """Makes layers that halve an example, or leave it as it is."""
+
+    unbiased = False
+
+    def without_noise(self, x: Tensor) -> Tensor:
+        return x / 2
+
+
+class ShakenBranch(LayerOnBranches):
+    """Makes layers that multiply what is dropped by a factor, uniform between -1 and 1, whatever their ``p``."""
+
+    def keep(self, noise: Any) -> Tensor:
+        return noise.keep
+
+    def law(self, module: nn.Module, x: Tensor, p: float) -> Distribution:
+        """The factors have the first three moments of a coin with two values: those of Gauss and Legendre."""
+        rows = self.noise(module, x).keep.shape
+        rates = torch.tensor([p, 0.5], dtype=torch.float64).repeat_interleave(rows.numel())
+
+        def output(coins: Tensor) -> Tensor:
+            keep, sign = (part.reshape(rows).to(x.device) for part in coins.split(rows.numel()))
+            return module(x, noise=(keep, (2 * sign - 1) / math.sqrt(3), torch.zeros_like(keep)))
+
+        return distribution(output, (2 * rows.numel(),), rates)
+
+
+class AtRest(LayerOnBranches):
+    """Makes the same with factors of 0 in both directions, so that the gradient is the derivative."""
+
+    def keep(self, noise: Any) -> Tensor:
+        return noise.keep
+
+    def law(self, module: nn.Module, x: Tensor, p: float) -> Distribution:
+        drawn = self.noise(module, x)
+        return distribution(lambda keep: module(x, noise=drawn._replace(keep=keep.to(x.device))), drawn.keep.shape, p)
 
 
 class LayerOnMaxima(LayerOnMaps):
@@ -504,6 +540,9 @@ ON_MAPS = {
     "PatchDropout": LayerOnMaps(dropoutlib.PatchDropout, (3,), single=False),
     "ConditionDropout": LayerOnConditions(
         lambda p, shape, **where: dropoutlib.ConditionDropout(shape, p, **where), (3,), single=False),
+    "ShakeDrop": ShakenBranch(dropoutlib.ShakeDrop, (3,), single=False),
+    "ShakeDrop without factors": AtRest(lambda p: dropoutlib.ShakeDrop(p, (0, 0), (0, 0)), (3,), single=False),
+    "LayerDrop": WholeLayer(lambda p: dropoutlib.LayerDrop(Halved(), p, mode="row"), (3,), single=False),
     "Cutout": LayerOnMaps(lambda p: dropoutlib.Cutout(3, num_holes=3), (8, 7), few=(1, 1, 8, 7)),
 }
 
@@ -590,6 +629,19 @@ _TRAITS: list[tuple[Callable[[methods.Layer], bool], tuple[str, ...], str]] = [
 ]
 OPT_OUTS = {(name, check): reason for name in LAYERS for has, checks, reason in _TRAITS
             if has(FACTS[name.split()[0]]) for check in checks}
+OPT_OUTS |= {("ShakeDrop", check): reason for checks, reason in (
+    (("check_zero_means_zero", "check_p_one"), "what is dropped is multiplied by a random factor, not set to zero"),
+    (("check_gradients", "check_same_mask", "check_compile", "check_functional_transforms", "check_checkpoint"),
+     "the gradient has a factor of its own, on purpose: the method's own tests hold it to that one"),
+) for check in checks}
+OPT_OUTS["ShakeDrop without factors", "check_p_one"] = "a given factor of 1 is refused where the ranges hold 0 alone"
+OPT_OUTS |= {("LayerDrop", check): reason for checks, reason in (
+    (("check_zero_means_zero", "check_p_one"), "where it drops the input takes the place of the output, not zero"),
+    (("check_test_rule",), "all layers run at test time: the test rule is no mean"),
+    (("check_vmap",), _ONE_COIN),
+    (("check_drop_in",), "it stands around a layer, in the place of none"),
+    (("check_bad_calls",), "further arguments are for the layer that it stands around, which refuses them when called"),
+) for check in checks}
 HELD = [name for name in LAYERS if (name, "*") not in OPT_OUTS]
 ON_VECTORS = [name for name in HELD if not subject(name).axes]
 

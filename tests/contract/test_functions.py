@@ -75,6 +75,8 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "stochastic_rate_dropout at rate 0": ((5, 6), (0.0, 0.0), {}),
     "nested_dropout": ((8, 3, 4), (0.4,), {}),
     "nested_dropout to sizes": ((8, 3, 4), (1.0, [1, 2, 4], [3.0, 2.0, 1.0], -1), {}),
+    "shake_drop": ((8, 3, 4), (0.4,), {}),
+    "shake_drop of elements": ((8, 3, 4), (0.4, (0.0, 2.0), (1.0, 1.0), "batch", "element"), {}),
     "swapout": ((5, 6), (("weight", (5, 6)), 0.2, 0.4), {}),
 }
 

@@ -184,8 +184,8 @@ def test_bad_arguments_are_named() -> None:
         (ValueError, "lengths has to be whole numbers, but got torch.float32", lambda: layer(x, lengths=x[..., 0])),
         (TypeError, "lengths has to be a tensor of numbers of tokens, but got int", lambda: layer(x, lengths=3)),
         (ValueError, "noise has to be uniform numbers between -1 and 1", lambda: layer(x, noise=x + 3)),
-        (ValueError, "high has to be above low, and both finite, but got 1 and 1", lambda: Uniform(1, 1)),
-        (ValueError, "high has to be above low", lambda: Uniform(0.0, math.inf)),
+        (ValueError, "low and high have to be finite, low <= high, but got low=1, high=0", lambda: Uniform(1, 0)),
+        (ValueError, "low and high have to be finite", lambda: Uniform(0.0, math.inf)),
     ]:
         with pytest.raises(kind, match=words):
             call()
