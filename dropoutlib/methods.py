@@ -990,6 +990,56 @@ _ROWS = (
                  "softmax by {cite:t}`li2023dropkey`.",
     ),
     Method(
+        name="patch_dropout",
+        title="Patch dropout",
+        part="training",
+        summary="A transformer is trained on a part of its tokens, drawn without replacement for every example, and "
+                "tested on all.",
+        site="tokens of a sequence, such as patches of an image, which are removed",
+        law="keep mask that keeps a fixed number of tokens, each choice as probable as the other; nothing is scaled",
+        sharing="features: one draw for each token of every example",
+        test_rule="identity",
+        references={"liu2023patchdropout": "", "li2023scaling": "section 3"},
+        facts=(Layer("PatchDropout", "patch_dropout", "assigned", "discrete", "token"),),
+        used_by="FLIP, with 0.5 and 0.75; OpenCLIP (`--force-patch-dropout`; its ViT-G/14 with 0.5); timm "
+                "(`patch_drop_rate`)",
+        use="To train a vision transformer with less time and memory on large images, or on more of them.",
+        avoid="Where single tokens matter: masked text loses more than masked images. On few tokens, where there is "
+              "nothing to save.",
+        first="p = 0.5, then a short training with all tokens (p = 0).",
+        evidence="*Proved*: a mean over the tokens is unbiased, with the [variance of a sample without "
+                 "replacement](/book/training/patch_dropout.ipynb#mean-and-variance-of-a-mean-pool); attention is "
+                 "[biased](/book/training/patch_dropout.ipynb#attention-is-biased). *Measured here*: on digits a "
+                 "network trained on a quarter of the tokens is [best with "
+                 "all](/book/training/patch_dropout.ipynb#what-it-does-in-practice) of them; no gain in the same "
+                 "number of steps. *Literature*: half the time for the accuracy of CLIP or better by "
+                 "{cite:t}`li2023scaling`, table 1; large images by {cite:t}`liu2023patchdropout`.",
+    ),
+    Method(
+        name="neftune",
+        title="NEFTune",
+        part="training",
+        summary="Uniform noise is added to the embeddings of a language model while it is fine-tuned.",
+        site="embeddings of tokens, which the noise is added to",
+        law="uniform between -1 and 1, times alpha/sqrt(TD) for a text of T tokens with D features",
+        sharing="none: one draw for every feature of every token",
+        test_rule="identity",
+        references={"jain2024neftune": "section 2 and algorithm 1"},
+        facts=(Layer("NEFTune", "neftune", "none", "continuous", "element"),),
+        used_by="transformers (`neftune_noise_alpha` of `TrainingArguments`), and with it TRL; Ludwig, NeMo Automodel, "
+                "unsloth",
+        use="When a language model is fine-tuned on few instructions and its answers in conversation matter.",
+        avoid="With the length of a padded or packed batch in the place of that of the text; in front of a factor that "
+              "multiplies the embeddings.",
+        first="alpha = 5; the paper also has 10 and 15.",
+        evidence="*Proved*: the squared noise of a text is [alpha^2/3 on "
+                 "average](/book/training/neftune.ipynb#how-large-the-noise-is), and in a linear model it is [ridge "
+                 "regression](/book/training/neftune.ipynb#in-a-linear-model-a-ridge). *Measured here*: on digits the "
+                 "noise [shrinks weights](/book/training/neftune.ipynb#what-it-does-in-practice), and padding takes it "
+                 "away; no language model. *Literature*: better answers in the eyes of GPT-4, and the same scores in "
+                 "tests of knowledge, by {cite:t}`jain2024neftune`.",
+    ),
+    Method(
         name="condition_dropout",
         title="Condition dropout",
         part="training",
@@ -1039,54 +1089,32 @@ _ROWS = (
                  "in training, and a new task on digits. *Literature*: the adapter by {cite:t}`hu2022lora`.",
     ),
     Method(
-        name="neftune",
-        title="NEFTune",
+        name="nested_dropout",
+        title="Nested dropout",
         part="training",
-        summary="Uniform noise is added to the embeddings of a language model while it is fine-tuned.",
-        site="embeddings of tokens, which the noise is added to",
-        law="uniform between -1 and 1, times alpha/sqrt(TD) for a text of T tokens with D features",
-        sharing="none: one draw for every feature of every token",
-        test_rule="identity",
-        references={"jain2024neftune": "section 2 and algorithm 1"},
-        facts=(Layer("NEFTune", "neftune", "none", "continuous", "element"),),
-        used_by="transformers (`neftune_noise_alpha` of `TrainingArguments`), and with it TRL; Ludwig, NeMo Automodel, "
-                "unsloth",
-        use="When a language model is fine-tuned on few instructions and its answers in conversation matter.",
-        avoid="With the length of a padded or packed batch in the place of that of the text; in front of a factor that "
-              "multiplies the embeddings.",
-        first="alpha = 5; the paper also has 10 and 15.",
-        evidence="*Proved*: the squared noise of a text is [alpha^2/3 on "
-                 "average](/book/training/neftune.ipynb#how-large-the-noise-is), and in a linear model it is [ridge "
-                 "regression](/book/training/neftune.ipynb#in-a-linear-model-a-ridge). *Measured here*: on digits the "
-                 "noise [shrinks weights](/book/training/neftune.ipynb#what-it-does-in-practice), and padding takes it "
-                 "away; no language model. *Literature*: better answers in the eyes of GPT-4, and the same scores in "
-                 "tests of knowledge, by {cite:t}`jain2024neftune`.",
-    ),
-    Method(
-        name="patch_dropout",
-        title="Patch dropout",
-        part="training",
-        summary="A transformer is trained on a part of its tokens, drawn without replacement for every example, and "
-                "tested on all.",
-        site="tokens of a sequence, such as patches of an image, which are removed",
-        law="keep mask that keeps a fixed number of tokens, each choice as probable as the other; nothing is scaled",
-        sharing="features: one draw for each token of every example",
-        test_rule="identity",
-        references={"liu2023patchdropout": "", "li2023scaling": "section 3"},
-        facts=(Layer("PatchDropout", "patch_dropout", "assigned", "discrete", "token"),),
-        used_by="FLIP, with 0.5 and 0.75; OpenCLIP (`--force-patch-dropout`; its ViT-G/14 with 0.5); timm "
-                "(`patch_drop_rate`)",
-        use="To train a vision transformer with less time and memory on large images, or on more of them.",
-        avoid="Where single tokens matter: masked text loses more than masked images. On few tokens, where there is "
-              "nothing to save.",
-        first="p = 0.5, then a short training with all tokens (p = 0).",
-        evidence="*Proved*: a mean over the tokens is unbiased, with the [variance of a sample without "
-                 "replacement](/book/training/patch_dropout.ipynb#mean-and-variance-of-a-mean-pool); attention is "
-                 "[biased](/book/training/patch_dropout.ipynb#attention-is-biased). *Measured here*: on digits a "
-                 "network trained on a quarter of the tokens is [best with "
-                 "all](/book/training/patch_dropout.ipynb#what-it-does-in-practice) of them; no gain in the same "
-                 "number of steps. *Literature*: half the time for the accuracy of CLIP or better by "
-                 "{cite:t}`li2023scaling`, table 1; large images by {cite:t}`liu2023patchdropout`.",
+        summary="Units stand in an order, and of each example all behind a random length are set to zero.",
+        site="units of a code, in their order",
+        law="a length for each example: all units with probability 1 - p, else one of given sizes; the units behind it "
+            "are 0, and nothing is scaled",
+        sharing="one length for each example; channels or positions that are no units share it",
+        test_rule="identity, or the first `length` units; neither is the mean",
+        references={"rippel2014learning": ""},
+        facts=(Layer("NestedDropout", "nested_dropout", "assigned", "discrete", "code"),),
+        used_by="audio codecs, as quantizer or codebook dropout (Descript, with 0.5; NVIDIA NeMo); "
+                "sentence-transformers sums the same loss over a few sizes (Matryoshka embeddings)",
+        use="Where codes are to be cut after training: embeddings that are shortened for storage or search, codecs "
+            "with several bit rates.",
+        avoid="Where one length is all that is needed: a network of this length is better for very short codes. With "
+              "a law that never keeps the last units, which then stay untrained.",
+        first="p = 0.5, with the sizes that will be used.",
+        evidence="*Proved*: the [probability of keeping](/book/training/nested_dropout.ipynb#which-units-are-kept), "
+                 "and that a [linear "
+                 "autoencoder](/book/training/nested_dropout.ipynb#what-it-does-to-a-linear-autoencoder) is least "
+                 "wrong at the principal components in their order, where the plain loss is blind to rotation. "
+                 "*Measured here*: on [digits](/book/training/nested_dropout.ipynb#what-it-does-in-practice) a code "
+                 "of 16 units can be cut to 4, at no visible cost for all 16. *Literature*: equivalence to principal "
+                 "components and adaptive compression by {cite:t}`rippel2014learning`, a few nested sizes by "
+                 "{cite:t}`kusupati2022matryoshka`.",
     ),
     Method(
         name="graph_dropout",
@@ -1183,34 +1211,6 @@ _ROWS = (
                  "[digits](/book/training/r_drop_loss.ipynb#what-it-does-in-practice) the accuracy is that of a "
                  "matched higher rate, and two passes agree more. *Literature*: {cite:t}`liang2021rdrop` report "
                  "gains on 18 data sets of five tasks.",
-    ),
-    Method(
-        name="nested_dropout",
-        title="Nested dropout",
-        part="training",
-        summary="Units stand in an order, and of each example all behind a random length are set to zero.",
-        site="units of a code, in their order",
-        law="a length for each example: all units with probability 1 - p, else one of given sizes; the units behind it "
-            "are 0, and nothing is scaled",
-        sharing="one length for each example; channels or positions that are no units share it",
-        test_rule="identity, or the first `length` units; neither is the mean",
-        references={"rippel2014learning": ""},
-        facts=(Layer("NestedDropout", "nested_dropout", "assigned", "discrete", "code"),),
-        used_by="audio codecs, as quantizer or codebook dropout (Descript, with 0.5; NVIDIA NeMo); "
-                "sentence-transformers sums the same loss over a few sizes (Matryoshka embeddings)",
-        use="Where codes are to be cut after training: embeddings that are shortened for storage or search, codecs "
-            "with several bit rates.",
-        avoid="Where one length is all that is needed: a network of this length is better for very short codes. With "
-              "a law that never keeps the last units, which then stay untrained.",
-        first="p = 0.5, with the sizes that will be used.",
-        evidence="*Proved*: the [probability of keeping](/book/training/nested_dropout.ipynb#which-units-are-kept), "
-                 "and that a [linear "
-                 "autoencoder](/book/training/nested_dropout.ipynb#what-it-does-to-a-linear-autoencoder) is least "
-                 "wrong at the principal components in their order, where the plain loss is blind to rotation. "
-                 "*Measured here*: on [digits](/book/training/nested_dropout.ipynb#what-it-does-in-practice) a code "
-                 "of 16 units can be cut to 4, at no visible cost for all 16. *Literature*: equivalence to principal "
-                 "components and adaptive compression by {cite:t}`rippel2014learning`, a few nested sizes by "
-                 "{cite:t}`kusupati2022matryoshka`.",
     ),
 )
 
