@@ -525,7 +525,7 @@ _ROWS = (
         part="convolutional",
         summary="Contiguous blocks of feature maps are set to zero, at random places of every map.",
         site="positions of a feature map, in every channel by itself",
-        law="zero in the union of blocks; one begins at every place where it fits, with a probability gamma below p; "
+        law="zero in the union of blocks; one begins at every place where it fits, with a probability gamma <= p; "
             "the rest is multiplied by the number of positions over that of those left",
         sharing="a block: b positions along every axis; one draw of blocks for every map of every example",
         test_rule="identity",
@@ -534,8 +534,8 @@ _ROWS = (
                     for axes in (1, 2, 3)),
         used_by="image classification and detection: `DropBlock2d` of timm (off by default) and of torchvision",
         use="On large maps whose neighbours say nearly the same, where a single dropped position is no loss.",
-        avoid="Where p is to be the dropped share: overlaps make it smaller. On maps hardly larger than a block, where "
-              "the middle is dropped several times as often as a corner.",
+        avoid="Where p is to be the dropped share: overlaps make it smaller. Where all positions are to "
+              "be dropped equally often: a corner is dropped less often than the middle.",
         first="p = 0.1 and blocks of 7, the paper's for ImageNet, with p growing from 0 in training; smaller blocks on "
               "maps of less than 14 x 14.",
         evidence="*Proved*: [how often](/book/convolutional/drop_block.ipynb#how-often-a-position-is-dropped) a "
