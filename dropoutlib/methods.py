@@ -287,7 +287,8 @@ _ROWS = (
         ),
         used_by="self-normalising networks of SELU; torch (`AlphaDropout`)",
         use="Behind SELU in a network that lives on mean 0 and variance 1, as one initialised for it.",
-        avoid="Behind ReLU or a norm: there the dropped value is no limit of the unit, and mean and variance move.",
+        avoid="Behind ReLU: there mean and variance move. Behind a norm without an affine map both stay, but the "
+              "dropped value is no limit of the unit.",
         first="p = 0.05 or 0.1, as the paper. The default of torch, 0.5, is much more noise.",
         evidence="*Proved*: mean 0 and variance 1 [are kept](/book/dense/alpha_dropout.ipynb#mean-and-variance), and "
                  "the test rule [is not the mean](/book/dense/alpha_dropout.ipynb#the-test-rule) given an input. "
