@@ -288,7 +288,8 @@ _ROWS = (
         ),
         used_by="self-normalising networks of SELU; torch (`AlphaDropout`)",
         use="Behind SELU in a network that lives on mean 0 and variance 1, as one initialised for it.",
-        avoid="Behind ReLU or a norm: there the dropped value is no limit of the unit, and mean and variance move.",
+        avoid="Behind ReLU: there mean and variance move. Behind a norm without an affine map both stay, but the "
+              "dropped value is no limit of the unit.",
         first="p = 0.05 or 0.1, as the paper. The default of torch, 0.5, is much more noise.",
         evidence="*Proved*: mean 0 and variance 1 [are kept](/book/dense/alpha_dropout.ipynb#mean-and-variance), and "
                  "the test rule [is not the mean](/book/dense/alpha_dropout.ipynb#the-test-rule) given an input. "
@@ -551,7 +552,7 @@ _ROWS = (
         part="convolutional",
         summary="Contiguous blocks of feature maps are set to zero, at random places of every map.",
         site="positions of a feature map, in every channel by itself",
-        law="zero in the union of blocks; one begins at every place where it fits, with a probability gamma below p; "
+        law="zero in the union of blocks; one begins at every place where it fits, with a probability gamma <= p; "
             "the rest is multiplied by the number of positions over that of those left",
         sharing="a block: b positions along every axis; one draw of blocks for every map of every example",
         test_rule="identity",
@@ -560,8 +561,8 @@ _ROWS = (
                     for axes in (1, 2, 3)),
         used_by="image classification and detection: `DropBlock2d` of timm (off by default) and of torchvision",
         use="On large maps whose neighbours say nearly the same, where a single dropped position is no loss.",
-        avoid="Where p is to be the dropped share: overlaps make it smaller. On maps hardly larger than a block, where "
-              "the middle is dropped several times as often as a corner.",
+        avoid="Where p is to be the dropped share: overlaps make it smaller. Where all positions are to "
+              "be dropped equally often: a corner is dropped less often than the middle.",
         first="p = 0.1 and blocks of 7, the paper's for ImageNet, with p growing from 0 in training; smaller blocks on "
               "maps of less than 14 x 14.",
         evidence="*Proved*: [how often](/book/convolutional/drop_block.ipynb#how-often-a-position-is-dropped) a "

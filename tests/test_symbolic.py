@@ -566,6 +566,12 @@ def test_a_chain_as_text_and_as_latex():
     assert chain._repr_latex_() == LATEX
 
 
+def test_a_greek_letter_with_a_dash_as_latex():
+    limit = Symbol("alpha'")
+    assert repr(prove(limit**2 - 1, (limit - 1) * (limit + 1))).startswith("alpha'**2 - 1 = ")
+    assert r"\alpha'^{2} - 1" in prove(limit**2 - 1, (limit - 1) * (limit + 1))._repr_latex_()
+
+
 def test_reasons_of_the_author():
     long = "the masks of different units are independent, 100% of them"
     chain = derive(Expectation(z), (exact, long))

@@ -189,10 +189,11 @@ class _DropBlock(NoisyLayer, _DropoutNd):
     {four_answers}
 
     ``scale="realised"`` is the paper's: the sum of a constant map is kept in every draw that leaves something, but not
-    the mean of a position: it is too large at the borders and too small in the middle. With ``scale="expected"`` the
-    mean of every position is the input. Both work map by map, so that examples are independent; the authors' code,
+    the mean of a position. For blocks between one position and the whole map it is too large in a corner and too small
+    in the middle; for blocks of the whole map it is 1 - p times the input. With ``scale="expected"`` the mean of every
+    position is the input. Both work map by map, so that examples are independent; the authors' code,
     torchvision and timm divide by the share that is left of the whole batch. A map of which nothing is left is zero.
-    {selects} With p = 0 the input itself is returned. With p = 1 not everything is zero, unless a block is one
+    {selects} With p = 0 the input itself is returned. With p = 1 something may be left, unless a block is one
     position or the whole map.
 
     Args:

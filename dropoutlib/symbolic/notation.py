@@ -16,6 +16,7 @@ from sympy import (
     Product,
     S,
     Sum,
+    Symbol,
     exp,
     factor,
     fraction,
@@ -95,6 +96,12 @@ def _positive_first(terms: list[Any]) -> list[Any]:
 class _Latex(LatexPrinter):  # type: ignore[misc]
     def _as_ordered_terms(self, expr: Any, order: Any = None) -> list[Any]:
         return _positive_first(list(super()._as_ordered_terms(expr, order)))
+
+    def _print_Symbol(self, expr: Any, style: str = "plain") -> str:
+        r"""\alpha' of the name alpha', whose letter sympy does not see before the dash."""
+        name = expr.name.rstrip("'")
+        dashes = expr.name[len(name):]
+        return str(super()._print_Symbol(Symbol(name) if dashes else expr, style)) + dashes
 
     def _print_Mul(self, expr: Any) -> str:
         r"""\frac{p}{1-p} \sum ..., not one fraction with the sum in its numerator."""
