@@ -155,6 +155,16 @@ class LoRALinear(FromLinear, NoisyLayer, nn.Linear):
         if hasattr(self, "lora_A"):     # torch calls it before there is one
             self._start()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        keys = [f"{prefix}lora_A", f"{prefix}lora_B"]
+        of_torch = f"{prefix}weight" in state_dict and not any(key in state_dict for key in keys)
+        if of_torch:    # a plain layer has no adapter: one that adds nothing
+            state_dict.update(zip(keys, (self.lora_A.detach().clone(), torch.zeros_like(self.lora_B)), strict=True))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if of_torch:
+            for key in keys:
+                del state_dict[key]
+
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
         """Makes a layer of a linear layer, whose weight and bias it takes and freezes: the parameters themselves.

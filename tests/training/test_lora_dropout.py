@@ -90,6 +90,20 @@ def test_it_begins_as_the_frozen_layer_without_noise() -> None:
     assert not layer.lora_B.any() and not layer.weight.requires_grad
 
 
+def test_the_weights_of_a_plain_layer_load_and_mean_the_same() -> None:
+    linear, layer, x = nn.Linear(5, 4), LoRALinear(5, 4, rank=2), torch.randn(3, 5)
+    nn.init.normal_(layer.lora_B)
+    before = linear.state_dict()
+    layer.load_state_dict(before)
+    assert torch.equal(layer(x), linear(x)) and layer.lora_A.any() and list(before) == ["weight", "bias"]
+    nn.init.normal_(layer.lora_B)
+    twin = LoRALinear(5, 4, rank=2)
+    twin.load_state_dict(layer.state_dict())
+    assert torch.equal(twin.eval()(x), layer.eval()(x)) and not twin.weight.requires_grad
+    with pytest.raises(RuntimeError, match="lora_A"):
+        layer.load_state_dict({**before, "lora_B": layer.lora_B})
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_merging_gives_a_plain_layer_that_can_be_trained(bias: bool) -> None:
     layer = LoRALinear(5, 4, bias=bias, rank=2)
