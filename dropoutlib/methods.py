@@ -905,10 +905,11 @@ _ROWS = (
               "torch's function drops there, too, unless it is given 0.",
         first="p = 0.1; 0 where each text is seen once.",
         evidence="*Proved*: the [output](/book/training/attention_dropout.ipynb#mean-and-variance) keeps its mean, "
-                 "and has less noise the more keys share the attention. *Measured here*: [how many "
-                 "examples](/book/training/attention_dropout.ipynb#what-it-does-in-practice) share it, and what noise "
-                 "follows. *Literature*: the model by {cite:t}`vaswani2017attention`; keys dropped in front of the "
-                 "softmax by {cite:t}`li2023dropkey`.",
+                 "and the sum of the weights has less noise [the more keys share the "
+                 "attention](/book/training/attention_dropout.ipynb#how-many-keys-share-the-attention). *Measured "
+                 "here*: [how many examples](/book/training/attention_dropout.ipynb#what-it-does-in-practice) share "
+                 "it, and what noise follows. *Literature*: the model by {cite:t}`vaswani2017attention`; keys dropped "
+                 "in front of the softmax by {cite:t}`li2023dropkey`.",
     ),
     Method(
         name="rate_schedule",
