@@ -780,23 +780,25 @@ _ROWS = (
         part="residual",
         summary="Every element of a residual block keeps or drops its input and its branch, by two independent draws.",
         site="input and branch of a residual block, each by itself",
-        law="two raw Bernoulli keep masks, 1 with probability 1 - p of the input and 1 - p' of the branch",
+        law="two raw Bernoulli keep masks, 1 with probability 1 - p of the input and 1 - q of the branch",
         sharing="none: two draws for every element of every example",
-        test_rule="the mean, 1 - p times the input plus 1 - p' times the branch; or an average over samples",
+        test_rule="the mean, 1 - p times the input plus 1 - q times the branch; or an average over samples",
         references={"singh2016swapout": "section 3"},
         facts=(Layer("Swapout", "swapout", "assigned", "discrete", "branch", has_weights=True),),
         used_by="residual networks for images in its paper; rarely today, when whole branches are dropped instead "
                 "(stochastic depth)",
         use="In a residual network that overfits, where every unit is to choose by itself between dropout, the plain "
             "layer, the shortcut and the whole block.",
-        avoid="With the mean as test rule where batch norm follows: its variance in training is not that of "
-              "evaluation. With a large rate for the input in a deep network: what is left of the input shrinks by "
-              "1 - p at every block.",
-        first="Both rates 0 in the first block, growing linearly to 0.5 in the last one, as in the paper.",
+        avoid="With the mean as test rule where the probabilities themselves count: their average over samples had the "
+              "lower loss, also where the mean is exact. With a large rate for the input in all blocks of a deep "
+              "network: what is left of the input shrinks by 1 - p at every block.",
+        first="Both rates 0 in the first block, growing linearly to 0.5 in the last one, as in the paper, whose "
+              "networks have up to 32 layers; in deeper ones a smaller last rate for the input.",
         evidence="*Proved*: [mean and variance](/book/residual/swapout.ipynb#mean-and-variance) of a block, the "
                  "[special cases](/book/residual/swapout.ipynb#special-cases), what is left of [the input behind many "
                  "blocks](/book/residual/swapout.ipynb#many-blocks). *Measured here*: the [two test "
-                 "rules](/book/residual/swapout.ipynb#what-it-does-in-practice) with and without batch norm. "
+                 "rules](/book/residual/swapout.ipynb#what-it-does-in-practice) with and without batch norm, and in a "
+                 "network where the mean is exact. "
                  "*Literature*: {cite:t}`singh2016swapout`.",
     ),
     Method(
