@@ -832,23 +832,27 @@ _ROWS = (
         part="residual",
         summary="Every element of a residual block keeps or drops its input and its branch, by two independent draws.",
         site="input and branch of a residual block, each by itself",
-        law="two raw Bernoulli keep masks, 1 with probability 1 - p of the input and 1 - p' of the branch",
+        law="two raw Bernoulli keep masks, 1 with probability 1 - p of the input and 1 - q of the branch",
         sharing="none: two draws for every element of every example",
         test_rule="the mean, 1 - p times the input plus 1 - p' times the branch; or an average over samples",
         references={"singh2016swapout": ""},
+        test_rule="the mean, 1 - p times the input plus 1 - q times the branch; or an average over samples",
+        references={"singh2016swapout": "section 3"},
         facts=(Layer("Swapout", "swapout", "assigned", "discrete", "branch", has_weights=True),),
         used_by="residual networks for images in its paper; rarely today, when whole branches are dropped instead "
                 "(stochastic depth)",
         use="In a residual network that overfits, where every unit is to choose by itself between dropout, the plain "
             "layer, the shortcut and the whole block.",
-        avoid="With the mean as test rule where batch norm follows: its variance in training is not that of "
-              "evaluation. With a large rate for the input in a deep network: what is left of the input shrinks by "
-              "1 - p at every block.",
-        first="Both rates 0 in the first block, growing linearly to 0.5 in the last one, as in the paper.",
+        avoid="With the mean as test rule where the probabilities themselves count: their average over samples had the "
+              "lower loss, also where the mean is exact. With a large rate for the input in all blocks of a deep "
+              "network: what is left of the input shrinks by 1 - p at every block.",
+        first="Both rates 0 in the first block, growing linearly to 0.5 in the last one, as in the paper, whose "
+              "networks have up to 32 layers; in deeper ones a smaller last rate for the input.",
         evidence="*Proved*: [mean and variance](/book/residual/swapout.ipynb#mean-and-variance) of a block, the "
                  "[special cases](/book/residual/swapout.ipynb#special-cases), what is left of [the input behind many "
                  "blocks](/book/residual/swapout.ipynb#many-blocks). *Measured here*: the [two test "
-                 "rules](/book/residual/swapout.ipynb#what-it-does-in-practice) with and without batch norm. "
+                 "rules](/book/residual/swapout.ipynb#what-it-does-in-practice) with and without batch norm, and in a "
+                 "network where the mean is exact. "
                  "*Literature*: {cite:t}`singh2016swapout`.",
     ),
     Method(
@@ -985,10 +989,11 @@ _ROWS = (
               "torch's function drops there, too, unless it is given 0.",
         first="p = 0.1; 0 where each text is seen once.",
         evidence="*Proved*: the [output](/book/training/attention_dropout.ipynb#mean-and-variance) keeps its mean, "
-                 "and has less noise the more keys share the attention. *Measured here*: [how many "
-                 "examples](/book/training/attention_dropout.ipynb#what-it-does-in-practice) share it, and what noise "
-                 "follows. *Literature*: the model by {cite:t}`vaswani2017attention`; keys dropped in front of the "
-                 "softmax by {cite:t}`li2023dropkey`.",
+                 "and the sum of the weights has less noise [the more keys share the "
+                 "attention](/book/training/attention_dropout.ipynb#how-many-keys-share-the-attention). *Measured "
+                 "here*: [how many examples](/book/training/attention_dropout.ipynb#what-it-does-in-practice) share "
+                 "it, and what noise follows. *Literature*: the model by {cite:t}`vaswani2017attention`; keys dropped "
+                 "in front of the softmax by {cite:t}`li2023dropkey`.",
     ),
     Method(
         name="patch_dropout",
@@ -1172,19 +1177,19 @@ _ROWS = (
                 "transformer); elsewhere mostly a few lines in a loop of training",
         use="Where training at a constant p ends with a training loss that is too high, try a rate that falls to 0; "
             "where a run is long and fits the training set, one that begins later.",
-        avoid="In a single epoch, where no dropout is best. Where masks are to be drawn at test time: after early "
-              "dropout every rate is 0, and all passes agree.",
+        avoid="In a single epoch of language pretraining, where no dropout is best (literature). Where masks are to be "
+              "drawn at test time: after early dropout every rate is 0, and all passes agree.",
         first="No dropout, and a constant p; then `early` over the first sixth of the steps, or `curriculum` with a "
               "gamma of 10 divided by their number.",
         evidence="*Proved*: scaled with the rate of the moment the [mean](/book/training/rate_schedule.ipynb"
-                 "#scale-with-the-rate-of-the-moment) stays; in linear regression [where the mean "
-                 "weights end](/book/training/rate_schedule.ipynb#what-the-start-leaves-behind) depends on the last "
-                 "rate alone. *Measured here*: on "
+                 "#scale-with-the-rate-of-the-moment) stays; in linear regression with linearly "
+                 "independent features [where the mean weights end](/book/training/rate_schedule.ipynb"
+                 "#what-the-start-leaves-behind) depends on the last rate alone. *Measured here*: on "
                  "[digits](/book/training/rate_schedule.ipynb#what-it-does-in-practice) the training loss mostly "
                  "follows the last rate, and no schedule is a clear gain in accuracy. *Literature*: "
-                 "small vision models gain 0.2 to 0.9 points over no dropout from a rate that falls, for "
-                 "{cite:t}`liu2023dropout`; for one epoch of language no dropout is best, also against early "
-                 "dropout, for {cite:t}`liu2025drop`.",
+                 "small vision models gain 0.3 to 0.5 points over no dropout from early dropout, and 0.2 to 0.9 from "
+                 "early stochastic depth, for {cite:t}`liu2023dropout`; for one epoch of language no dropout is best, "
+                 "also against early dropout, for {cite:t}`liu2025drop`.",
     ),
     Method(
         name="r_drop_loss",

@@ -96,15 +96,15 @@ def _mean(input: Tensor, branch: Tensor, p_input: float, p_branch: float) -> Ten
 class Swapout(NoisyLayer):
     r"""A residual block whose output adds a random part of its input and a random part of its branch.
 
-    In training the output is :math:`m \odot x + m' \odot F(x)`, with F the ``module`` and two independent keep masks:
-    every element becomes 0, x, F(x) or x + F(x). m is 0 with probability ``p_input``, m' with ``p_branch``. Nothing is
-    rescaled.
+    In training the output is :math:`m \odot x + M \odot F(x)`, with F the ``module`` and two independent keep masks:
+    every element becomes 0, x, F(x) or x + F(x). m is 0 with probability p = ``p_input``, M with q = ``p_branch``.
+    Nothing is rescaled.
 
     {four_answers}
 
     With ``p_input=1`` it is raw dropout of the branch, with ``p_input=0`` stochastic depth with a draw of its own for
-    every element. In evaluation the output is :math:`(1 - p) x + (1 - p') F(x)`, the exact mean of this block
-    given its input, but not of a network of several. :func:`~dropoutlib.predict` averages over samples.
+    every element. In evaluation the output is :math:`(1 - p) x + (1 - q) F(x)`, the exact mean of this block
+    given its input, but in general not of a network of several. :func:`~dropoutlib.predict` averages over samples.
     {selects}
 
     Args:
