@@ -750,7 +750,7 @@ _ROWS = (
             "divided)",
         sharing="all elements of an example; of all examples too in the mode `\"batch\"` of `StochasticDepth`",
         test_rule="identity; times 1 - p (`DropPath(scale_by_keep=False)`)",
-        references={"huang2016deep": "section 3"},
+        references={"huang2016deep": ""},
         facts=(
             Layer("StochasticDepth", "stochastic_depth", "assigned", "discrete", "branch", answers={
                 "law": "Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p",
@@ -808,7 +808,7 @@ _ROWS = (
         law="two raw Bernoulli keep masks, 1 with probability 1 - p of the input and 1 - p' of the branch",
         sharing="none: two draws for every element of every example",
         test_rule="the mean, 1 - p times the input plus 1 - p' times the branch; or an average over samples",
-        references={"singh2016swapout": "section 3"},
+        references={"singh2016swapout": ""},
         facts=(Layer("Swapout", "swapout", "assigned", "discrete", "branch", has_weights=True),),
         used_by="residual networks for images in its paper; rarely today, when whole branches are dropped instead "
                 "(stochastic depth)",
