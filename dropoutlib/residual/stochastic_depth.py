@@ -127,8 +127,8 @@ class StochasticDepth(NoisyLayer, _DropoutNd):
         {no_number}
 
     Source:
-        Huang et al., *Deep Networks with Stochastic Depth* (2016), section 3, with one draw for a mini-batch, without
-        a scale in training, and with p the probability of keeping.
+        Huang et al., *Deep Networks with Stochastic Depth* (2016), with one draw for a mini-batch, without a scale in
+        training, and with p the probability of keeping.
 
     Example:
         >>> import torch
@@ -201,8 +201,8 @@ class DropPath(NoisyLayer, _DropoutNd):
         TypeError: if ``drop_prob`` is not a real number, or ``scale_by_keep`` neither True nor False.
 
     Source:
-        Huang et al., *Deep Networks with Stochastic Depth* (2016), section 3, whose p is the probability of keeping;
-        the name is from Larsson et al., *FractalNet* (2017).
+        Huang et al., *Deep Networks with Stochastic Depth* (2016), whose p is the probability of keeping; the name is
+        from Larsson et al., *FractalNet* (2017).
 
     Example:
         >>> import torch

@@ -121,7 +121,7 @@ class Swapout(NoisyLayer):
         ValueError: if a probability is not between 0 and 1.
 
     Source:
-        Singh, Hoiem and Forsyth, *Swapout: Learning an Ensemble of Deep Architectures* (2016), section 3.
+        Singh, Hoiem and Forsyth, *Swapout: Learning an Ensemble of Deep Architectures* (2016).
 
     Example:
         >>> import torch
