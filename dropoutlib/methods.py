@@ -835,7 +835,6 @@ _ROWS = (
         law="two raw Bernoulli keep masks, 1 with probability 1 - p of the input and 1 - q of the branch",
         sharing="none: two draws for every element of every example",
         test_rule="the mean, 1 - p times the input plus 1 - q times the branch; or an average over samples",
-        test_rule="the mean, 1 - p times the input plus 1 - p' times the branch; or an average over samples",
         references={"singh2016swapout": ""},
         facts=(Layer("Swapout", "swapout", "assigned", "discrete", "branch", has_weights=True),),
         used_by="residual networks for images in its paper; rarely today, when whole branches are dropped instead "
