@@ -771,7 +771,7 @@ _ROWS = (
         title="Stochastic depth",
         part="residual",
         summary="Whole residual branches are set to zero with probability p, so that every example sees a network of "
-                "another depth.",
+                "random depth.",
         site="output of a residual branch, before it is added",
         law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p (`DropPath(scale_by_keep=False)`: not "
             "divided)",
@@ -794,11 +794,12 @@ _ROWS = (
             "block to the last.",
         avoid="On what is not added to a shortcut: a dropped layer would pass nothing on. With one draw for the batch "
               "where single rows will do: its noise does not average out over the examples.",
-        first="0.1 in the last block, growing linearly from 0; more in deeper networks.",
+        first="0.1 in the last block, growing linearly from 0; more in deeper networks (0.5 in the paper).",
         evidence="*Proved*: [mean and variance](/book/residual/stochastic_depth.ipynb#one-branch), the mean of [a "
                  "linear stack](/book/residual/stochastic_depth.ipynb#a-stack-of-blocks), and the [expected "
                  "depth](/book/residual/stochastic_depth.ipynb#the-depth). *Measured here*: [the gradient of the first "
-                 "block](/book/residual/stochastic_depth.ipynb#what-it-does-in-practice), before training. "
+                 "block](/book/residual/stochastic_depth.ipynb#what-it-does-in-practice), before training: raw noise "
+                 "lowers it, the scale raises it. "
                  "*Literature*: {cite:t}`huang2016deep`.",
     ),
     Method(
