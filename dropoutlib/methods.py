@@ -875,8 +875,8 @@ _ROWS = (
         first="p = 0.5 in the last block, growing linearly from the first, and the ranges of the paper.",
         evidence="*Proved*: mean, variance and covariance of the [forward "
                  "factor](/book/residual/shake_drop.ipynb#the-two-factors), and the weights where a [linear "
-                 "branch](/book/residual/shake_drop.ipynb#where-a-linear-branch-ends) ends, which are no minimum of "
-                 "the training loss. *Measured here*: [these weights](/book/residual/shake_drop.ipynb"
+                 "branch](/book/residual/shake_drop.ipynb#where-a-linear-branch-ends) ends on average, which are no "
+                 "minimum of the mean training loss. *Measured here*: [these weights](/book/residual/shake_drop.ipynb"
                  "#what-it-does-in-practice), for a branch that cleans digits. *Literature*: "
                  "{cite:t}`yamada2019shakedrop`.",
     ),
