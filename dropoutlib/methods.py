@@ -794,7 +794,7 @@ _ROWS = (
             "block to the last.",
         avoid="On what is not added to a shortcut: a dropped layer would pass nothing on. With one draw for the batch "
               "where single rows will do: its noise does not average out over the examples.",
-        first="0.1 in the last block, growing linearly from 0; more in deeper networks (0.5 in the paper).",
+        first="0.1 in the last block, growing linearly from 0; more in deeper networks.",
         evidence="*Proved*: [mean and variance](/book/residual/stochastic_depth.ipynb#one-branch), the mean of [a "
                  "linear stack](/book/residual/stochastic_depth.ipynb#a-stack-of-blocks), and the [expected "
                  "depth](/book/residual/stochastic_depth.ipynb#the-depth). *Measured here*: [the gradient of the first "
