@@ -818,14 +818,15 @@ _ROWS = (
                 "(`--encoder-layerdrop`, 0.2 recommended there)",
         use="In a deep transformer of which shallower versions will be needed: one training gives all of them. To save "
             "the time of the layers that are dropped.",
-        avoid="For the mean of the network: the whole network gives more than training did on average. Under "
-              "DistributedDataParallel, FSDP or ZeRO-3 without `skip=False`.",
+        avoid="For the mean of the network: every branch gives more in the whole network than it did on average in "
+              "training. Under FSDP or ZeRO-3 without `skip=False`, under DistributedDataParallel without that or "
+              "`find_unused_parameters=True`.",
         first="p = 0.2; 0.5 where half of the layers will be taken away.",
         evidence="*Proved*: [mean and variance](/book/residual/layer_drop.ipynb#one-layer) of a layer, the [number of "
                  "layers](/book/residual/layer_drop.ipynb#how-many-layers) that are left, and the rate that suits [a "
                  "smaller network](/book/residual/layer_drop.ipynb#which-rate-for-which-depth). *Measured here*: "
-                 "networks of digits that [lose layers](/book/residual/layer_drop.ipynb#what-it-does-in-practice). "
-                 "*Literature*: {cite:t}`fan2020reducing`.",
+                 "networks of digits that [lose layers](/book/residual/layer_drop.ipynb#what-it-does-in-practice), "
+                 "which they hardly need. *Literature*: {cite:t}`fan2020reducing`.",
     ),
     Method(
         name="swapout",
