@@ -826,7 +826,7 @@ _ROWS = (
                  "layers](/book/residual/layer_drop.ipynb#how-many-layers) that are left, and the rate that suits [a "
                  "smaller network](/book/residual/layer_drop.ipynb#which-rate-for-which-depth). *Measured here*: "
                  "networks of digits that [lose layers](/book/residual/layer_drop.ipynb#what-it-does-in-practice), "
-                 "which they hardly need. *Literature*: {cite:t}`fan2020reducing`.",
+                 "which digits do not need. *Literature*: {cite:t}`fan2020reducing`.",
     ),
     Method(
         name="swapout",
