@@ -771,7 +771,7 @@ _ROWS = (
         title="Stochastic depth",
         part="residual",
         summary="Whole residual branches are set to zero with probability p, so that every example sees a network of "
-                "another depth.",
+                "random depth.",
         site="output of a residual branch, before it is added",
         law="Bernoulli keep mask, 1 with probability 1 - p, divided by 1 - p (`DropPath(scale_by_keep=False)`: not "
             "divided)",
@@ -798,7 +798,8 @@ _ROWS = (
         evidence="*Proved*: [mean and variance](/book/residual/stochastic_depth.ipynb#one-branch), the mean of [a "
                  "linear stack](/book/residual/stochastic_depth.ipynb#a-stack-of-blocks), and the [expected "
                  "depth](/book/residual/stochastic_depth.ipynb#the-depth). *Measured here*: [the gradient of the first "
-                 "block](/book/residual/stochastic_depth.ipynb#what-it-does-in-practice), before training. "
+                 "block](/book/residual/stochastic_depth.ipynb#what-it-does-in-practice), before training: raw noise "
+                 "lowers it, the scale raises it. "
                  "*Literature*: {cite:t}`huang2016deep`.",
     ),
     Method(
@@ -817,14 +818,15 @@ _ROWS = (
                 "(`--encoder-layerdrop`, 0.2 recommended there)",
         use="In a deep transformer of which shallower versions will be needed: one training gives all of them. To save "
             "the time of the layers that are dropped.",
-        avoid="For the mean of the network: the whole network gives more than training did on average. Under "
-              "DistributedDataParallel, FSDP or ZeRO-3 without `skip=False`.",
+        avoid="For the mean of the network: every branch gives more in the whole network than it did on average in "
+              "training. Under FSDP or ZeRO-3 without `skip=False`, under DistributedDataParallel without that or "
+              "`find_unused_parameters=True`.",
         first="p = 0.2; 0.5 where half of the layers will be taken away.",
         evidence="*Proved*: [mean and variance](/book/residual/layer_drop.ipynb#one-layer) of a layer, the [number of "
                  "layers](/book/residual/layer_drop.ipynb#how-many-layers) that are left, and the rate that suits [a "
                  "smaller network](/book/residual/layer_drop.ipynb#which-rate-for-which-depth). *Measured here*: "
-                 "networks of digits that [lose layers](/book/residual/layer_drop.ipynb#what-it-does-in-practice). "
-                 "*Literature*: {cite:t}`fan2020reducing`.",
+                 "networks of digits that [lose layers](/book/residual/layer_drop.ipynb#what-it-does-in-practice), "
+                 "which digits do not need. *Literature*: {cite:t}`fan2020reducing`.",
     ),
     Method(
         name="swapout",
@@ -876,8 +878,8 @@ _ROWS = (
         first="p = 0.5 in the last block, growing linearly from the first, and the ranges of the paper.",
         evidence="*Proved*: mean, variance and covariance of the [forward "
                  "factor](/book/residual/shake_drop.ipynb#the-two-factors), and the weights where a [linear "
-                 "branch](/book/residual/shake_drop.ipynb#where-a-linear-branch-ends) ends, which are no minimum of "
-                 "the training loss. *Measured here*: [these weights](/book/residual/shake_drop.ipynb"
+                 "branch](/book/residual/shake_drop.ipynb#where-a-linear-branch-ends) ends on average, which are no "
+                 "minimum of the mean training loss. *Measured here*: [these weights](/book/residual/shake_drop.ipynb"
                  "#what-it-does-in-practice), for a branch that cleans digits. *Literature*: "
                  "{cite:t}`yamada2019shakedrop`.",
     ),

@@ -22,7 +22,7 @@ class LayerDrop(NoisyLayer):
 
     In training the output is that of the ``module`` with probability 1 - p, and the input itself with probability p.
     Nothing is rescaled. The module holds its own shortcut, as a layer of a transformer does. In evaluation it always
-    runs: its output is not the mean of training, which is the mean of input and output. To prune a
+    runs: its output is not the mean of training, 1 - p times the output and p times the input. To prune a
     :class:`torch.nn.Sequential` of such layers is to take some of them, such as ``layers[::2]``.
 
     {four_answers}
@@ -136,7 +136,7 @@ class LayerDrop(NoisyLayer):
     def variance(self, input: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """{output_variance}, and what the module, called once, makes of it.
 
-        Of every element by itself: elements that share a draw are fully correlated.
+        Of every element by itself: elements that share a draw are fully correlated, up to sign.
 
         Args:
             input: of shape ``(N, ...)``.

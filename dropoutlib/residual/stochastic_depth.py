@@ -167,7 +167,7 @@ class StochasticDepth(NoisyLayer, _DropoutNd):
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}: p/(1 - p) times its square.
 
-        Of every element by itself: elements that share a draw are fully correlated.
+        Of every element by itself: elements that share a draw have the same factor.
 
         {moment}
         """
@@ -249,7 +249,7 @@ class DropPath(NoisyLayer, _DropoutNd):
     def variance(self, input: Tensor) -> Tensor:
         """{output_variance}: p/(1 - p) times its square, p(1 - p) times without the scale.
 
-        Of every element by itself: the elements of an example share a draw and are fully correlated.
+        Of every element by itself: the elements of an example have the same factor.
 
         {moment}
         """
