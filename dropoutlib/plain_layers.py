@@ -33,7 +33,9 @@ from .residual.layer_drop import LayerDrop
 from .residual.shake_drop import ShakeDrop
 from .residual.stochastic_depth import DropPath, StochasticDepth
 from .training.lora_dropout import LoRALinear
+from .training.neftune import NEFTune
 from .training.nested_dropout import NestedDropout
+from .training.patch_dropout import PatchDropout
 
 __all__ = ["Scale", "exchanged"]
 
@@ -85,6 +87,8 @@ def _plain(layer: nn.Module) -> nn.Module:
 @_plain.register(StochasticRateDropout)
 @_plain.register(LockedDropout)
 @_plain.register(StochasticDepth)
+@_plain.register(PatchDropout)
+@_plain.register(NEFTune)
 def _(layer: NoisyLayer) -> nn.Module:
     return nn.Identity()
 

@@ -128,14 +128,17 @@ def rate_of(method: str) -> str | None:
     return next((name for name in ("p", "high") if name in signature(getattr(dropoutlib, method)).parameters), None)
 
 
+# one freezes the weight, and nothing here was trained before; another leaves weights out for good, and none here is to be
+# smaller; the third is for embeddings of words
+_NOT_COMPARED = {"LoRALinear", "TargetedDropoutLinear", "NEFTune"}
+
+
 def place_of(layer: Layer, places: Mapping[str, str]) -> str:
     """The parts of a network, separated by spaces, that a layer replaces or follows; empty if there are none."""
     if not isinstance(getattr(dropoutlib, layer.name, None), type) or layer.law == "none" or layer.site == "feature":
         return ""
-    if layer.site in ("branch", "block", "condition", "code"):
-        # no network here has residual branches, maps much larger than a block, conditions, or units in an order
-        return ""
-    if layer.name == "LoRALinear":  # it freezes the weight, and nothing here was trained before
+    if layer.site in ("branch", "block", "condition", "code", "token") or layer.name in _NOT_COMPARED:
+        # no network here has residual branches, maps much larger than a block, conditions, ordered units, or tokens
         return ""
     usual = {"image": "image", "map": "Conv2d" if layer.has_weights else "Dropout2d"}.get(
         layer.site, "Linear" if layer.has_weights else "Dropout")
