@@ -128,8 +128,8 @@ def rate_of(method: str) -> str | None:
     return next((name for name in ("p", "high") if name in signature(getattr(dropoutlib, method)).parameters), None)
 
 
-# one freezes the weight, and nothing here was trained before; another leaves weights out for good, and none here is to be
-# smaller; the third is for embeddings of words
+# one freezes the weight, and nothing here was trained before; one leaves weights out for good, and nothing here is to
+# be smaller; one is for embeddings of words
 _NOT_COMPARED = {"LoRALinear", "TargetedDropoutLinear", "NEFTune"}
 
 
