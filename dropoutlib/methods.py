@@ -1010,10 +1010,10 @@ _ROWS = (
         used_by="FLIP, with 0.5 and 0.75; OpenCLIP (`--force-patch-dropout`; its ViT-G/14 with 0.5); timm "
                 "(`patch_drop_rate`)",
         use="To train a vision transformer with less time and memory on large images, or on more of them.",
-        avoid="Where single tokens matter: masked text loses more than masked images. On few tokens, where there is "
-              "nothing to save.",
+        avoid="Where single tokens matter: masked text loses more than masked images. Where few tokens would be left: "
+              "a mean over them is noisy, and no larger share is saved.",
         first="p = 0.5, then a short training with all tokens (p = 0).",
-        evidence="*Proved*: a mean over the tokens is unbiased, with the [variance of a sample without "
+        evidence="*Proved*: a mean over the tokens themselves is unbiased, with the [variance of a sample without "
                  "replacement](/book/training/patch_dropout.ipynb#mean-and-variance-of-a-mean-pool); attention is "
                  "[biased](/book/training/patch_dropout.ipynb#attention-is-biased). *Measured here*: on digits a "
                  "network trained on a quarter of the tokens is [best with "
@@ -1035,15 +1035,16 @@ _ROWS = (
         used_by="transformers (`neftune_noise_alpha` of `TrainingArguments`), and with it TRL; Ludwig, NeMo Automodel, "
                 "unsloth",
         use="When a language model is fine-tuned on few instructions and its answers in conversation matter.",
-        avoid="With the length of a padded or packed batch in the place of that of the text; in front of a factor that "
-              "multiplies the embeddings.",
+        avoid="Without knowing which length the code takes (that of the text, or of a padded or packed batch) and "
+              "whether a factor multiplies the embeddings behind it: the same alpha is then another noise.",
         first="alpha = 5; the paper also has 10 and 15.",
         evidence="*Proved*: the squared noise of a text is [alpha^2/3 on "
-                 "average](/book/training/neftune.ipynb#how-large-the-noise-is), and in a linear model it is [ridge "
-                 "regression](/book/training/neftune.ipynb#in-a-linear-model-a-ridge). *Measured here*: on digits the "
-                 "noise [shrinks weights](/book/training/neftune.ipynb#what-it-does-in-practice), and padding takes it "
-                 "away; no language model. *Literature*: better answers in the eyes of GPT-4, and the same scores in "
-                 "tests of knowledge, by {cite:t}`jain2024neftune`.",
+                 "average](/book/training/neftune.ipynb#how-large-the-noise-is), and in a linear model with squared "
+                 "loss it is [ridge regression](/book/training/neftune.ipynb#in-a-linear-model-a-ridge). *Measured "
+                 "here*: on digits the noise [shrinks "
+                 "weights](/book/training/neftune.ipynb#what-it-does-in-practice), with the length of a padded batch "
+                 "much less; no language model. *Literature*: better answers in the eyes of GPT-4, and the same scores "
+                 "in tests of knowledge, by {cite:t}`jain2024neftune`.",
     ),
     Method(
         name="condition_dropout",
@@ -1060,10 +1061,11 @@ _ROWS = (
         used_by="diffusion models that are sampled with classifier-free guidance: DiT and the `LabelEmbedding` of "
                 "diffusers drop labels with 0.1, its examples for InstructPix2Pix set 0.05",
         use="In a generative model that is to be sampled with guidance, or whose condition is missing for some inputs.",
-        avoid="To regularise: dropout on single features of the condition almost never removes all of it. With zeros "
-              "for the null where 0 is a condition.",
+        avoid="To regularise: with enough freedom the best prediction given the condition is the same for every p < 1. "
+              "As dropout of single features, which almost never removes all of a condition. With zeros for the null "
+              "where 0 is a condition.",
         first="p = 0.1.",
-        evidence="*Proved*: under the squared loss the model learns [the same two "
+        evidence="*Proved*: under the squared loss a model with enough freedom is best with [the same two "
                  "means](/book/training/condition_dropout.ipynb#two-predictions) for every p between 0 and 1, and [p "
                  "sets the shares of the gradient](/book/training/condition_dropout.ipynb#what-p-changes). *Measured "
                  "here*: [how near to both means](/book/training/condition_dropout.ipynb#what-it-does-in-practice) a "
@@ -1085,14 +1087,16 @@ _ROWS = (
         used_by="the code of LoRA for GPT-2, with 0.1; PEFT (`lora_dropout`, 0 by default); torchtune, whose recipes "
                 "went from 0.05 to 0",
         use="When a large trained layer is adapted to few examples for many epochs.",
-        avoid="To regularise the frozen weight: the noise does not reach it. At the very start: there is no noise yet.",
+        avoid="In one epoch on much data: torchtune saw no significant change, and it costs memory. In front of the "
+              "frozen weight as well: the penalty then holds the sum near to zero, not near to the trained weight.",
         first="p = 0; then 0.05 or 0.1 where the training loss falls far below that of validation.",
         evidence="*Proved*: the [mean](/book/training/lora_dropout.ipynb#mean-and-noise) is the merged layer, the "
                  "noise has [no more directions than the "
-                 "rank](/book/training/lora_dropout.ipynb#no-more-directions-than-the-rank), and [the penalty falls on "
-                 "the adapter alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured "
-                 "here*: [how the noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) "
-                 "in training, and a new task on digits. *Literature*: the adapter by {cite:t}`hu2022lora`.",
+                 "rank](/book/training/lora_dropout.ipynb#no-more-directions-than-the-rank), and under the squared "
+                 "loss [the penalty falls on the adapter "
+                 "alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured here*: [how the "
+                 "noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) in training, and "
+                 "a gain on turned digits with some wrong labels. *Literature*: the adapter by {cite:t}`hu2022lora`.",
     ),
     Method(
         name="nested_dropout",
