@@ -1512,6 +1512,58 @@ def test_what_is_written_past_the_version_of_a_tensor_is_undone(write, limit):
     torch.testing.assert_close(found, expected, rtol=0.2, atol=1e-4)
 
 
+SHARED = torch.zeros(4, 6)
+
+
+def _of_array(self):
+    torch.from_numpy(self.array).zero_()
+    return torch.from_numpy(self.array)
+
+
+STATES = {  # what a model writes anew in each pass, in front of its noise
+    "zero_": lambda self, x: self.h.zero_(), "copy_": lambda self, x: self.h.copy_(self.linear(x)),
+    "a slice": lambda self, x: self.h.__setitem__(slice(None), 0) or self.h,
+    "a view": lambda self, x: (self.h.view(-1)[3:].zero_(), self.h[0].zero_()) and self.h,
+    "out": lambda self, x: torch.mul(x, 2, out=self.h),
+    "data": lambda self, x: (self.h.data.zero_(), self.h)[1],
+    "other data": lambda self, x: (setattr(self.h, "data", torch.zeros(4, 6)), self.h)[1],
+    "several": lambda self, x: (torch._foreach_zero_([self.h]), self.h)[1],
+    "a buffer": lambda self, x: self.buffer.zero_(), "a list": lambda self, x: self.states[0].zero_(),
+    "a global": lambda self, x: SHARED.zero_(), "an array": lambda self, x: _of_array(self),
+    "in place": lambda self, x: F.relu(self.h.sub_(9), inplace=True),
+    # not written anew: what one pass leaves, the next one finds, as in a loop
+    "read before": lambda self, x: (self.linear(self.h), self.h.mul_(0.5))[0].clone(),
+    "kept": lambda self, x: self.h, "a view that is kept": lambda self, x: self.h.view(-1).view(4, 6),
+}
+
+
+@pytest.mark.parametrize("limit", [1, 2**28])
+@pytest.mark.parametrize("is_inference", [False, True])
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_a_state_that_is_written_in_front_of_the_noise_is_that_of_a_loop(state, is_inference, limit):
+    def forward(self, x):
+        h = state(self, x)
+        h.mul_(0.9).add_(self.drop(self.linear(x)))
+        y = self.linear(h)
+        self.h.add_(h)
+        return y
+
+    def samples(draw):
+        torch.manual_seed(0)
+        SHARED.zero_()
+        with torch.inference_mode(is_inference):
+            model = Of(forward, linear=nn.Linear(6, 6), drop=nn.Dropout(0.5), h=torch.zeros(4, 6),
+                       states=[torch.zeros(4, 6)], array=np.zeros((4, 6), dtype=np.float32))
+            model.register_buffer("buffer", torch.zeros(4, 6))
+            return draw(model, torch.ones(4, 6))
+
+    def loop(model, x):
+        with torch.no_grad(), monte_carlo(model):
+            return torch.stack([model(x) for _ in range(12)])
+
+    assert torch.equal(samples(lambda model, x: predict(model, x, 12, memory_limit=limit).samples), samples(loop))
+
+
 def test_a_variance_of_a_few_roundings_is_that_of_the_samples():
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 2))
     with torch.no_grad():
