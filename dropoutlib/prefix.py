@@ -225,20 +225,31 @@ class Prefix(TorchFunctionMode):
 class Apart(TorchFunctionMode):
     """Refuses, under :func:`torch.vmap`, a function that draws what all samples would share, as some kernels do.
 
-    Also one that is given a generator: where a model seeds it in every pass, all samples of a loop share what it gives,
-    which :func:`torch.vmap` would draw for each.
+    Also one that is given a generator, and a pass that sets the state of a global one, as ``torch.manual_seed`` does:
+    what is seeded in every pass is the same for all samples of a loop, and :func:`torch.vmap` would draw it for each.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._state = random_state()
 
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        if error is None:
+            self._require_the_state()
+
+    def _require_the_state(self) -> None:
+        """Only functions that are seen may move it."""
+        if random_state() != self._state:
+            raise Diverged("the state of a global generator was set, or a function that is not seen drew")
+
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         if is_given_a_generator(args, kwargs or {}):
             raise Diverged(f"{getattr(func, '__name__', func)} draws from a generator that it is given")
+        self._require_the_state()
         output = func(*args, **(kwargs or {}))
-        before, self._state = self._state, random_state()   # a draw between two functions counts for the second one
+        before, self._state = self._state, random_state()
         if self._state != before and not any(map(_is_mapped, _leaves(output)[0])):
             raise Diverged(f"{getattr(func, '__name__', func)} draws the same for all samples")
         return output

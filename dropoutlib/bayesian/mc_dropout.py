@@ -591,11 +591,11 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     What the model computes before its first random number is computed once. Further samples run side by side, by
     :func:`torch.vmap`, as many at a time as the memory allows; one after another, with the random numbers of a plain
     loop, where that is faster, with recurrent layers and where the memory is for less than eight, where the model draws
-    from a ``torch.Generator`` of its own, where it or a hook keeps what it computed behind its first random number,
-    where it writes into a tensor that was there before, and where it cannot be mapped. The law is the same. Where the
-    model draws with Python or NumPy, all of it runs anew for each sample. Of their generators it sees the global ones,
-    and those that are attributes of modules of the model; for others, ask for one sample after another by
-    ``memory_limit=1``.
+    from a ``torch.Generator`` of its own or sets the state of a global one, as by ``torch.manual_seed``, where it or a
+    hook keeps what it computed behind its first random number, where it writes into a tensor that was there before, and
+    where it cannot be mapped. The law is the same. Where the model draws with Python or NumPy, all of it runs anew for
+    each sample. Of their generators it sees the global ones, and those that are attributes of modules of the model; for
+    others, ask for one sample after another by ``memory_limit=1``.
 
     What is kept of a pass, as an attribute, in a list or by a hook, is kept for each sample if it was computed behind
     the first random number; else, and if it is a number such as a count of calls, it may be kept once for many samples.

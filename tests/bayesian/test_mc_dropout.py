@@ -1291,6 +1291,60 @@ def test_a_generator_of_the_model_gives_what_it_gives_in_a_loop(draw, forward):
         assert torch.equal(samples, torch.stack([model(x) for _ in range(30)]))
 
 
+def _forked(draw, x):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return draw(x)
+
+
+def _seeded(draw, x):
+    torch.manual_seed(0)
+    return draw(x)
+
+
+def _put_back(draw, x):
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(0)
+    y = draw(x)
+    torch.set_rng_state(state)
+    return y
+
+
+def _twice(draw, x):
+    state = torch.get_rng_state()
+    y = draw(x)
+    torch.set_rng_state(state)
+    return y + draw(x)
+
+
+SEEDED = {"forked": _forked, "seeded": _seeded, "put back": _put_back, "twice": _twice}
+DRAWN = {
+    "in front": lambda self, x: self.drop(x @ self.seed(torch.randn, (5, 5))),
+    "behind": lambda self, x: self.drop(x) @ self.seed(torch.randn, (5, 5)),
+    "in place": lambda self, x: self.drop(x) + self.seed(torch.Tensor.normal_, torch.empty(2, 5)),
+    "the dropout": lambda self, x: self.drop(x) + self.seed(self.drop, x),
+    "nothing else": lambda self, x: self.seed(self.drop, x),
+    "at the end": lambda self, x: (self.drop(x), self.seed(lambda _: 0, x))[0],
+}
+
+
+@pytest.mark.parametrize("seed", SEEDED.values(), ids=SEEDED)
+@pytest.mark.parametrize("forward", DRAWN.values(), ids=DRAWN)
+@pytest.mark.parametrize("masks", ["example", "call"])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("limit", [1, 2**28])
+def test_what_a_model_seeds_itself_is_that_of_a_loop(seed, forward, masks, first, limit):
+    """By the state of the global generator, which may be the state that it had when everything began."""
+    model, x = Of(forward, drop=nn.Dropout(0.2), seed=seed), numbers(2, 5)
+    torch.manual_seed(first)
+    samples = predict(model, x, 20, masks=masks, memory_limit=limit).samples
+    torch.manual_seed(first)
+    with torch.no_grad(), monte_carlo(model, masks=masks):
+        loop = torch.stack([model(x) for _ in range(20)])
+    sets_nothing = seed is _twice and forward is DRAWN["at the end"]
+    assert torch.equal(samples, loop) or (sets_nothing and len(samples.unique(dim=0)) > 10)
+
+
 class Same(torch.autograd.Function):
     """No mode sees what it returns, and torch.vmap takes it."""
 
