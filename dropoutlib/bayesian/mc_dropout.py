@@ -38,6 +38,7 @@ from dropoutlib.surgery import (
     _layer_by_layer,
     _never_drops,
     _require_what_can_be_followed,
+    _tensors,
 )
 
 __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
@@ -663,7 +664,7 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
         if task == "classification":
             raise ValueError(f"precision is that of the noise around a regression, but got {precision:g} for "
                              "task='classification'")
-    if any(leaf.is_nested for leaf in tree_leaves(x) if isinstance(leaf, Tensor)):
+    if any(tensor.is_nested for tensor in _tensors(x)):
         raise ValueError("x has to be a tensor or several, not nested ones: call the model under monte_carlo, once for "
                          "every sample")
     with _PREDICTING, torch.no_grad(), _drawing_from(generator, model):
@@ -694,17 +695,20 @@ def _samples(model: nn.Module, x: Any, num_samples: int, masks: str, memory_limi
     """Outputs of a model that draws: the first of one pass, which is watched, the others as many at a time as fit."""
     given = _copied(x)
     noise = _Noise(model, masks, before_drawing=lambda: prefix.end())
-    prefix = Prefix([leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)],
-                    [*model.parameters(), *model.buffers()])
+    prefix = Prefix(list(_tensors(given)), [*model.parameters(), *model.buffers()])
     with noise.on():
         return _of_passes(model, x, given, prefix, num_samples, memory_limit, progress)
 
 
 def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples: int, memory_limit: int,
                progress: Callable[[int, int], Any] | None) -> Tensor:
+    def again() -> Any:
+        inputs = _copied(given, lambda tensor: tensor)  # containers and objects that a model writes into begin anew
+        with prefix:
+            return _call(model, inputs)
+
     others = state_of_others(model)
-    with prefix:
-        first = _call(model, given)
+    first = again()
     if not isinstance(first, Tensor) or not first.is_floating_point():
         raise TypeError("model has to return one tensor of floating point numbers, but "
                         f"{type(model).__name__} returned "
@@ -714,10 +718,6 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
     samples[0], shape = first, first.shape
     together = max(1, memory_limit // max(1, 2 * (prefix.peak + first.numel() * first.element_size())))
     del first
-
-    def again() -> Tensor:
-        with prefix:
-            return _call(model, given)
 
     def side_by_side(n: int) -> Tensor:
         def one(_: Tensor) -> Tensor:

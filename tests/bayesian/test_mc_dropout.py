@@ -9,9 +9,10 @@ import math
 import pickle
 import random
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, UserDict, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1051,6 +1052,83 @@ def test_a_model_may_write_into_its_input():
     p = predict(model, x, 30)
     assert torch.equal(x, -torch.ones(2, 50))
     assert set(p.samples.unique().tolist()) == {0.0, 2.0}
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Frozen:
+    x: torch.Tensor
+
+
+class Slots:
+    __slots__ = ("__x", "empty")
+
+    def __init__(self, x):
+        self.__x = x
+
+    @property
+    def x(self):
+        return self.__x
+
+
+class Attributes(dict):
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+class Itself:
+    def __init__(self, x):
+        self.x, self.itself = [x], self
+
+
+Named = namedtuple("Named", "x")
+INPUTS = {
+    "a list": (lambda x: ([x],), lambda x: x[0]), "a dictionary": (lambda x: ({"x": x},), lambda x: x["x"]),
+    "a dataclass": (Batch, lambda x: x.x), "a frozen dataclass": (Frozen, lambda x: x.x),
+    "a namespace": (lambda x: SimpleNamespace(x=x), lambda x: x.x), "a named tuple": (Named, lambda x: x.x),
+    "slots": (Slots, lambda x: x.x), "items that are attributes": (lambda x: (Attributes(x=x),), lambda x: x.x),
+    "what holds itself": (Itself, lambda x: x.itself.x[0]), "a deque": (lambda x: deque([x]), lambda x: x[0]),
+    "a mapping": (lambda x: (UserDict(x=x),), lambda x: x["x"]),
+    "a mapping that is fixed": (lambda x: (MappingProxyType({"x": x}),), lambda x: x["x"]),
+    "one in the other": (lambda x: ({"a": [Batch(Named(x))]},), lambda x: x["a"][0].x.x),
+    "the same twice": (lambda x: ((x, [x]),), lambda x: (x[0].add_(1), x[1][0])[1]),
+}
+
+
+@pytest.mark.parametrize("limit", [1, 2**28])
+@pytest.mark.parametrize(("make", "get"), INPUTS.values(), ids=INPUTS)
+def test_a_model_may_write_into_whatever_holds_its_input(make, get, limit):
+    def forward(self, batch):
+        x = get(batch).mul_(1.5)
+        return x.add_(self.drop(self.linear(x)))
+
+    model, x = Of(forward, linear=nn.Linear(6, 6), drop=nn.Dropout(0.5)), numbers(4, 6)
+    before = x.clone()
+    torch.manual_seed(0)
+    samples = predict(model, make(x), 12, memory_limit=limit).samples
+    assert torch.equal(x, before)
+    torch.manual_seed(0)
+    with torch.no_grad(), monte_carlo(model):
+        loop = [model(*given) if type(given := make(x.clone())) is tuple else model(given) for _ in range(12)]
+    assert torch.equal(samples, torch.stack(loop))
+
+
+@pytest.mark.parametrize("limit", [1, 2**28])
+def test_what_a_model_hangs_on_its_input_is_gone_in_the_next_sample(limit):
+    def forward(self, batch, more):
+        more.append(self.drop(batch.x))
+        batch.x = batch.x + 1
+        return sum(more) * batch.x * len(more)
+
+    batch, more = Batch(torch.ones(2, 5)), []
+    samples = predict(Of(forward, drop=nn.Dropout(0.5)), (batch, more), 20, memory_limit=limit).samples
+    assert set(samples.unique().tolist()) == {0.0, 4.0}
+    assert torch.equal(batch.x, torch.ones(2, 5)) and more == []
 
 
 def test_noise_of_the_model_itself_is_not_frozen():
