@@ -74,6 +74,9 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
       of the attribute, such as ``attention_dropout`` in transformers. That module alone is then in training, without
       what it contains.
 
+    So do layers that ``train()`` of the model itself keeps in evaluation, as in a frozen backbone; for the noise of a
+    part alone, enter the context for that part.
+
     Functions of :mod:`dropoutlib.functional` draw where they are told ``training=True``, for each example; they are
     refused with other ``masks``. What it cannot see stays off: those that are told ``training=False``, functions of
     torch in a method of the model that is called instead of the model, what code runs behind ``if self.training:``,

@@ -164,6 +164,20 @@ def test_only_the_model_is_reached():
         assert (model(x) == 0).any()
 
 
+def test_a_backbone_that_stays_in_evaluation_draws_but_for_a_context_of_the_head():
+    class Tuned(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[0].eval()
+            return self
+
+    model = Tuned(nn.Dropout(), nn.Dropout()).train()
+    for part, expected in [(model, ["0", "1"]), (model[1], [""])]:
+        with monte_carlo(part) as places:
+            model(torch.ones(2, 3))
+        assert places == expected and not model[0].training and model[1].training
+
+
 def test_in_place_dropout_writes_into_its_input():
     x = torch.ones(100)
     with monte_carlo(nn.Dropout(0.5, inplace=True)) as _:
