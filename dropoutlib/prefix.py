@@ -18,6 +18,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 __all__ = ["Apart", "Diverged", "Prefix", "is_given_a_generator", "random_state", "state_of_others"]
 
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
+_REPLACE = Tensor.data.__set__     # type: ignore[attr-defined]
+_UNKNOWN = None     # the version of a tensor of inference: it counts no writes
 _VALUES = (bool, int, float, complex, str, slice, torch.Size, torch.device)
 
 
@@ -48,27 +50,32 @@ class _Numbered(int):
 class Prefix(TorchFunctionMode):
     """Records the torch functions of a first pass up to its first random number, and skips them in later passes.
 
-    The end is where :meth:`end` is called, where a function moves the state of a global random number generator, or
-    where it is given a generator. A later pass runs the same Python code; each recorded function gives what it gave,
-    without being computed, as long as it is called with the same arguments in the same order; else the pass raises
-    :class:`Diverged`. Only results that are alive at the end are kept. What later layers write into them, in place, is
-    undone before the next pass.
+    The end is where :meth:`end` is called, where a function moves the state of a global random number generator, where
+    it is given a generator, or where it writes into a tensor that was there before the pass, as into a state that a
+    model resets: what is skipped must have left nothing behind. A later pass runs the same Python code; each recorded
+    function gives what it gave, without being computed, as long as it is called with the same arguments in the same
+    order; else the pass raises :class:`Diverged`. Only results that are alive at the end are kept. What later layers
+    write into them, in place, is undone before the next pass. Where a later layer writes into a tensor that was there
+    before, and that a recorded function read, all later passes raise :class:`Diverged`.
 
     The first ``with`` block is the recorded pass, every further one is a later pass; all need ``torch.no_grad()``, and
     the very same input tensors.
 
     Args:
         inputs: tensors that a model may write into, but that later passes have to see as they were at the end.
-        held: tensors whose contents stay, whatever a model does: its parameters and buffers.
+        plain: tensors without noise: the parameters and buffers of a model.
 
     Attributes:
         peak: bytes of the largest set of results behind the prefix that were alive at one time in the first pass.
+        has_state: whether the first pass wrote into a tensor that was there before it, other than the inputs.
     """
 
-    def __init__(self, inputs: list[Tensor], held: list[Tensor]) -> None:
+    def __init__(self, inputs: list[Tensor], plain: list[Tensor]) -> None:
         super().__init__()
-        self.peak = 0
-        self._inputs, self._held = inputs, {_address(tensor) for tensor in held}
+        self.peak, self.has_state = 0, False
+        self._inputs = inputs
+        self._made = set(map(_place, inputs))           # places of what may be written, in the first pass
+        self._read: set[int] = set()                    # places of other tensors that recorded functions read
         self._calls: list[_Call] = []
         self._results: list[weakref.ref[Tensor]] = []   # while recording
         self._live: dict[int, Tensor] = {}              # later, by number
@@ -78,12 +85,12 @@ class Prefix(TorchFunctionMode):
         self._ended, self._is_first, self._is_lost = False, True, False
         self._next, self._bytes = 0, 0
         self._measured: list[weakref.ref[Tensor]] = []  # results behind the prefix
-        self._plain = set(map(id, held))                # with what is computed from them alone behind the prefix, by id
+        self._plain = set(map(id, plain))               # with what is computed from them alone behind the prefix, by id
         self._state, self._level = random_state(), _level()
 
     def __enter__(self) -> Prefix:
         if self._is_lost:
-            raise Diverged("a function drew into a tensor that was there before")
+            raise Diverged("a function wrote into a tensor whose contents other passes need")
         if not self._is_first:
             for kept in self._kept:     # a write through .data or an array of numpy leaves no trace: undone in any case
                 kept.tensor.untyped_storage().copy_(kept.contents)
@@ -107,10 +114,10 @@ class Prefix(TorchFunctionMode):
         self._ended = True
         alive = ((_Numbered(number), result()) for number, result in enumerate(self._results))
         self._live = {number: tensor for number, tensor in alive if tensor is not None}
-        for tensor in (*self._inputs, *self._live.values()):
-            if _address(tensor) not in self._held and tensor.layout is torch.strided and not tensor.is_meta:
-                self._held.add(_address(tensor))
-                self._kept.append(_Kept(tensor, tensor.untyped_storage().clone()))
+        kept = {_place(tensor): tensor for tensor in (*self._inputs, *self._live.values())
+                if tensor.layout is torch.strided and not tensor.is_meta}
+        self._kept = [_Kept(tensor, tensor.untyped_storage().clone())
+                      for place, tensor in kept.items() if place in self._made]
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -122,16 +129,27 @@ class Prefix(TorchFunctionMode):
             self.end()
         leaves = _leaves((args, kwargs))[0]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        inputs, versions = [] if self._ended else [self._named(leaf) for leaf in leaves], list(map(_version, tensors))
+        inputs = [] if self._ended else [self._named(leaf) for leaf in leaves]
         own = set(map(id, tensors))
         is_plain = self._ended and self._reads_no_noise(func, own)
+        with torch._C.DisableTorchFunction():   # else every look at a tensor is one that other modes see
+            versions, replaced = list(map(_version, tensors)), _place(tensors[0]) if func == _REPLACE else None
         before = random_state() if is_plain else None
         output = func(*args, **kwargs)  # which may end the prefix
         results, structure = _leaves(output)
-        if not self._ended and random_state() != self._state:
-            self._is_lost = versions != list(map(_version, tensors))
+        with torch._C.DisableTorchFunction():
+            written = {_place(tensor) for tensor, version in zip(tensors, versions, strict=True)
+                       if version != _version(tensor) or (version is _UNKNOWN and _writes(func, kwargs))}
+        if replaced is not None:
+            written.add(replaced)
+        self.has_state |= not written <= self._made
+        if not self._ended and (not written <= self._made or random_state() != self._state):
+            # later passes call it again, on what it has written into already
+            self._is_lost = not written.isdisjoint(self._made)
             self.end()
+        self._follow(tensors, results)
         if self._ended:
+            self._is_lost |= not written.isdisjoint(self._read)
             self._measure(results, own, is_plain and random_state() == before)
         else:
             self._calls.append(_Call(func, inputs, [self._recorded(leaf, own) for leaf in results], structure))
@@ -140,6 +158,17 @@ class Prefix(TorchFunctionMode):
     def _named(self, leaf: Any) -> Any:
         """What an argument is called in a record: the number of an earlier result, or the object itself."""
         return self._numbers.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf
+
+    def _follow(self, arguments: list[Tensor], results: list[Any]) -> None:
+        """Notes which memory is of this pass, and which other a recorded function read; a view of it reads nothing."""
+        with torch._C.DisableTorchFunction():
+            given = set(map(_place, arguments))
+            made = {_place(result): result for result in results if isinstance(result, Tensor)}
+            new = {place for place in made.keys() - given if _is_of_torch(made[place])}
+        self._made |= new
+        if not self._ended:
+            self._read |= given - self._made - made.keys()
+        self._read -= new   # another tensor had this memory
 
     def _recorded(self, leaf: Any, arguments: set[int]) -> Any:
         if not isinstance(leaf, Tensor) or id(leaf) in self._numbers:
@@ -196,20 +225,31 @@ class Prefix(TorchFunctionMode):
 class Apart(TorchFunctionMode):
     """Refuses, under :func:`torch.vmap`, a function that draws what all samples would share, as some kernels do.
 
-    Also one that is given a generator: where a model seeds it in every pass, all samples of a loop share what it gives,
-    which :func:`torch.vmap` would draw for each.
+    Also one that is given a generator, and a pass that sets the state of a global one, as ``torch.manual_seed`` does:
+    what is seeded in every pass is the same for all samples of a loop, and :func:`torch.vmap` would draw it for each.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._state = random_state()
 
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        if error is None:
+            self._require_the_state()
+
+    def _require_the_state(self) -> None:
+        """Only functions that are seen may move it."""
+        if random_state() != self._state:
+            raise Diverged("the state of a global generator was set, or a function that is not seen drew")
+
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         if is_given_a_generator(args, kwargs or {}):
             raise Diverged(f"{getattr(func, '__name__', func)} draws from a generator that it is given")
+        self._require_the_state()
         output = func(*args, **(kwargs or {}))
-        before, self._state = self._state, random_state()   # a draw between two functions counts for the second one
+        before, self._state = self._state, random_state()
         if self._state != before and not any(map(_is_mapped, _leaves(output)[0])):
             raise Diverged(f"{getattr(func, '__name__', func)} draws the same for all samples")
         return output
@@ -228,12 +268,28 @@ def _alike(now: Any, before: Any) -> bool:
     return now is before or (type(now) is type(before) and isinstance(now, _VALUES) and bool(now == before))
 
 
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and not tensor.is_meta else 0
+def _place(tensor: Tensor) -> int:
+    """Where the numbers of a tensor lie, which it shares with its views; of one that does not tell, its id."""
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except RuntimeError:    # of a sparse tensor, one inside of a transform, or a wrapper
+        return id(tensor)
+
+
+def _is_of_torch(tensor: Tensor) -> bool:
+    """Whether torch allocated the memory of a tensor; that of an array of NumPy was there before."""
+    return _place(tensor) == id(tensor) or tensor.untyped_storage().resizable()
 
 
 def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+    return _UNKNOWN if tensor.is_inference() else tensor._version
+
+
+def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a function writes into what it is given, as far as its name tells."""
+    name = getattr(func, "__name__", "")
+    return (kwargs.get("out") is not None or bool(kwargs.get("inplace")) or name == "__setitem__"
+            or name.startswith("__i") or (name.endswith("_") and not name.endswith("__")))
 
 
 def _level() -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import re
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from importlib import metadata
+from types import MemberDescriptorType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -679,28 +682,64 @@ def _call(model: nn.Module, x: Any) -> Any:
     return model(*x) if type(x) is tuple else model(x)  # a named tuple, as of packed sequences, is one input
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _items(value: Any) -> dict[Any, Any]:
+    """What a container holds, by its keys or places."""
+    if isinstance(value, (list, tuple, deque)):
+        return dict(enumerate(value))
+    return dict(value) if isinstance(value, dict) or (isinstance(value, Mapping) and not _attributes(value)) else {}
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object holds, such as a dataclass, by the names of its attributes; a module is no data."""
+    if isinstance(value, (Tensor, nn.Module, type)) or type(value).__module__ == "builtins":
+        return {}
+    slots = {name for kind in type(value).__mro__ if "__slots__" in vars(kind)
+             for name, part in vars(kind).items() if isinstance(part, MemberDescriptorType) and hasattr(value, name)}
+    return {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+
+
+def _tensors(value: Any, inside: tuple[int, ...] = ()) -> Iterator[Tensor]:
     """All tensors in what a model takes or returns."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _tensors(one)
-    elif is_dataclass(value) and not isinstance(value, type):
-        yield from _tensors([getattr(value, field.name) for field in fields(value)])
+    elif id(value) not in inside:   # it may refer to itself
+        items = list(_items(value).values())
+        known = set(map(id, items))     # an item that is an attribute, too
+        for part in (*items, *(part for part in _attributes(value).values() if id(part) not in known)):
+            yield from _tensors(part, (*inside, id(value)))
 
 
-def _copied(value: Any) -> Any:
-    """The same input with tensors of its own, because a model may write into them."""
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _copied(value: Any, of: Callable[[Tensor], Tensor] = _own, known: dict[int, tuple[Any, Any]] | None = None) -> Any:
+    """The same input with containers, objects and tensors of its own, because a model may write into all of them.
+
+    What comes twice is one copy, and an object without tensors is no copy. Of each tensor it is what ``of`` makes.
+    """
+    known = {} if known is None else known
+    if id(value) in known:
+        return known[id(value)][1]
+    result: Any = value
+    items = _items(value)
     if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(one) for key, one in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_copied(one) for one in value)
-    return value
+        result = of(value)
+    elif isinstance(value, tuple):
+        parts = [_copied(part, of, known) for part in value]
+        if any(part is not before for part, before in zip(parts, value, strict=True)):
+            result = getattr(type(value), "_make", type(value))(parts)  # of a named tuple
+    elif isinstance(value, (dict, list, deque)) or any(True for _ in _tensors(value)):
+        # a mapping with items alone is one that cannot be changed
+        result = dict(value) if items and not isinstance(value, (dict, list, deque)) else copy.copy(value)
+        known[id(value)] = value, result    # it may refer to itself
+        if result is not value:     # as a member of an enumeration
+            for key, part in items.items():
+                result[key] = _copied(part, of, known)
+            for name, part in _attributes(value).items():
+                object.__setattr__(result, name, _copied(part, of, known))  # also of a frozen dataclass
+    known[id(value)] = value, result
+    return result
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

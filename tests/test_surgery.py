@@ -6,8 +6,10 @@ import copy
 import logging
 import re
 import warnings
+from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -295,9 +297,16 @@ def test_audit_leaves_the_model_and_the_random_numbers_alone() -> None:
     assert modes[4] == model[3].training and not model[3]._forward_hooks
 
 
+@dataclass
+class _Batch:
+    x: Tensor
+
+
 def test_audit_does_not_take_a_change_of_its_input_or_of_a_buffer_for_noise() -> None:
     x = VECTORS.clone()
     assert audit(Calls(lambda m, x: m.head(x.mul_(2)), head=nn.Linear(6, 2)), x) == ()
+    for batch in (SimpleNamespace(x=x), _Batch(x)):
+        assert audit(Calls(lambda m, batch: m.head(batch.x.mul_(2)), head=nn.Linear(6, 2)), batch) == ()
     assert torch.equal(x, VECTORS)
 
     class Counts(nn.Module):

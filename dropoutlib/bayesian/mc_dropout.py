@@ -38,6 +38,7 @@ from dropoutlib.surgery import (
     _layer_by_layer,
     _never_drops,
     _require_what_can_be_followed,
+    _tensors,
 )
 
 __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
@@ -72,6 +73,9 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
       counts as attention if one of its methods calls ``scaled_dot_product_attention``, or by the name of its class or
       of the attribute, such as ``attention_dropout`` in transformers. That module alone is then in training, without
       what it contains.
+
+    So do layers that ``train()`` of the model itself keeps in evaluation, as in a frozen backbone; for the noise of a
+    part alone, enter the context for that part.
 
     Functions of :mod:`dropoutlib.functional` draw where they are told ``training=True``, for each example; they are
     refused with other ``masks``. What it cannot see stays off: those that are told ``training=False``, functions of
@@ -591,7 +595,8 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     What the model computes before its first random number is computed once. Further samples run side by side, by
     :func:`torch.vmap`, as many at a time as the memory allows; one after another, with the random numbers of a plain
     loop, where that is faster, with recurrent layers and where the memory is for less than eight, where the model draws
-    from a ``torch.Generator`` of its own, where it or a hook keeps what it computed behind its first random number, and
+    from a ``torch.Generator`` of its own or sets the state of a global one, as by ``torch.manual_seed``, where it or a
+    hook keeps what it computed behind its first random number, where it writes into a tensor that was there before, and
     where it cannot be mapped. The law is the same. Where the model draws with Python or NumPy, all of it runs anew for
     each sample. Of their generators it sees the global ones, and those that are attributes of modules of the model; for
     others, ask for one sample after another by ``memory_limit=1``.
@@ -662,7 +667,7 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
         if task == "classification":
             raise ValueError(f"precision is that of the noise around a regression, but got {precision:g} for "
                              "task='classification'")
-    if any(leaf.is_nested for leaf in tree_leaves(x) if isinstance(leaf, Tensor)):
+    if any(tensor.is_nested for tensor in _tensors(x)):
         raise ValueError("x has to be a tensor or several, not nested ones: call the model under monte_carlo, once for "
                          "every sample")
     with _PREDICTING, torch.no_grad(), _drawing_from(generator, model):
@@ -693,17 +698,20 @@ def _samples(model: nn.Module, x: Any, num_samples: int, masks: str, memory_limi
     """Outputs of a model that draws: the first of one pass, which is watched, the others as many at a time as fit."""
     given = _copied(x)
     noise = _Noise(model, masks, before_drawing=lambda: prefix.end())
-    prefix = Prefix([leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)],
-                    [*model.parameters(), *model.buffers()])
+    prefix = Prefix(list(_tensors(given)), [*model.parameters(), *model.buffers()])
     with noise.on():
         return _of_passes(model, x, given, prefix, num_samples, memory_limit, progress)
 
 
 def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples: int, memory_limit: int,
                progress: Callable[[int, int], Any] | None) -> Tensor:
+    def again() -> Any:
+        inputs = _copied(given, lambda tensor: tensor)  # containers and objects that a model writes into begin anew
+        with prefix:
+            return _call(model, inputs)
+
     others = state_of_others(model)
-    with prefix:
-        first = _call(model, given)
+    first = again()
     if not isinstance(first, Tensor) or not first.is_floating_point():
         raise TypeError("model has to return one tensor of floating point numbers, but "
                         f"{type(model).__name__} returned "
@@ -713,10 +721,6 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
     samples[0], shape = first, first.shape
     together = max(1, memory_limit // max(1, 2 * (prefix.peak + first.numel() * first.element_size())))
     del first
-
-    def again() -> Tensor:
-        with prefix:
-            return _call(model, given)
 
     def side_by_side(n: int) -> Tensor:
         def one(_: Tensor) -> Tensor:
@@ -733,8 +737,8 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
         del ways[:-1]   # a number that torch did not draw would be one for all samples side by side
     elif together < _FEWEST or any(map(_is_recurrent, model.modules())):
         ways.pop(0)     # a plain pass is faster
-    elif prefix.outlived():
-        ways.pop(0)     # what a model or a hook keeps of samples side by side cannot be read after torch.vmap
+    elif prefix.has_state or prefix.outlived():
+        ways.pop(0)     # a state is that of one sample; what is kept of many cannot be read after torch.vmap
     done = 1
     while done < num_samples:
         most, run = ways[0]

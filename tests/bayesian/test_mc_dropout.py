@@ -9,9 +9,10 @@ import math
 import pickle
 import random
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, UserDict, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,6 +162,20 @@ def test_only_the_model_is_reached():
         assert torch.equal(other(x), x)
         assert torch.equal(F.dropout(x, 0.5, training=False), x)
         assert (model(x) == 0).any()
+
+
+def test_a_backbone_that_stays_in_evaluation_draws_but_for_a_context_of_the_head():
+    class Tuned(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[0].eval()
+            return self
+
+    model = Tuned(nn.Dropout(), nn.Dropout()).train()
+    for part, expected in [(model, ["0", "1"]), (model[1], [""])]:
+        with monte_carlo(part) as places:
+            model(torch.ones(2, 3))
+        assert places == expected and not model[0].training and model[1].training
 
 
 def test_in_place_dropout_writes_into_its_input():
@@ -1053,6 +1068,83 @@ def test_a_model_may_write_into_its_input():
     assert set(p.samples.unique().tolist()) == {0.0, 2.0}
 
 
+@dataclass
+class Batch:
+    x: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Frozen:
+    x: torch.Tensor
+
+
+class Slots:
+    __slots__ = ("__x", "empty")
+
+    def __init__(self, x):
+        self.__x = x
+
+    @property
+    def x(self):
+        return self.__x
+
+
+class Attributes(dict):
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+class Itself:
+    def __init__(self, x):
+        self.x, self.itself = [x], self
+
+
+Named = namedtuple("Named", "x")
+INPUTS = {
+    "a list": (lambda x: ([x],), lambda x: x[0]), "a dictionary": (lambda x: ({"x": x},), lambda x: x["x"]),
+    "a dataclass": (Batch, lambda x: x.x), "a frozen dataclass": (Frozen, lambda x: x.x),
+    "a namespace": (lambda x: SimpleNamespace(x=x), lambda x: x.x), "a named tuple": (Named, lambda x: x.x),
+    "slots": (Slots, lambda x: x.x), "items that are attributes": (lambda x: (Attributes(x=x),), lambda x: x.x),
+    "what holds itself": (Itself, lambda x: x.itself.x[0]), "a deque": (lambda x: deque([x]), lambda x: x[0]),
+    "a mapping": (lambda x: (UserDict(x=x),), lambda x: x["x"]),
+    "a mapping that is fixed": (lambda x: (MappingProxyType({"x": x}),), lambda x: x["x"]),
+    "one in the other": (lambda x: ({"a": [Batch(Named(x))]},), lambda x: x["a"][0].x.x),
+    "the same twice": (lambda x: ((x, [x]),), lambda x: (x[0].add_(1), x[1][0])[1]),
+}
+
+
+@pytest.mark.parametrize("limit", [1, 2**28])
+@pytest.mark.parametrize(("make", "get"), INPUTS.values(), ids=INPUTS)
+def test_a_model_may_write_into_whatever_holds_its_input(make, get, limit):
+    def forward(self, batch):
+        x = get(batch).mul_(1.5)
+        return x.add_(self.drop(self.linear(x)))
+
+    model, x = Of(forward, linear=nn.Linear(6, 6), drop=nn.Dropout(0.5)), numbers(4, 6)
+    before = x.clone()
+    torch.manual_seed(0)
+    samples = predict(model, make(x), 12, memory_limit=limit).samples
+    assert torch.equal(x, before)
+    torch.manual_seed(0)
+    with torch.no_grad(), monte_carlo(model):
+        loop = [model(*given) if type(given := make(x.clone())) is tuple else model(given) for _ in range(12)]
+    assert torch.equal(samples, torch.stack(loop))
+
+
+@pytest.mark.parametrize("limit", [1, 2**28])
+def test_what_a_model_hangs_on_its_input_is_gone_in_the_next_sample(limit):
+    def forward(self, batch, more):
+        more.append(self.drop(batch.x))
+        batch.x = batch.x + 1
+        return sum(more) * batch.x * len(more)
+
+    batch, more = Batch(torch.ones(2, 5)), []
+    samples = predict(Of(forward, drop=nn.Dropout(0.5)), (batch, more), 20, memory_limit=limit).samples
+    assert set(samples.unique().tolist()) == {0.0, 4.0}
+    assert torch.equal(batch.x, torch.ones(2, 5)) and more == []
+
+
 def test_noise_of_the_model_itself_is_not_frozen():
     for noise in (lambda x: x + torch.randn_like(x), lambda x: x + torch.empty_like(x).normal_(),
                   lambda x: F.rrelu(-x, training=True, inplace=True), lambda x: F.rrelu(x - 2, training=True)):
@@ -1291,6 +1383,60 @@ def test_a_generator_of_the_model_gives_what_it_gives_in_a_loop(draw, forward):
         assert torch.equal(samples, torch.stack([model(x) for _ in range(30)]))
 
 
+def _forked(draw, x):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return draw(x)
+
+
+def _seeded(draw, x):
+    torch.manual_seed(0)
+    return draw(x)
+
+
+def _put_back(draw, x):
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(0)
+    y = draw(x)
+    torch.set_rng_state(state)
+    return y
+
+
+def _twice(draw, x):
+    state = torch.get_rng_state()
+    y = draw(x)
+    torch.set_rng_state(state)
+    return y + draw(x)
+
+
+SEEDED = {"forked": _forked, "seeded": _seeded, "put back": _put_back, "twice": _twice}
+DRAWN = {
+    "in front": lambda self, x: self.drop(x @ self.seed(torch.randn, (5, 5))),
+    "behind": lambda self, x: self.drop(x) @ self.seed(torch.randn, (5, 5)),
+    "in place": lambda self, x: self.drop(x) + self.seed(torch.Tensor.normal_, torch.empty(2, 5)),
+    "the dropout": lambda self, x: self.drop(x) + self.seed(self.drop, x),
+    "nothing else": lambda self, x: self.seed(self.drop, x),
+    "at the end": lambda self, x: (self.drop(x), self.seed(lambda _: 0, x))[0],
+}
+
+
+@pytest.mark.parametrize("seed", SEEDED.values(), ids=SEEDED)
+@pytest.mark.parametrize("forward", DRAWN.values(), ids=DRAWN)
+@pytest.mark.parametrize("masks", ["example", "call"])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("limit", [1, 2**28])
+def test_what_a_model_seeds_itself_is_that_of_a_loop(seed, forward, masks, first, limit):
+    """By the state of the global generator, which may be the state that it had when everything began."""
+    model, x = Of(forward, drop=nn.Dropout(0.2), seed=seed), numbers(2, 5)
+    torch.manual_seed(first)
+    samples = predict(model, x, 20, masks=masks, memory_limit=limit).samples
+    torch.manual_seed(first)
+    with torch.no_grad(), monte_carlo(model, masks=masks):
+        loop = torch.stack([model(x) for _ in range(20)])
+    sets_nothing = seed is _twice and forward is DRAWN["at the end"]
+    assert torch.equal(samples, loop) or (sets_nothing and len(samples.unique(dim=0)) > 10)
+
+
 class Same(torch.autograd.Function):
     """No mode sees what it returns, and torch.vmap takes it."""
 
@@ -1510,6 +1656,58 @@ def test_what_is_written_past_the_version_of_a_tensor_is_undone(write, limit):
         expected = model.linear(x).square()     # p = 1/2: the variance is the square
     found = predict(model, x, 2000, memory_limit=limit).variance
     torch.testing.assert_close(found, expected, rtol=0.2, atol=1e-4)
+
+
+SHARED = torch.zeros(4, 6)
+
+
+def _of_array(self):
+    torch.from_numpy(self.array).zero_()
+    return torch.from_numpy(self.array)
+
+
+STATES = {  # what a model writes anew in each pass, in front of its noise
+    "zero_": lambda self, x: self.h.zero_(), "copy_": lambda self, x: self.h.copy_(self.linear(x)),
+    "a slice": lambda self, x: self.h.__setitem__(slice(None), 0) or self.h,
+    "a view": lambda self, x: (self.h.view(-1)[3:].zero_(), self.h[0].zero_()) and self.h,
+    "out": lambda self, x: torch.mul(x, 2, out=self.h),
+    "data": lambda self, x: (self.h.data.zero_(), self.h)[1],
+    "other data": lambda self, x: (setattr(self.h, "data", torch.zeros(4, 6)), self.h)[1],
+    "several": lambda self, x: (torch._foreach_zero_([self.h]), self.h)[1],
+    "a buffer": lambda self, x: self.buffer.zero_(), "a list": lambda self, x: self.states[0].zero_(),
+    "a global": lambda self, x: SHARED.zero_(), "an array": lambda self, x: _of_array(self),
+    "in place": lambda self, x: F.relu(self.h.sub_(9), inplace=True),
+    # not written anew: what one pass leaves, the next one finds, as in a loop
+    "read before": lambda self, x: (self.linear(self.h), self.h.mul_(0.5))[0].clone(),
+    "kept": lambda self, x: self.h, "a view that is kept": lambda self, x: self.h.view(-1).view(4, 6),
+}
+
+
+@pytest.mark.parametrize("limit", [1, 2**28])
+@pytest.mark.parametrize("is_inference", [False, True])
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_a_state_that_is_written_in_front_of_the_noise_is_that_of_a_loop(state, is_inference, limit):
+    def forward(self, x):
+        h = state(self, x)
+        h.mul_(0.9).add_(self.drop(self.linear(x)))
+        y = self.linear(h)
+        self.h.add_(h)
+        return y
+
+    def samples(draw):
+        torch.manual_seed(0)
+        SHARED.zero_()
+        with torch.inference_mode(is_inference):
+            model = Of(forward, linear=nn.Linear(6, 6), drop=nn.Dropout(0.5), h=torch.zeros(4, 6),
+                       states=[torch.zeros(4, 6)], array=np.zeros((4, 6), dtype=np.float32))
+            model.register_buffer("buffer", torch.zeros(4, 6))
+            return draw(model, torch.ones(4, 6))
+
+    def loop(model, x):
+        with torch.no_grad(), monte_carlo(model):
+            return torch.stack([model(x) for _ in range(12)])
+
+    assert torch.equal(samples(lambda model, x: predict(model, x, 12, memory_limit=limit).samples), samples(loop))
 
 
 def test_a_variance_of_a_few_roundings_is_that_of_the_samples():
