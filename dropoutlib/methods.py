@@ -1148,15 +1148,17 @@ _ROWS = (
                 "(`DropEdge`, `DropNode`); the code of GRAND, whose default rate for rows of features is 0.5",
         use="In a graph network of several layers that knows its training nodes by heart, and where single edges "
             "should not decide.",
-        avoid="With degrees that are counted again behind the draw: in training a node then weighs itself up to "
-              "1/(1 - p) times too much. Where most nodes have one or two edges: they are left alone.",
+        avoid="With degrees that are counted again behind the draw, where the mean is to stay: in training a node then "
+              "weighs itself up to 1/(1 - p) times too much. With a large p where most nodes have one or two edges: a "
+              "share of p or p squared of them is left alone.",
         first="p = 0.2, both directions together, behind the normalisation, with the weights divided by 1 - p.",
         evidence="*Proved*: a [sum](/book/training/graph_dropout.ipynb#sum-over-neighbours) divided by 1 - p keeps its "
                  "mean; [degrees that are counted "
                  "again](/book/training/graph_dropout.ipynb#degrees-that-are-counted-again) give a node too much of "
                  "itself, up to the factor 1/(1 - p). *Measured here*: in a [club of 34 "
-                 "people](/book/training/graph_dropout.ipynb#what-it-does-in-practice) two layers gain nothing. "
-                 "*Literature*: more for deeper networks, on Cora 0.4 points for 2 layers and 7 for 8, by "
+                 "people](/book/training/graph_dropout.ipynb#what-it-does-in-practice) two layers gain nothing that 60 "
+                 "runs could show, whether degrees are counted again or not. *Literature*: more for deeper networks, "
+                 "on Cora 0.4 points for 2 layers and 7 for 8, with degrees that are counted again, by "
                  "{cite:t}`rong2020dropedge`.",
     ),
     Method(
