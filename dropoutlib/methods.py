@@ -343,8 +343,9 @@ _ROWS = (
         used_by="the code of its paper, for LeNet, VGG and ResNet: p = 0.5 with half of the weights as candidates, or "
                 "p = 0.33 and 0.66 with three quarters",
         use="When a network is to be pruned by the size of its weights afterwards, and may be trained for that.",
-        avoid="Where nothing will be pruned: the whole network is no better for it, and on a CPU ranking the weights "
-              "costs more time than the layer. To prune much more than the fraction that was trained for.",
+        avoid="Where nothing will be pruned: the whole network is no better for it, and on a CPU, with batches of less "
+              "than a few hundred, ranking the weights costs more time than the layer. With a target fraction below "
+              "what will be pruned: behind it the accuracy falls steeply.",
         first="p = 0.5, and as target fraction what is to be pruned.",
         evidence="*Proved*: [mean and variance](/book/dense/targeted_dropout.ipynb#mean-and-variance), and for a "
                  "squared loss a [penalty](/book/dense/targeted_dropout.ipynb#a-penalty-on-small-weights) on the "
@@ -1122,9 +1123,9 @@ _ROWS = (
                  "autoencoder](/book/training/nested_dropout.ipynb#what-it-does-to-a-linear-autoencoder) is least "
                  "wrong at the principal components in their order, where the plain loss is blind to rotation. "
                  "*Measured here*: on [digits](/book/training/nested_dropout.ipynb#what-it-does-in-practice) a code "
-                 "of 16 units can be cut to 4, at no visible cost for all 16. *Literature*: equivalence to principal "
-                 "components and adaptive compression by {cite:t}`rippel2014learning`, a few nested sizes by "
-                 "{cite:t}`kusupati2022matryoshka`.",
+                 "of 16 units can be cut to 8 at little cost, and to 4 after longer training, at no visible cost for "
+                 "all 16. *Literature*: equivalence to principal components and adaptive compression by "
+                 "{cite:t}`rippel2014learning`, a few nested sizes by {cite:t}`kusupati2022matryoshka`.",
     ),
     Method(
         name="graph_dropout",
@@ -1154,15 +1155,17 @@ _ROWS = (
                 "(`DropEdge`, `DropNode`); the code of GRAND, whose default rate for rows of features is 0.5",
         use="In a graph network of several layers that knows its training nodes by heart, and where single edges "
             "should not decide.",
-        avoid="With degrees that are counted again behind the draw: in training a node then weighs itself up to "
-              "1/(1 - p) times too much. Where most nodes have one or two edges: they are left alone.",
+        avoid="With degrees that are counted again behind the draw, where the mean is to stay: in training a node then "
+              "weighs itself up to 1/(1 - p) times too much. With a large p where most nodes have one or two edges: a "
+              "share of p or p squared of them is left alone.",
         first="p = 0.2, both directions together, behind the normalisation, with the weights divided by 1 - p.",
         evidence="*Proved*: a [sum](/book/training/graph_dropout.ipynb#sum-over-neighbours) divided by 1 - p keeps its "
                  "mean; [degrees that are counted "
                  "again](/book/training/graph_dropout.ipynb#degrees-that-are-counted-again) give a node too much of "
                  "itself, up to the factor 1/(1 - p). *Measured here*: in a [club of 34 "
-                 "people](/book/training/graph_dropout.ipynb#what-it-does-in-practice) two layers gain nothing. "
-                 "*Literature*: more for deeper networks, on Cora 0.4 points for 2 layers and 7 for 8, by "
+                 "people](/book/training/graph_dropout.ipynb#what-it-does-in-practice) two layers gain nothing that 60 "
+                 "runs could show, whether degrees are counted again or not. *Literature*: more for deeper networks, "
+                 "on Cora 0.4 points for 2 layers and 7 for 8, with degrees that are counted again, by "
                  "{cite:t}`rong2020dropedge`.",
     ),
     Method(
@@ -1218,9 +1221,9 @@ _ROWS = (
                  "[mean over the masks](/book/training/r_drop_loss.ipynb#the-mean-over-the-masks-exactly) is a sum of "
                  "covariances, and to [second order](/book/training/r_drop_loss.ipynb#small-noise), in a linear "
                  "classifier, the loss has 1 + alpha times the penalty of dropout. *Measured here*: on "
-                 "[digits](/book/training/r_drop_loss.ipynb#what-it-does-in-practice) the accuracy is that of a "
-                 "matched higher rate, and two passes agree more. *Literature*: {cite:t}`liang2021rdrop` report "
-                 "gains on 18 data sets of five tasks.",
+                 "[digits](/book/training/r_drop_loss.ipynb#what-it-does-in-practice) no difference in accuracy from a "
+                 "matched higher rate is seen; two passes agree more, but with the same masks about as much in both. "
+                 "*Literature*: {cite:t}`liang2021rdrop` report gains on 18 data sets of five tasks.",
     ),
 )
 
