@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
@@ -81,8 +82,9 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     in several, the innermost one counts, and of contexts that take turns, in generators or coroutines, the one that was
     entered last. A compiled model runs uncompiled: its graph was made without the noise; compile it before. Other
     threads may call the model, too, and meet its dropout as well; none may enter a context for it meanwhile: layers are
-    shared. Copies, as ``nn.DataParallel`` makes them, are not followed. Under activation checkpointing masks have to be
-    those of examples, and ``backward`` has to run in the context, too.
+    shared. Copies, as ``nn.DataParallel`` makes them, are not followed; those of ``copy``, and what is pickled, are as
+    the model was before the context. Under activation checkpointing masks have to be those of examples, and
+    ``backward`` has to run in the context, too.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -230,6 +232,7 @@ class _Noise(TorchFunctionMode):
                     self.modes[module] = module.training
                     stack.callback(self._put_back, module)
                     _CONTEXTS.setdefault(module, []).append(self)
+                    vars(module)["__reduce_ex__"] = partial(_as_before, module)     # which copy and pickle ask for
             self.model.eval()
             for module in self.awake:
                 module.training = True
@@ -249,6 +252,8 @@ class _Noise(TorchFunctionMode):
         contexts = _CONTEXTS[module]
         place = contexts.index(self)
         del contexts[place]
+        if not contexts:
+            del vars(module)["__reduce_ex__"]
         if place == len(contexts):
             module.training = self.modes[module]
         else:
@@ -274,12 +279,13 @@ class _Noise(TorchFunctionMode):
                 yield module.register_forward_pre_hook(self._have_draw, with_kwargs=True)
             yield module.register_forward_hook(self._leave, always_call=True)
 
-    def __deepcopy__(self, memo: Any) -> _Noise:
-        return self     # the hooks of a model that is copied in a context; for the copy they do nothing
+    def __deepcopy__(self, memo: Any) -> Any:
+        """Of the hooks of a module that makes its copies by itself, as parametrised ones do: in the mode of the context."""
+        raise RuntimeError("a module that defines how it is copied or pickled cannot be so in a context of "
+                           "monte_carlo: take its state_dict(), or leave the context first")
 
     def __reduce__(self) -> Any:
-        raise RuntimeError("a model cannot be pickled in a context of monte_carlo: save its state_dict(), or leave the "
-                           "context first")
+        return self.__deepcopy__({})
 
     def _counts(self, module: nn.Module) -> bool:
         return _CONTEXTS.get(module, [None])[-1:] == [self]
@@ -452,6 +458,20 @@ class _Noise(TorchFunctionMode):
                 if is_attention else "tell it training=self.training, and a rate that does not depend on the mode")
         warnings.warn(f"{name} in {place or 'the model'} ({type(module).__name__}) gets no rate of dropout, {named}: "
                       f"whether it drops in training cannot be seen, and it does not drop here; {cure}", stacklevel=3)
+
+
+def _as_before(module: nn.Module, protocol: Any) -> Any:
+    """What a copy or a pickle of a module in a context is made of: it is as the module was before, in no context."""
+    reduced = type(module).__reduce_ex__(module, protocol)
+    if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
+        return reduced
+    ours = {key for hooks in (module._forward_hooks, module._forward_pre_hooks) for key, hook in hooks.items()
+            if isinstance(getattr(hook, "__self__", None), _Noise)}
+    state = {key: type(part)((number, one) for number, one in part.items() if number not in ours)
+             if re.fullmatch("_forward.*hooks.*", key) else part
+             for key, part in reduced[2].items() if key != "__reduce_ex__"}
+    state["training"] = _CONTEXTS[module][0].modes[module]
+    return *reduced[:2], state, *reduced[3:]
 
 
 def _switch(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, str, int]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import copy
 import gc
+import io
 import itertools
 import math
 import pickle
@@ -508,14 +509,85 @@ def test_a_context_of_another_thread_is_refused():
     assert model.training and len(predict(model, torch.ones(2, 3), 3).samples) == 3
 
 
-def test_models_are_copied_and_not_pickled_in_a_context():
-    model, x = nn.Sequential(nn.Linear(3, 40), nn.Dropout()).eval(), torch.ones(2, 3)
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+          "an old pickle": lambda model: pickle.loads(pickle.dumps(model, 0)),
+          "torch.save": lambda model: saved_and_loaded(model),
+          "an average": lambda model: torch.optim.swa_utils.AveragedModel(model).module}
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+class DropsInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention_dropout = 0.5
+
+    def forward(self, x):
+        return attend(x, x, x, dropout_p=self.attention_dropout if self.training else 0.0)
+
+
+class CopiesItself(dropoutlib.Dropout):
+    def __deepcopy__(self, memo):
+        other = type(self)()
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
+    def __reduce__(self):
+        return CopiesItself, (), list(vars(self).items())
+
+
+def looks_on(module, args, kwargs):
+    return None
+
+
+def modes_and_hooks(model):
+    return [(module.training, {name: len(part) for name, part in vars(module).items() if "forward" in name})
+            for module in model.modules()]
+
+
+@pytest.mark.parametrize("masks", ["example", "fixed"])
+@pytest.mark.parametrize("mode", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("copied", COPIES)
+def test_copies_that_are_made_in_a_context_are_as_the_model_was_before(copied, mode, masks):
+    model = nn.Sequential(nn.Linear(3, 40), nn.Dropout(), nn.Sequential(dropoutlib.Dropout(), nn.BatchNorm1d(40)),
+                          DropsInTraining(), nn.LSTM(40, 4, 2, dropout=0.5)).train(mode)
+    model[1].train(not mode)
+    model.register_forward_pre_hook(looks_on, with_kwargs=True)
+    before = modes_and_hooks(model)
+    with monte_carlo(model, masks), monte_carlo(model[2]):
+        whole, part = COPIES[copied](model), COPIES[copied](model[2])
+    assert modes_and_hooks(whole) == modes_and_hooks(model) == before and modes_and_hooks(part) == before[3:6]
+    assert not any("__reduce_ex__" in vars(module) for one in (model, whole, part) for module in one.modules())
+    with monte_carlo(whole) as places:
+        whole(torch.ones(2, 3))
+    assert places == ["1", "2.0", "3", "4"]
+    x, y = torch.ones(2, 3), torch.ones(2, 40)
+    whole[1].eval()
+    assert torch.equal(whole(x)[0], whole(x)[0]) is torch.equal(part(y), part(y)) is not mode
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout, dropoutlib.Dropout, DropsInTraining])
+def test_a_shallow_copy_that_is_made_in_a_context_is_as_the_layer_was_before(layer):
+    layer = layer().eval()
+    with monte_carlo(layer):
+        other = copy.copy(layer)
+        assert not other.training and layer.training == (not isinstance(layer, nn.Dropout))
+    x = torch.ones(1, 4, 50)
+    assert torch.equal(other(x), other(x)) and modes_and_hooks(other) == modes_and_hooks(layer)
+
+
+def test_what_copies_itself_refuses_in_a_context():
+    model = nn.Sequential(CopiesItself()).eval()
     with monte_carlo(model):
-        other = copy.deepcopy(model)
-        assert torch.equal(other(x), other(x)) and not torch.equal(model(x), model(x))
-        with pytest.raises(RuntimeError, match="cannot be pickled in a context of monte_carlo"):
-            pickle.dumps(model)
-    assert torch.equal(other(x), other(x)) and torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(RuntimeError, match=r"in a context of monte_carlo: take its state_dict\(\)"):
+                copied(model)
+    assert not copy.deepcopy(model)[0].training
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.GaussianDropout(), dropoutlib.FastDropoutLinear(4, 4)])
