@@ -40,6 +40,7 @@ from dropoutlib.surgery import (
     _never_drops,
     _require_what_can_be_followed,
 )
+from dropoutlib.training.rate_schedule import assigned_rates
 
 __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
 
@@ -98,9 +99,10 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
             uses; enter the context for that part to share them. For the last two, the first axis of what a layer gets
             is the batch; the second is it for recurrent layers without ``batch_first`` alone, not for the dropout
             behind them: use ``batch_first=True``. A dropout has to be called in the same order each time, for inputs
-            of one size; where a step has masks of its own, for as many steps. Coroutines that each enter ``"fixed"``
-            for one model, and wait in the context, meet the function of the one that entered last: enter it once,
-            around all of them.
+            of one size; where a step has masks of its own, for as many steps. Where a rate, or another setting of a
+            layer, is changed in between, its masks are drawn anew. Coroutines that each enter ``"fixed"`` for one
+            model, and wait in the context, meet the function of the one that entered last: enter it once, around all of
+            them.
 
     Yields:
         list: places that have drawn so far, as names of modules, each once. Empty for the model itself. A layer whose
@@ -209,8 +211,8 @@ class _Noise(TorchFunctionMode):
         self.warned: set[str] = set()
         self.awake = {module for module in self.names if (isinstance(module, NoisyLayer) and _is_noisy(module))
                       or _drops_in_training_only(module)}
-        self.kept: dict[tuple[str, str, int], Any] = {}
-        self.fitting: dict[tuple[str, str, int], set[torch.Size]] = {}  # shapes of inputs that these masks are for
+        self.kept: dict[tuple[str, str, int, str], Any] = {}
+        self.fitting: dict[tuple[str, str, int, str], set[torch.Size]] = {}     # shapes of inputs that they are for
         self.local = threading.local()
         self.drawing = threading.RLock()
         self.thread = threading.get_ident()
@@ -280,7 +282,7 @@ class _Noise(TorchFunctionMode):
             yield module.register_forward_hook(self._leave, always_call=True)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        """Of the hooks of a module that makes its copies by itself, as parametrised ones do: in the mode of the context."""
+        """Of a hook, where a module makes its copies by itself, as parametrised ones do: in the mode of the context."""
         raise RuntimeError("a module that defines how it is copied or pickled cannot be so in a context of "
                            "monte_carlo: take its state_dict(), or leave the context first")
 
@@ -336,7 +338,7 @@ class _Noise(TorchFunctionMode):
                                "examples share a mask")
         one = _one_example(module, input)
         draw = lambda: _draw_for_all(module, one, kwargs.get("generator"))  # noqa: E731
-        return args, {**kwargs, "noise": self._shared(type(module).__name__, draw, one[0].shape)}
+        return args, {**kwargs, "noise": self._shared(type(module).__name__, _settings(module), draw, one[0].shape)}
 
     def _leave_another(self, module: nn.Module, *_: Any) -> None:
         if self.stack and module not in self.names:
@@ -368,12 +370,15 @@ class _Noise(TorchFunctionMode):
         if self._place() not in self.places:
             self.places.append(self._place())
 
-    def _shared(self, name: str, draw: Callable[[], Any], shape: torch.Size | None = None) -> Any:
-        """A draw; with fixed masks that of the same call in an earlier pass, for an input for which it fits."""
+    def _shared(self, name: str, settings: str, draw: Callable[[], Any], shape: torch.Size | None = None) -> Any:
+        """A draw; with fixed masks that of the same call in an earlier pass, for an input for which it fits.
+
+        For other settings, as where a rate was changed in between, it is another one: the old one had another law.
+        """
         if self.masks != "fixed":
             return draw()
         self.local.calls[self._place(), name] += 1
-        key = (self._place(), name, self.local.calls[self._place(), name])
+        key = (self._place(), name, self.local.calls[self._place(), name], settings)
         with self.drawing:      # other threads call the same function
             if key not in self.kept:
                 drawn = draw()
@@ -430,7 +435,7 @@ class _Noise(TorchFunctionMode):
         """A dropout of torch, with one mask for all examples."""
         self._refuse_checkpoint()
         x: Tensor = _argument(args, kwargs, "input", 0)
-        factor, shift = self._shared(name, lambda: _factor_and_shift(func, name, x, p))
+        factor, shift = self._shared(name, str(p), lambda: _factor_and_shift(func, name, x, p))
         if factor.dim() > x.dim() and len(factor) == 1:  # one example, after a batch
             factor, shift = factor[0], shift[0]
         if (factor.shape[1:] if factor.dim() == x.dim() else factor.shape) != x.shape[1:]:
@@ -506,6 +511,13 @@ def _factor_and_shift(func: Callable[..., Any], name: str, x: Tensor, p: float) 
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         shift = func(torch.zeros_like(ones), p, True)
     return func(ones, p, True) - shift, shift
+
+
+def _settings(module: nn.Module) -> str:
+    """What the law of its noise may depend on, as far as it is assigned: rates, and arguments that it was made with."""
+    names = {*inspect.signature(type(module)).parameters, *assigned_rates(module)}
+    return str(sorted((name, value) for name, value in vars(module).items()
+                      if name in names and isinstance(value, (bool, int, float, str, tuple, list))))
 
 
 def _sizes(mask: Tensor) -> list[int]:

@@ -75,7 +75,7 @@ class RateSchedule:
         self._schedule = schedule
         self._step = 0
         self._layers = {f"{name}.{rate}".lstrip("."): (layer, rate)
-                        for name, layer in model.named_modules() for rate in _rates(layer)}
+                        for name, layer in model.named_modules() for rate in assigned_rates(layer)}
         if not self._layers:
             raise ValueError(f"{type(model).__name__} has no dropout rate that can be assigned, so there is nothing to "
                              "schedule")
@@ -137,7 +137,7 @@ class RateSchedule:
 _OF_A_LAW = {"low", "high", "rate_mean", "rate_std"}    # all of them times a factor: the rate that is drawn times it
 
 
-def _rates(layer: nn.Module) -> Iterator[str]:
+def assigned_rates(layer: nn.Module) -> Iterator[str]:
     """Names of the attributes of a layer that are assigned rates; the p of a norm (nn.TripletMarginLoss) is none."""
     for name, value in vars(layer).items():
         if isinstance(value, int | float) and (

@@ -846,6 +846,64 @@ def test_fixed_masks_do_not_depend_on_the_batch_and_follow_the_order_of_calls():
         assert not torch.equal(model(torch.ones(5, 40))[0], large[0])
 
 
+class OfTheUser(NoisyLayer):
+    def __init__(self, share=0.5):
+        super().__init__()
+        self.share, self.calls = share, 0
+
+    def forward(self, input, *, noise=None, generator=None):
+        self.calls += 1
+        return functional.dropout(input, self.share, self.training, noise=noise, generator=generator)
+
+    def _draw(self, input, generator):
+        return functional.draw(functional.dropout, input, self.share, generator=generator)
+
+
+CHANGED = {     # a layer, an input, and what is set in between
+    "torch's": (nn.Dropout(0.5), (3, 60), {"p": 0.2}),
+    "torch's maps": (nn.Dropout2d(0.5), (3, 60, 2, 2), {"p": 0.2}),
+    "a function": (Of(lambda self, x: F.dropout(x, self.rate, self.training)), (3, 60), {"rate": 0.2}),
+    "ours": (dropoutlib.Dropout(0.5), (3, 60), {"p": 0.2}),
+    "a user's": (OfTheUser(), (3, 60), {"share": 0.2}),
+    "weights": (dropoutlib.DropConnectLinear(60, 9), (3, 60), {"p": 0.2}),
+    "a branch": (dropoutlib.DropPath(0.5), (3, 9), {"drop_prob": 0.2}),
+    "a drawn rate": (dropoutlib.StochasticRateDropout(0.4, 0.6), (3, 60), {"low": 0.1, "high": 0.2}),
+    "blocks": (dropoutlib.DropBlock2d(0.5, 3), (3, 5, 9, 9), {"block_size": 5}),
+    "several": (dropoutlib.VariationalLSTM(60, 9, 2, p_input=0.5, p_hidden=0.5), (4, 3, 60), {"p_hidden": 0.2}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_fixed_masks_are_those_of_the_rate_of_the_moment(name):
+    layer, shape, settings = CHANGED[name]
+    layer, x = copy.deepcopy(layer), torch.ones(shape)
+    if name == "a function":
+        layer.rate = 0.5
+    before = {key: getattr(layer, key) for key in settings}
+
+    def called(seed=0):
+        torch.manual_seed(seed)
+        y = layer(x)
+        return y[0] if isinstance(y, tuple) else y
+
+    def put(values):
+        for key, value in values.items():
+            setattr(layer, key, value)
+
+    with torch.no_grad():
+        with monte_carlo(layer, "fixed"):
+            first = called()
+            assert torch.equal(first, called(1))
+            put(settings)
+            changed = called(2)
+            assert torch.equal(changed, called(3))
+            put(before)
+            assert torch.equal(first, called(4))
+        put(settings)
+        with monte_carlo(layer, "fixed"):
+            assert torch.equal(changed, called(2)) and not torch.equal(changed, first)
+
+
 def test_a_part_that_is_called_by_itself_begins_a_call():
     model = nn.Sequential(nn.Dropout(0.5))
     with monte_carlo(model, "fixed"):
