@@ -32,8 +32,11 @@ from .recurrent_network import RecurrentNetwork
 from .residual.layer_drop import LayerDrop
 from .residual.shake_drop import ShakeDrop
 from .residual.stochastic_depth import DropPath, StochasticDepth
+from .training.condition_dropout import ConditionDropout
 from .training.lora_dropout import LoRALinear
+from .training.neftune import NEFTune
 from .training.nested_dropout import NestedDropout
+from .training.patch_dropout import PatchDropout
 
 __all__ = ["Scale", "exchanged"]
 
@@ -85,6 +88,8 @@ def _plain(layer: nn.Module) -> nn.Module:
 @_plain.register(StochasticRateDropout)
 @_plain.register(LockedDropout)
 @_plain.register(StochasticDepth)
+@_plain.register(NEFTune)
+@_plain.register(PatchDropout)
 def _(layer: NoisyLayer) -> nn.Module:
     return nn.Identity()
 
@@ -110,6 +115,12 @@ def _(layer: NestedDropout) -> nn.Module:
         raise NotImplementedError(f"NestedDropout with length={layer.length} gives in evaluation what no plain layer "
                                   "gives")
     return nn.Identity()
+
+
+@_plain.register
+def _(layer: ConditionDropout) -> nn.Module:
+    raise NotImplementedError("ConditionDropout has the null, for which unconditional() is asked and no plain layer can "
+                              "be: exchange it for nn.Identity() where the prediction without a condition is not used")
 
 
 @_plain.register
