@@ -50,6 +50,7 @@ _DROPPING = {*_OF_ELEMENTS, *_OF_MAPS, "multi_head_attention_forward", "scaled_d
 _FEWEST = 8     # samples that are worth torch.vmap
 _PREDICTING = threading.RLock()     # contexts change a model, and a seed is that of the process
 _ENTERING = threading.Lock()
+_COPYING = ("__reduce_ex__", "__deepcopy__")    # set on modules in a context, whose copies are as they were before
 # The contexts that a module is in; the innermost one counts.
 _CONTEXTS: WeakKeyDictionary[nn.Module, list[_Noise]] = WeakKeyDictionary()
 
@@ -234,7 +235,9 @@ class _Noise(TorchFunctionMode):
                     self.modes[module] = module.training
                     stack.callback(self._put_back, module)
                     _CONTEXTS.setdefault(module, []).append(self)
-                    vars(module)["__reduce_ex__"] = partial(_as_before, module)     # which copy and pickle ask for
+                    vars(module)["__reduce_ex__"] = partial(_reduced, module)   # which copy and pickle ask for
+                    if hasattr(type(module), "__deepcopy__"):   # as parametrised modules have it
+                        vars(module)["__deepcopy__"] = partial(_deepcopied, module)
             self.model.eval()
             for module in self.awake:
                 module.training = True
@@ -255,7 +258,8 @@ class _Noise(TorchFunctionMode):
         place = contexts.index(self)
         del contexts[place]
         if not contexts:
-            del vars(module)["__reduce_ex__"]
+            for name in _COPYING:
+                vars(module).pop(name, None)
         if place == len(contexts):
             module.training = self.modes[module]
         else:
@@ -281,13 +285,8 @@ class _Noise(TorchFunctionMode):
                 yield module.register_forward_pre_hook(self._have_draw, with_kwargs=True)
             yield module.register_forward_hook(self._leave, always_call=True)
 
-    def __deepcopy__(self, memo: Any) -> Any:
-        """Of a hook, where a module makes its copies by itself, as parametrised ones do: in the mode of the context."""
-        raise RuntimeError("a module that defines how it is copied or pickled cannot be so in a context of "
-                           "monte_carlo: take its state_dict(), or leave the context first")
-
-    def __reduce__(self) -> Any:
-        return self.__deepcopy__({})
+    def __deepcopy__(self, memo: Any) -> _Noise:
+        return self     # a hook: a copy is rid of it as soon as it is made
 
     def _counts(self, module: nn.Module) -> bool:
         return _CONTEXTS.get(module, [None])[-1:] == [self]
@@ -465,18 +464,32 @@ class _Noise(TorchFunctionMode):
                       f"whether it drops in training cannot be seen, and it does not drop here; {cure}", stacklevel=3)
 
 
-def _as_before(module: nn.Module, protocol: Any) -> Any:
-    """What a copy or a pickle of a module in a context is made of: it is as the module was before, in no context."""
+def _reduced(module: nn.Module, protocol: Any) -> Any:
+    """What a copy or a pickle of a module in a context is made of."""
     reduced = type(module).__reduce_ex__(module, protocol)
     if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
-        return reduced
+        raise RuntimeError(f"{type(module).__name__}, which defines __reduce__, cannot be copied or pickled in a "
+                           "context of monte_carlo: take its state_dict(), or leave the context first")
+    return *reduced[:2], _as_before(module, reduced[2]), *reduced[3:]
+
+
+def _deepcopied(module: Any, memo: Any) -> Any:
+    """A copy of a module in a context whose class makes its copies by itself."""
+    copied = type(module).__deepcopy__(module, memo)
+    state = _as_before(module, vars(copied))
+    vars(copied).clear()
+    vars(copied).update(state)
+    return copied
+
+
+def _as_before(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a module in a context, or of a copy, as they would be outside of it."""
     ours = {key for hooks in (module._forward_hooks, module._forward_pre_hooks) for key, hook in hooks.items()
             if isinstance(getattr(hook, "__self__", None), _Noise)}
-    state = {key: type(part)((number, one) for number, one in part.items() if number not in ours)
-             if re.fullmatch("_forward.*hooks.*", key) else part
-             for key, part in reduced[2].items() if key != "__reduce_ex__"}
-    state["training"] = _CONTEXTS[module][0].modes[module]
-    return *reduced[:2], state, *reduced[3:]
+    before = {key: type(part)((number, one) for number, one in part.items() if number not in ours)
+              if re.fullmatch("_forward.*hooks.*", key) else part
+              for key, part in state.items() if key not in _COPYING}
+    return {**before, "training": _CONTEXTS[module][0].modes[module]}
 
 
 def _switch(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, str, int]:

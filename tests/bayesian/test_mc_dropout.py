@@ -581,13 +581,31 @@ def test_a_shallow_copy_that_is_made_in_a_context_is_as_the_layer_was_before(lay
     assert torch.equal(other(x), other(x)) and modes_and_hooks(other) == modes_and_hooks(layer)
 
 
-def test_what_copies_itself_refuses_in_a_context():
+@pytest.mark.parametrize("model", [
+    nn.Sequential(CopiesItself(), nn.Linear(3, 3)),
+    nn.Sequential(dropoutlib.Dropout(), nn.utils.parametrizations.weight_norm(dropoutlib.DropConnectLinear(3, 3))),
+    torch.fx.symbolic_trace(nn.Sequential(dropoutlib.Dropout(), nn.Linear(3, 3))),
+], ids=["its own way", "parametrised", "a graph"])
+@pytest.mark.parametrize("mode", [False, True], ids=["eval", "train"])
+def test_a_copy_of_what_copies_itself_is_as_it_was_before_the_context(model, mode):
+    before = modes_and_hooks(model.train(mode))
+    with monte_carlo(model):
+        other = copy.deepcopy(model)
+    assert modes_and_hooks(other) == modes_and_hooks(copy.deepcopy(model)) and modes_and_hooks(model) == before
+    assert not any(name in vars(module) for module in (*other.modules(), *model.modules())
+                   for name in ("__reduce_ex__", "__deepcopy__"))
+    x = torch.ones(2, 3)
+    assert torch.equal(other(x), other(x)) is not mode
+    assert all(one is not another for one, another in zip(model.modules(), other.modules(), strict=True))
+
+
+def test_what_says_itself_how_it_is_pickled_refuses_in_a_context():
     model = nn.Sequential(CopiesItself()).eval()
     with monte_carlo(model):
-        for copied in (copy.deepcopy, pickle.dumps):
-            with pytest.raises(RuntimeError, match=r"in a context of monte_carlo: take its state_dict\(\)"):
+        for copied in (pickle.dumps, lambda model: copy.copy(model[0])):
+            with pytest.raises(RuntimeError, match=r"CopiesItself.*cannot be copied or pickled in a context"):
                 copied(model)
-    assert not copy.deepcopy(model)[0].training
+    pickle.dumps(model)
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.GaussianDropout(), dropoutlib.FastDropoutLinear(4, 4)])
