@@ -119,8 +119,8 @@ def _(layer: NestedDropout) -> nn.Module:
 
 @_plain.register
 def _(layer: ConditionDropout) -> nn.Module:
-    raise NotImplementedError("ConditionDropout has the null, for which unconditional() is asked and no plain layer can "
-                              "be: exchange it for nn.Identity() where the prediction without a condition is not used")
+    raise NotImplementedError("ConditionDropout has the null, for which unconditional() is asked, and no plain layer "
+                              "has one: exchange it for nn.Identity() where no prediction without a condition is made")
 
 
 @_plain.register
