@@ -32,6 +32,7 @@ from .recurrent_network import RecurrentNetwork
 from .residual.layer_drop import LayerDrop
 from .residual.shake_drop import ShakeDrop
 from .residual.stochastic_depth import DropPath, StochasticDepth
+from .training.condition_dropout import ConditionDropout
 from .training.lora_dropout import LoRALinear
 from .training.neftune import NEFTune
 from .training.nested_dropout import NestedDropout
@@ -114,6 +115,12 @@ def _(layer: NestedDropout) -> nn.Module:
         raise NotImplementedError(f"NestedDropout with length={layer.length} gives in evaluation what no plain layer "
                                   "gives")
     return nn.Identity()
+
+
+@_plain.register
+def _(layer: ConditionDropout) -> nn.Module:
+    raise NotImplementedError("ConditionDropout has the null, for which unconditional() is asked, and no plain layer "
+                              "has one: exchange it for nn.Identity() where no prediction without a condition is made")
 
 
 @_plain.register

@@ -481,6 +481,11 @@ _OURS: dict[str, Callable[[], nn.Module]] = {
     "ConcreteDropout": lambda: _between(dropoutlib.ConcreteDropout(nn.Linear(8, 8))),
     "ConcreteDropout of ours": lambda: _between(dropoutlib.ConcreteDropout(dropoutlib.VariationalDropoutLinear(8, 8))),
     "StochasticRateDropout": lambda: _between(dropoutlib.StochasticRateDropout()),
+    "NestedDropout": lambda: _between(dropoutlib.NestedDropout()),
+    "TargetedDropoutLinear": lambda: _between(dropoutlib.TargetedDropoutLinear(8, 8)),
+    "LoRALinear": lambda: _between(dropoutlib.LoRALinear(8, 8, rank=2)),
+    "ShakeDrop": lambda: _between(dropoutlib.ShakeDrop()),
+    "LayerDrop": lambda: _between(dropoutlib.LayerDrop(nn.Linear(8, 8))),
 }
 _OURS_OF_IMAGES: dict[str, Callable[[], list[nn.Module]]] = {
     "SpatialDropout2d": lambda: [dropoutlib.SpatialDropout2d()],
@@ -548,6 +553,17 @@ def test_recurrent_layers_become_plain(name):
     assert type(smaller.rnn) is getattr(nn, name[-4:].removeprefix("t")) and len(report.layers["hidden"].kept) == 5
 
 
+@pytest.mark.parametrize("layer", [dropoutlib.PatchDropout(), dropoutlib.NEFTune()], ids=["PatchDropout", "NEFTune"])
+def test_layers_of_tokens_become_plain(layer):
+    model = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), layer, nn.Linear(8, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight[:3] = 0
+    x = torch.randn(5, 4, 9).double()
+    smaller, report = compress(model, x)
+    torch.testing.assert_close(smaller(x), model(x), rtol=1e-12, atol=1e-12)
+    assert report.layers["0"].constant == (0, 1, 2) and type(smaller[2]) is nn.Identity
+
+
 def test_an_embedding_becomes_plain():
     model = nn.Sequential(dropoutlib.EmbeddingDropout(11, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).double()
     with torch.no_grad():
@@ -557,7 +573,7 @@ def test_an_embedding_becomes_plain():
 
 
 def test_every_layer_of_the_table_has_a_plain_one_or_is_known_to_have_none():
-    without = {"ConditionDropout", "StandoutLinear", "StochasticPool2d", "Swapout"}
+    without = {"StandoutLinear", "StochasticPool2d", "Swapout"}     # and ConditionDropout, which says why
     for row in dropoutlib.catalogue().values():
         for layer in row.facts:
             kind = getattr(dropoutlib, layer.name)
@@ -665,6 +681,8 @@ _REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         9, 3, activation=torch.sin, inference="mean"))), ValueError, "0.0: the activation"),
     "standout": (lambda: nn.Sequential(nn.ReLU(), dropoutlib.StandoutLinear(9, 3)), ValueError,
                  "1: StandoutLinear gives in evaluation what no plain layer gives"),
+    "a null": (lambda: nn.Sequential(nn.Linear(9, 3), dropoutlib.ConditionDropout(3)), ValueError,
+               r"1: ConditionDropout has the null, for which unconditional\(\) is asked"),
     "expected pooling": (lambda: nn.Sequential(nn.Unflatten(1, (1, 3, 3)), dropoutlib.MaxPoolDropout2d(2)), ValueError,
                          "1: MaxPoolDropout2d with inference='expected'"),
     "a forward of its own": (lambda: nn.Sequential(_Twice(), nn.Linear(9, 3)), ValueError,

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
@@ -40,6 +41,7 @@ from dropoutlib.surgery import (
     _require_what_can_be_followed,
     _tensors,
 )
+from dropoutlib.training.rate_schedule import assigned_rates
 
 __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
 
@@ -49,6 +51,7 @@ _DROPPING = {*_OF_ELEMENTS, *_OF_MAPS, "multi_head_attention_forward", "scaled_d
 _FEWEST = 8     # samples that are worth torch.vmap
 _PREDICTING = threading.RLock()     # contexts change a model, and a seed is that of the process
 _ENTERING = threading.Lock()
+_COPYING = ("__reduce_ex__", "__deepcopy__")    # set on modules in a context, whose copies are as they were before
 # The contexts that a module is in; the innermost one counts.
 _CONTEXTS: WeakKeyDictionary[nn.Module, list[_Noise]] = WeakKeyDictionary()
 
@@ -85,8 +88,9 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     in several, the innermost one counts, and of contexts that take turns, in generators or coroutines, the one that was
     entered last. A compiled model runs uncompiled: its graph was made without the noise; compile it before. Other
     threads may call the model, too, and meet its dropout as well; none may enter a context for it meanwhile: layers are
-    shared. Copies, as ``nn.DataParallel`` makes them, are not followed. Under activation checkpointing masks have to be
-    those of examples, and ``backward`` has to run in the context, too.
+    shared. Copies, as ``nn.DataParallel`` makes them, are not followed; those of ``copy``, and what is pickled, are as
+    the model was before the context. Under activation checkpointing masks have to be those of examples, and
+    ``backward`` has to run in the context, too.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -100,9 +104,10 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
             uses; enter the context for that part to share them. For the last two, the first axis of what a layer gets
             is the batch; the second is it for recurrent layers without ``batch_first`` alone, not for the dropout
             behind them: use ``batch_first=True``. A dropout has to be called in the same order each time, for inputs
-            of one size; where a step has masks of its own, for as many steps. Coroutines that each enter ``"fixed"``
-            for one model, and wait in the context, meet the function of the one that entered last: enter it once,
-            around all of them.
+            of one size; where a step has masks of its own, for as many steps. Where a rate, or another setting of a
+            layer, is changed in between, its masks are drawn anew. Coroutines that each enter ``"fixed"`` for one
+            model, and wait in the context, meet the function of the one that entered last: enter it once, around all of
+            them.
 
     Yields:
         list: places that have drawn so far, as names of modules, each once. Empty for the model itself. A layer whose
@@ -211,8 +216,8 @@ class _Noise(TorchFunctionMode):
         self.warned: set[str] = set()
         self.awake = {module for module in self.names if (isinstance(module, NoisyLayer) and _is_noisy(module))
                       or _drops_in_training_only(module)}
-        self.kept: dict[tuple[str, str, int], Any] = {}
-        self.fitting: dict[tuple[str, str, int], set[torch.Size]] = {}  # shapes of inputs that these masks are for
+        self.kept: dict[tuple[str, str, int, str], Any] = {}
+        self.fitting: dict[tuple[str, str, int, str], set[torch.Size]] = {}     # shapes of inputs that they are for
         self.local = threading.local()
         self.drawing = threading.RLock()
         self.thread = threading.get_ident()
@@ -234,6 +239,9 @@ class _Noise(TorchFunctionMode):
                     self.modes[module] = module.training
                     stack.callback(self._put_back, module)
                     _CONTEXTS.setdefault(module, []).append(self)
+                    vars(module)["__reduce_ex__"] = partial(_reduced, module)   # which copy and pickle ask for
+                    if hasattr(type(module), "__deepcopy__"):   # as parametrised modules have it
+                        vars(module)["__deepcopy__"] = partial(_deepcopied, module)
             self.model.eval()
             for module in self.awake:
                 module.training = True
@@ -253,6 +261,9 @@ class _Noise(TorchFunctionMode):
         contexts = _CONTEXTS[module]
         place = contexts.index(self)
         del contexts[place]
+        if not contexts:
+            for name in _COPYING:
+                vars(module).pop(name, None)
         if place == len(contexts):
             module.training = self.modes[module]
         else:
@@ -279,11 +290,7 @@ class _Noise(TorchFunctionMode):
             yield module.register_forward_hook(self._leave, always_call=True)
 
     def __deepcopy__(self, memo: Any) -> _Noise:
-        return self     # the hooks of a model that is copied in a context; for the copy they do nothing
-
-    def __reduce__(self) -> Any:
-        raise RuntimeError("a model cannot be pickled in a context of monte_carlo: save its state_dict(), or leave the "
-                           "context first")
+        return self     # a hook: a copy is rid of it as soon as it is made
 
     def _counts(self, module: nn.Module) -> bool:
         return _CONTEXTS.get(module, [None])[-1:] == [self]
@@ -334,7 +341,7 @@ class _Noise(TorchFunctionMode):
                                "examples share a mask")
         one = _one_example(module, input)
         draw = lambda: _draw_for_all(module, one, kwargs.get("generator"))  # noqa: E731
-        return args, {**kwargs, "noise": self._shared(type(module).__name__, draw, one[0].shape)}
+        return args, {**kwargs, "noise": self._shared(type(module).__name__, _settings(module), draw, one[0].shape)}
 
     def _leave_another(self, module: nn.Module, *_: Any) -> None:
         if self.stack and module not in self.names:
@@ -366,12 +373,15 @@ class _Noise(TorchFunctionMode):
         if self._place() not in self.places:
             self.places.append(self._place())
 
-    def _shared(self, name: str, draw: Callable[[], Any], shape: torch.Size | None = None) -> Any:
-        """A draw; with fixed masks that of the same call in an earlier pass, for an input for which it fits."""
+    def _shared(self, name: str, settings: str, draw: Callable[[], Any], shape: torch.Size | None = None) -> Any:
+        """A draw; with fixed masks that of the same call in an earlier pass, for an input for which it fits.
+
+        For other settings, as where a rate was changed in between, it is another one: the old one had another law.
+        """
         if self.masks != "fixed":
             return draw()
         self.local.calls[self._place(), name] += 1
-        key = (self._place(), name, self.local.calls[self._place(), name])
+        key = (self._place(), name, self.local.calls[self._place(), name], settings)
         with self.drawing:      # other threads call the same function
             if key not in self.kept:
                 drawn = draw()
@@ -428,7 +438,7 @@ class _Noise(TorchFunctionMode):
         """A dropout of torch, with one mask for all examples."""
         self._refuse_checkpoint()
         x: Tensor = _argument(args, kwargs, "input", 0)
-        factor, shift = self._shared(name, lambda: _factor_and_shift(func, name, x, p))
+        factor, shift = self._shared(name, str(p), lambda: _factor_and_shift(func, name, x, p))
         if factor.dim() > x.dim() and len(factor) == 1:  # one example, after a batch
             factor, shift = factor[0], shift[0]
         if (factor.shape[1:] if factor.dim() == x.dim() else factor.shape) != x.shape[1:]:
@@ -456,6 +466,34 @@ class _Noise(TorchFunctionMode):
                 if is_attention else "tell it training=self.training, and a rate that does not depend on the mode")
         warnings.warn(f"{name} in {place or 'the model'} ({type(module).__name__}) gets no rate of dropout, {named}: "
                       f"whether it drops in training cannot be seen, and it does not drop here; {cure}", stacklevel=3)
+
+
+def _reduced(module: nn.Module, protocol: Any) -> Any:
+    """What a copy or a pickle of a module in a context is made of."""
+    reduced = type(module).__reduce_ex__(module, protocol)
+    if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
+        raise RuntimeError(f"{type(module).__name__}, which defines __reduce__, cannot be copied or pickled in a "
+                           "context of monte_carlo: take its state_dict(), or leave the context first")
+    return *reduced[:2], _as_before(module, reduced[2]), *reduced[3:]
+
+
+def _deepcopied(module: Any, memo: Any) -> Any:
+    """A copy of a module in a context whose class makes its copies by itself."""
+    copied = type(module).__deepcopy__(module, memo)
+    state = _as_before(module, vars(copied))
+    vars(copied).clear()
+    vars(copied).update(state)
+    return copied
+
+
+def _as_before(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a module in a context, or of a copy, as they would be outside of it."""
+    ours = {key for hooks in (module._forward_hooks, module._forward_pre_hooks) for key, hook in hooks.items()
+            if isinstance(getattr(hook, "__self__", None), _Noise)}
+    before = {key: type(part)((number, one) for number, one in part.items() if number not in ours)
+              if re.fullmatch("_forward.*hooks.*", key) else part
+              for key, part in state.items() if key not in _COPYING}
+    return {**before, "training": _CONTEXTS[module][0].modes[module]}
 
 
 def _switch(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, str, int]:
@@ -490,6 +528,13 @@ def _factor_and_shift(func: Callable[..., Any], name: str, x: Tensor, p: float) 
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         shift = func(torch.zeros_like(ones), p, True)
     return func(ones, p, True) - shift, shift
+
+
+def _settings(module: nn.Module) -> str:
+    """What the law of its noise may depend on, as far as it is assigned: rates, and arguments that it was made with."""
+    names = {*inspect.signature(type(module)).parameters, *assigned_rates(module)}
+    return str(sorted((name, value) for name, value in vars(module).items()
+                      if name in names and isinstance(value, (bool, int, float, str, tuple, list))))
 
 
 def _sizes(mask: Tensor) -> list[int]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import applies_noise, is_eager, noise_pair, positive, real, require_dense, require_tensor, unchanged
+from ..arguments import applies_noise, is_eager, noise_pair, real, require_dense, require_tensor, unchanged
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Coins, Gaussian, Uniform, apply, noise_variance
@@ -52,7 +52,7 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
         low: the smallest probability of dropping.
         high: the largest, below 1.
         mean: of a normal law of the probability, which is clipped to ``low`` and ``high``; None for a uniform law.
-        std: standard deviation of the normal law (not the variance).
+        std: standard deviation of the normal law (not the variance), at least 0.
         {training}
         noise: the rate, between ``low`` and ``high``, and the keep mask, 0 or 1 before any scaling, of a shape that
             broadcasts to ``input``, that replace the draw (a
@@ -63,8 +63,8 @@ def stochastic_rate_dropout(input: Tensor, low: float = 0.0, high: float = 0.5, 
         {same}
 
     Raises:
-        ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing or ``std`` not
-            positive, if the rate is not between ``low`` and ``high``, if the mask does not broadcast to ``input``, or
+        ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing or ``std`` negative,
+            if the rate is not between ``low`` and ``high``, if the mask does not broadcast to ``input``, or
             if ``noise`` is given while ``training`` is False.
         {bad_input}
         TypeError: if the input is not a tensor, a number not real, or ``noise`` no pair.
@@ -100,7 +100,9 @@ def _normal(mean: float | None, std: float | None) -> Gaussian | None:
         return None
     if mean is None or std is None:
         raise ValueError(f"a normal law of the rate needs mean and std, but got mean={mean}, std={std}")
-    return Gaussian(real("mean", mean), positive("std", std) ** 2)
+    if not 0 <= real("std", std) < math.inf:
+        raise ValueError(f"std has to be at least 0 and finite, but got {std}")
+    return Gaussian(mean, std ** 2)
 
 
 def _rate(input: Tensor, low: float, high: float, normal: Gaussian | None, *, noise: Tensor | float | None = None,
@@ -113,7 +115,7 @@ def _rate(input: Tensor, low: float, high: float, normal: Gaussian | None, *, no
     if low == high:  # nothing to draw
         return like.new_full((), low)
     if normal is None:
-        return low + (high - low) * Uniform().sample(like, generator=generator)
+        return Uniform(low, high).sample(like, generator=generator)
     return normal.sample(like, generator=generator).clamp(low, high)
 
 
@@ -153,8 +155,8 @@ class StochasticRateDropout(NoisyLayer):
         {any_shape}
 
     Raises:
-        ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing, or ``std`` is not
-            positive.
+        ValueError: if not 0 <= ``low`` <= ``high`` < 1, if one of ``mean`` and ``std`` is missing, or ``std`` is
+            negative.
         TypeError: if one of them is not a real number.
 
     Source:
@@ -218,6 +220,9 @@ class StochasticRateDropout(NoisyLayer):
 
 def _clipped_normal_odds(mean: float, std: float, low: float, high: float) -> Tensor | float:
     """Mean of p/(1 - p) for a normal p that is clipped: two atoms at the limits, and the density between."""
+    if std == 0:
+        rate = min(max(mean, low), high)
+        return rate / (1 - rate)
     start, stop = max(low, mean - 10 * std), min(high, mean + 10 * std)
 
     def cumulative(value: float) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..arguments import applies_noise, real, require_broadcastable, require_one_size, unchanged
+from ..arguments import applies_noise, not_negative, real, require_broadcastable, require_one_size, unchanged
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Uniform, nothing
@@ -31,18 +31,25 @@ def _require_embeddings(input: Tensor) -> None:
                            f"{tuple(input.shape)} and {input.dtype}")
 
 
-def _scale(input: Tensor, alpha: float, lengths: Tensor | None) -> Tensor:
-    """What a number of [-1, 1] is multiplied with, of a shape that broadcasts to the input."""
-    _require_embeddings(input)
-    single = torch.promote_types(input.dtype, torch.float32)  # half precision ends at 65504 entries
+def _require_lengths(input: Tensor, lengths: Tensor | None) -> None:
     if lengths is None:
-        lengths = torch.full((1, 1), input.shape[1], device=input.device)
-    elif not isinstance(lengths, Tensor):
+        return
+    if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths has to be a tensor of numbers of tokens, but got {type(lengths).__name__}")
-    elif lengths.is_floating_point() or lengths.is_complex() or lengths.dtype is torch.bool:
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype is torch.bool:
         raise ValueError(f"lengths has to be whole numbers, but got {lengths.dtype}: those of a mask are "
                          "mask * mask.sum(1, keepdim=True)")
     require_broadcastable("lengths", lengths, input.shape[:2], "tokens")
+    not_negative("a number in lengths", lengths)
+
+
+def _scale(input: Tensor, alpha: float, lengths: Tensor | None) -> Tensor:
+    """What a number of [-1, 1] is multiplied with, of a shape that broadcasts to the input."""
+    _require_embeddings(input)
+    _require_lengths(input, lengths)
+    single = torch.promote_types(input.dtype, torch.float32)  # half precision ends at 65504 entries
+    if lengths is None:
+        lengths = torch.full((1, 1), input.shape[1], device=input.device)
     entries = lengths.to(single).unsqueeze(-1) * input.shape[2]
     return torch.where(entries > 0, alpha * entries.rsqrt(), 0)
 
@@ -75,7 +82,7 @@ def neftune(input: Tensor, alpha: float = 5.0, training: bool = True, *, lengths
 
     Raises:
         ValueError: if ``alpha`` is negative or not finite, if ``lengths`` does not broadcast to ``(N, tokens)`` or
-            holds no whole numbers, {bad_noise}, or has values outside of [-1, 1].
+            holds no whole numbers, or negative ones, {bad_noise}, or has values outside of [-1, 1].
         RuntimeError: if the input has another number of axes, if it holds integers, booleans or complex numbers, or
             {bad_generator}.
         TypeError: if the input or ``lengths`` is not a tensor, or ``alpha`` not a real number.
@@ -89,7 +96,9 @@ def neftune(input: Tensor, alpha: float = 5.0, training: bool = True, *, lengths
     """
     alpha = _alpha(alpha)
     if not applies_noise(training, noise):
-        return unchanged(input, _require_embeddings)
+        unchanged(input, _require_embeddings)
+        _require_lengths(input, lengths)
+        return input
     scale = _scale(input, alpha, lengths)
     if alpha == 0 and noise is None:
         return input

@@ -69,12 +69,10 @@ class RDropLoss(nn.Module):
     def __init__(self, alpha: float = 1.0, *, ignore_index: int = -100, reduction: str = "mean",
                  label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= real("alpha", alpha) < math.inf:
-            raise ValueError(f"alpha has to be at least 0 and finite, but got {alpha}")
         if not 0 <= real("label_smoothing", label_smoothing) <= 1:
             raise ValueError(f"label_smoothing has to be between 0 and 1, but got {label_smoothing}")
         one_of("reduction", reduction, ("mean", "sum", "none"))
-        self.alpha = float(alpha)
+        self.alpha = _weight(alpha)
         self.ignore_index = integer("ignore_index", ignore_index)
         self.reduction = reduction
         self.label_smoothing = float(label_smoothing)
@@ -96,7 +94,8 @@ class RDropLoss(nn.Module):
             Tensor of one number, or of the loss of each position.
 
         Raises:
-            ValueError: if the two passes differ in shape, or do not fit the target.
+            ValueError: if the two passes differ in shape, or do not fit the target; if ``alpha`` was set to what is
+                negative or not finite.
             RuntimeError: if logits have no axis, or are no real floating point numbers.
             TypeError: if an argument is not a tensor.
         """
@@ -113,7 +112,7 @@ class RDropLoss(nn.Module):
         loss = self._cross_entropy(first, target) + self._cross_entropy(second, target)
         # a target of probabilities has no position that is ignored
         counts = torch.ones_like(loss, dtype=torch.bool) if target.is_floating_point() else target != self.ignore_index
-        loss = loss + self.alpha * torch.where(counts, _mean_divergence(first, second), 0)
+        loss = loss + _weight(self.alpha) * torch.where(counts, _mean_divergence(first, second), 0)
         if self.reduction == "none":
             return loss
         return loss.sum() / counts.sum() if self.reduction == "mean" else loss.sum()
@@ -121,6 +120,12 @@ class RDropLoss(nn.Module):
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none",
                                label_smoothing=self.label_smoothing)
+
+
+def _weight(alpha: float) -> float:
+    if not 0 <= real("alpha", alpha) < math.inf:
+        raise ValueError(f"alpha has to be at least 0 and finite, but got {alpha}")
+    return float(alpha)
 
 
 def _mean_divergence(first: Tensor, second: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import positive, real, require_callable
+from ..convolutional.stochastic_rate_dropout import StochasticRateDropout
 from ..layer import NoisyLayer
 from ..methods import describe
 from ..recurrent_network import RecurrentNetwork
@@ -31,8 +32,12 @@ class RateSchedule:
 
     Rates are those of torch's dropout layers (``p``), of its recurrent layers and of its attention (``dropout``), of
     the noisy layers of this library (``p``, ``p_hidden``, ..., and ``dropout`` between recurrent layers), and
-    ``drop_prob`` of any module, as other libraries call it. A rate that is learned is no number and stays. So does the
-    number that a model's own code gives to a function of dropout.
+    ``drop_prob`` of any module, as other libraries call it. A rate that is drawn, as by
+    :class:`~dropoutlib.StochasticRateDropout`, is multiplied by multiplying its limits, and mean and standard deviation
+    of its law. A rate that is learned, or computed from the input, is no number and stays. So do numbers that are no
+    rates: ``alpha`` of :class:`~dropoutlib.NEFTune`, the size of noise that is added, and of
+    :class:`~dropoutlib.LoRALinear`, ``target_fraction`` of :class:`~dropoutlib.TargetedDropoutLinear`, the squares of
+    :class:`~dropoutlib.Cutout`; and the number that a model's own code gives to a function of dropout.
 
     Rates are no part of a model's ``state_dict()``: save that of the schedule beside it. A schedule takes the rates
     that it finds for those of the whole training. So make one schedule of a model, not two.
@@ -70,30 +75,39 @@ class RateSchedule:
         self._schedule = schedule
         self._step = 0
         self._layers = {f"{name}.{rate}".lstrip("."): (layer, rate)
-                        for name, layer in model.named_modules() for rate in _rates(layer)}
+                        for name, layer in model.named_modules() for rate in assigned_rates(layer)}
         if not self._layers:
             raise ValueError(f"{type(model).__name__} has no dropout rate that can be assigned, so there is nothing to "
                              "schedule")
-        self._rates = {key: float(getattr(layer, rate)) for key, (layer, rate) in self._layers.items()}
-        self._assign()
+        self._assign(0, {key: float(getattr(layer, rate)) for key, (layer, rate) in self._layers.items()})
 
     @property
     def factor(self) -> float:
         """The factor at the present step."""
-        factor = real("the factor that schedule gives", self._schedule(self._step))
+        return self._factor(self._step)
+
+    def _factor(self, step: int) -> float:
+        factor = real("the factor that schedule gives", self._schedule(step))
         if not 0 <= factor <= 1:
-            raise ValueError(f"schedule has to give a factor in [0, 1], but at step {self._step} got {factor}")
+            raise ValueError(f"schedule has to give a factor in [0, 1], but at step {step} got {factor}")
         return factor
 
-    def _assign(self) -> None:
-        factor = self.factor
+    def _assign(self, step: int, rates: dict[str, float]) -> None:
+        """Sets the rates of a step; where its factor, or one of them, is refused, nothing has changed."""
+        factor = self._factor(step)
+        assigned = {key: factor * rates[key] for key in self._layers}
+        self._step, self._rates = step, rates
         for key, (layer, rate) in self._layers.items():
-            setattr(layer, rate, factor * self._rates[key])
+            setattr(layer, rate, assigned[key])
 
     def step(self) -> None:
-        """Goes on by one step, and sets the rates: after each step of the optimizer, or after each epoch."""
-        self._step += 1
-        self._assign()
+        """Goes on by one step, and sets the rates: after each step of the optimizer, or after each epoch.
+
+        Raises:
+            TypeError: if the schedule gives no real number for it; nothing is changed then.
+            ValueError: if that number is outside of [0, 1]; nothing is changed then.
+        """
+        self._assign(self._step + 1, self._rates)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and the rates that the factor multiplies; not the function ``schedule``."""
@@ -106,26 +120,31 @@ class RateSchedule:
             state_dict: from :meth:`state_dict`, of a schedule of a model with the same names.
 
         Raises:
-            ValueError: if it has the rates of other layers; nothing is changed then.
+            TypeError: if the schedule gives no real number for its step; nothing is changed then.
+            ValueError: if it has the rates of other layers, or that number is outside of [0, 1]; nothing is changed
+                then.
         """
         rates = state_dict["rates"]
         if set(rates) != set(self._rates):
             raise ValueError(f"state_dict has to hold the rates {sorted(self._rates)}, but got {sorted(rates)}: make "
                              "the schedule of a model that is wrapped as that one was")
-        self._step, self._rates = state_dict["step"], dict(rates)
-        self._assign()
+        self._assign(state_dict["step"], dict(rates))
 
     def __repr__(self) -> str:
         return f"RateSchedule({len(self._layers)} rates, step={self._step}, factor={self.factor:.4g})"
 
 
-def _rates(layer: nn.Module) -> Iterator[str]:
+_OF_A_LAW = {"low", "high", "rate_mean", "rate_std"}    # all of them times a factor: the rate that is drawn times it
+
+
+def assigned_rates(layer: nn.Module) -> Iterator[str]:
     """Names of the attributes of a layer that are assigned rates; the p of a norm (nn.TripletMarginLoss) is none."""
     for name, value in vars(layer).items():
         if isinstance(value, int | float) and (
                 name == "drop_prob"
                 or (name == "p" and isinstance(layer, _DropoutNd | NoisyLayer))
                 or (name.startswith("p_") and isinstance(layer, NoisyLayer))
+                or (name in _OF_A_LAW and isinstance(layer, StochasticRateDropout))
                 or (name == "dropout" and isinstance(layer, nn.RNNBase | nn.MultiheadAttention | RecurrentNetwork))):
             yield name
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import copy
 import gc
+import io
 import itertools
 import math
 import pickle
@@ -523,14 +524,103 @@ def test_a_context_of_another_thread_is_refused():
     assert model.training and len(predict(model, torch.ones(2, 3), 3).samples) == 3
 
 
-def test_models_are_copied_and_not_pickled_in_a_context():
-    model, x = nn.Sequential(nn.Linear(3, 40), nn.Dropout()).eval(), torch.ones(2, 3)
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+          "an old pickle": lambda model: pickle.loads(pickle.dumps(model, 0)),
+          "torch.save": lambda model: saved_and_loaded(model),
+          "an average": lambda model: torch.optim.swa_utils.AveragedModel(model).module}
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+class DropsInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention_dropout = 0.5
+
+    def forward(self, x):
+        return attend(x, x, x, dropout_p=self.attention_dropout if self.training else 0.0)
+
+
+class CopiesItself(dropoutlib.Dropout):
+    def __deepcopy__(self, memo):
+        other = type(self)()
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
+    def __reduce__(self):
+        return CopiesItself, (), list(vars(self).items())
+
+
+def looks_on(module, args, kwargs):
+    return None
+
+
+def modes_and_hooks(model):
+    return [(module.training, {name: len(part) for name, part in vars(module).items() if "forward" in name})
+            for module in model.modules()]
+
+
+@pytest.mark.parametrize("masks", ["example", "fixed"])
+@pytest.mark.parametrize("mode", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("copied", COPIES)
+def test_copies_that_are_made_in_a_context_are_as_the_model_was_before(copied, mode, masks):
+    model = nn.Sequential(nn.Linear(3, 40), nn.Dropout(), nn.Sequential(dropoutlib.Dropout(), nn.BatchNorm1d(40)),
+                          DropsInTraining(), nn.LSTM(40, 4, 2, dropout=0.5)).train(mode)
+    model[1].train(not mode)
+    model.register_forward_pre_hook(looks_on, with_kwargs=True)
+    before = modes_and_hooks(model)
+    with monte_carlo(model, masks), monte_carlo(model[2]):
+        whole, part = COPIES[copied](model), COPIES[copied](model[2])
+    assert modes_and_hooks(whole) == modes_and_hooks(model) == before and modes_and_hooks(part) == before[3:6]
+    assert not any("__reduce_ex__" in vars(module) for one in (model, whole, part) for module in one.modules())
+    with monte_carlo(whole) as places:
+        whole(torch.ones(2, 3))
+    assert places == ["1", "2.0", "3", "4"]
+    x, y = torch.ones(2, 3), torch.ones(2, 40)
+    whole[1].eval()
+    assert torch.equal(whole(x)[0], whole(x)[0]) is torch.equal(part(y), part(y)) is not mode
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout, dropoutlib.Dropout, DropsInTraining])
+def test_a_shallow_copy_that_is_made_in_a_context_is_as_the_layer_was_before(layer):
+    layer = layer().eval()
+    with monte_carlo(layer):
+        other = copy.copy(layer)
+        assert not other.training and layer.training == (not isinstance(layer, nn.Dropout))
+    x = torch.ones(1, 4, 50)
+    assert torch.equal(other(x), other(x)) and modes_and_hooks(other) == modes_and_hooks(layer)
+
+
+@pytest.mark.parametrize("model", [
+    nn.Sequential(CopiesItself(), nn.Linear(3, 3)),
+    nn.Sequential(dropoutlib.Dropout(), nn.utils.parametrizations.weight_norm(dropoutlib.DropConnectLinear(3, 3))),
+    torch.fx.symbolic_trace(nn.Sequential(dropoutlib.Dropout(), nn.Linear(3, 3))),
+], ids=["its own way", "parametrised", "a graph"])
+@pytest.mark.parametrize("mode", [False, True], ids=["eval", "train"])
+def test_a_copy_of_what_copies_itself_is_as_it_was_before_the_context(model, mode):
+    before = modes_and_hooks(model.train(mode))
     with monte_carlo(model):
         other = copy.deepcopy(model)
-        assert torch.equal(other(x), other(x)) and not torch.equal(model(x), model(x))
-        with pytest.raises(RuntimeError, match="cannot be pickled in a context of monte_carlo"):
-            pickle.dumps(model)
-    assert torch.equal(other(x), other(x)) and torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+    assert modes_and_hooks(other) == modes_and_hooks(copy.deepcopy(model)) and modes_and_hooks(model) == before
+    assert not any(name in vars(module) for module in (*other.modules(), *model.modules())
+                   for name in ("__reduce_ex__", "__deepcopy__"))
+    x = torch.ones(2, 3)
+    assert torch.equal(other(x), other(x)) is not mode
+    assert all(one is not another for one, another in zip(model.modules(), other.modules(), strict=True))
+
+
+def test_what_says_itself_how_it_is_pickled_refuses_in_a_context():
+    model = nn.Sequential(CopiesItself()).eval()
+    with monte_carlo(model):
+        for copied in (pickle.dumps, lambda model: copy.copy(model[0])):
+            with pytest.raises(RuntimeError, match=r"CopiesItself.*cannot be copied or pickled in a context"):
+                copied(model)
+    pickle.dumps(model)
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.GaussianDropout(), dropoutlib.FastDropoutLinear(4, 4)])
@@ -787,6 +877,64 @@ def test_fixed_masks_do_not_depend_on_the_batch_and_follow_the_order_of_calls():
             model(torch.ones(2, 3))
     with monte_carlo(model, "fixed"):
         assert not torch.equal(model(torch.ones(5, 40))[0], large[0])
+
+
+class OfTheUser(NoisyLayer):
+    def __init__(self, share=0.5):
+        super().__init__()
+        self.share, self.calls = share, 0
+
+    def forward(self, input, *, noise=None, generator=None):
+        self.calls += 1
+        return functional.dropout(input, self.share, self.training, noise=noise, generator=generator)
+
+    def _draw(self, input, generator):
+        return functional.draw(functional.dropout, input, self.share, generator=generator)
+
+
+CHANGED = {     # a layer, an input, and what is set in between
+    "torch's": (nn.Dropout(0.5), (3, 60), {"p": 0.2}),
+    "torch's maps": (nn.Dropout2d(0.5), (3, 60, 2, 2), {"p": 0.2}),
+    "a function": (Of(lambda self, x: F.dropout(x, self.rate, self.training)), (3, 60), {"rate": 0.2}),
+    "ours": (dropoutlib.Dropout(0.5), (3, 60), {"p": 0.2}),
+    "a user's": (OfTheUser(), (3, 60), {"share": 0.2}),
+    "weights": (dropoutlib.DropConnectLinear(60, 9), (3, 60), {"p": 0.2}),
+    "a branch": (dropoutlib.DropPath(0.5), (3, 9), {"drop_prob": 0.2}),
+    "a drawn rate": (dropoutlib.StochasticRateDropout(0.4, 0.6), (3, 60), {"low": 0.1, "high": 0.2}),
+    "blocks": (dropoutlib.DropBlock2d(0.5, 3), (3, 5, 9, 9), {"block_size": 5}),
+    "several": (dropoutlib.VariationalLSTM(60, 9, 2, p_input=0.5, p_hidden=0.5), (4, 3, 60), {"p_hidden": 0.2}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_fixed_masks_are_those_of_the_rate_of_the_moment(name):
+    layer, shape, settings = CHANGED[name]
+    layer, x = copy.deepcopy(layer), torch.ones(shape)
+    if name == "a function":
+        layer.rate = 0.5
+    before = {key: getattr(layer, key) for key in settings}
+
+    def called(seed=0):
+        torch.manual_seed(seed)
+        y = layer(x)
+        return y[0] if isinstance(y, tuple) else y
+
+    def put(values):
+        for key, value in values.items():
+            setattr(layer, key, value)
+
+    with torch.no_grad():
+        with monte_carlo(layer, "fixed"):
+            first = called()
+            assert torch.equal(first, called(1))
+            put(settings)
+            changed = called(2)
+            assert torch.equal(changed, called(3))
+            put(before)
+            assert torch.equal(first, called(4))
+        put(settings)
+        with monte_carlo(layer, "fixed"):
+            assert torch.equal(changed, called(2)) and not torch.equal(changed, first)
 
 
 def test_a_part_that_is_called_by_itself_begins_a_call():

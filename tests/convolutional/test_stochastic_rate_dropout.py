@@ -43,6 +43,13 @@ def test_variance_under_a_clipped_normal_rate(mean: float, std: float, low: floa
     assert math.isclose(layer.variance(torch.ones((), dtype=torch.float64)), expected, rel_tol=1e-6, abs_tol=1e-12)
 
 
+@pytest.mark.parametrize(("mean", "rate"), [(0.3, 0.3), (0.05, 0.1), (0.9, 0.6)])
+def test_a_normal_law_without_spread_is_one_rate_within_the_limits(mean: float, rate: float) -> None:
+    layer, x = StochasticRateDropout(0.1, 0.6, mean=mean, std=0.0), torch.ones(1000, dtype=torch.float64)
+    assert math.isclose(layer.draw(x).rate, rate, rel_tol=1e-7)
+    torch.testing.assert_close(layer.variance(x), rate / (1 - rate) * x)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.6])
 def test_given_the_rate_it_is_standard_dropout(rate: float) -> None:
     x = torch.tensor([1.3, -0.4, 0.9], dtype=torch.float64)
@@ -87,8 +94,9 @@ def test_bad_input() -> None:
     for keywords in ({"mean": 0.2}, {"std": 0.2}):
         with pytest.raises(ValueError, match="needs mean and std"):
             StochasticRateDropout(**keywords)
-    with pytest.raises(ValueError, match="std has to be positive"):
-        StochasticRateDropout(mean=0.2, std=0.0)
+    for std in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="std has to be at least 0 and finite"):
+            StochasticRateDropout(mean=0.2, std=std)
     layer, x = StochasticRateDropout(0.0, 0.5), torch.ones(3)
     for rate in (0.6, -0.1, torch.tensor(0.7)):
         with pytest.raises(ValueError, match=r"rate has to be between low=0.0 and high=0.5"):

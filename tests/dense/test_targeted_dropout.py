@@ -126,6 +126,16 @@ def test_candidates_are_the_smallest_of_each_row_or_the_rows_of_smallest_norm() 
     assert not candidates(weight, 0.67)[1, 0]
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1.0), (torch.float16, 1.0), (torch.float16, 6e4)])
+def test_norms_of_half_precision_are_ranked_as_they_are(dtype: torch.dtype, size: float) -> None:
+    """Their type has one number for most of these norms, or infinity."""
+    layer = TargetedDropoutLinear(64, 100, target_fraction=0.5, mode="unit", dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(size * (1 - torch.rand(100, 64) / 20))
+    norms = torch.linalg.vector_norm(layer.weight.double(), dim=1)
+    assert norms[layer.candidates().squeeze(1)].max() < norms[~layer.candidates().squeeze(1)].min()
+
+
 def test_what_may_be_dropped_follows_the_weights() -> None:
     layer, x = made("weight", p=1.0, sizes=(4, 1)), torch.eye(4, dtype=torch.float64)
     layer.bias.data.zero_()

@@ -235,6 +235,14 @@ def test_bad_settings_are_named(error, words, options) -> None:
         RDropLoss(**options)
 
 
+@pytest.mark.parametrize("alpha", [-1.0, math.nan, math.inf])
+def test_a_weight_that_is_set_later_is_checked_too(alpha: float) -> None:
+    loss = RDropLoss()
+    loss.alpha = alpha
+    with pytest.raises(ValueError, match=f"alpha has to be at least 0 and finite, but got {alpha}"):
+        loss(**GOOD)
+
+
 @pytest.mark.parametrize(("error", "words", "options"), [
     (ValueError, r"first and second.*\(2, 5\) and \(1, 5\)", {"second": torch.ones(1, 5)}),
     (TypeError, "second.*int", {"second": 1}), (RuntimeError, "first.*int64", {"first": torch.ones(2, 5).long()}),

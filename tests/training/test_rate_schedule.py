@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -52,26 +53,54 @@ def test_every_assigned_rate_is_multiplied(name: str) -> None:
     assert set(schedule.state_dict()["rates"]) >= set(names)
 
 
-def test_every_layer_of_the_table_whose_rate_is_assigned_is_found() -> None:
-    arguments = {"element": (), "map": (), "window": (2,), "weight": (3, 4, 2), "unit": (3, 4, 2), "state": (3, 4),
-                 "word": (3, 4), "feature": ()}
-    seen = 0
-    for row in dropoutlib.catalogue().values():
-        for fact in row.facts:
-            kind = getattr(dropoutlib, fact.name)
-            if fact.rate != "assigned" or fact.site not in arguments or row.part in ("residual", "training"):
-                continue
-            given = arguments[fact.site]
-            if fact.replaces == "Linear":
-                given = given[:2]
-            elif row.part == "recurrent" and given:
-                given = (3, 4)
-            layer = kind(*given)
-            rate = next(name for name in vars(layer) if name == "p" or name.startswith("p_"))
+OF_THE_TABLE = {fact.name: fact for row in dropoutlib.catalogue().values() for fact in row.facts
+                if isinstance(kind := getattr(dropoutlib, fact.name, None), type)
+                and issubclass(kind, dropoutlib.NoisyLayer)}
+ARGUMENTS = {"module": nn.Conv2d(2, 2, 1), "shape": (3,), "num_layers": 2}      # others that have no default are sizes
+ATTRIBUTES = {"mean": "rate_mean", "std": "rate_std", "drop_prob": "p"}         # where they differ from the argument
+NO_RATES = {"NEFTune": {"alpha"}, "LoRALinear": {"alpha"}, "TargetedDropoutLinear": {"target_fraction"},
+            "EmbeddingDropout": {"max_norm", "norm_type"}}
+
+
+@pytest.mark.parametrize("name", OF_THE_TABLE)
+def test_every_number_of_a_layer_of_the_table_is_multiplied_or_said_to_stay(name: str) -> None:
+    kind, stay = getattr(dropoutlib, name), NO_RATES.get(name, set())
+    parameters = inspect.signature(kind).parameters
+    arguments = {key: ARGUMENTS.get(key, 2) for key, one in parameters.items()
+                 if key in ARGUMENTS or one.default is one.empty}
+    numbers = {key: 0.4 for key, one in parameters.items() if one.annotation in ("float", "float | None")}
+    layer = kind(**arguments | numbers)
+    if OF_THE_TABLE[name].rate not in ("assigned", "drawn"):
+        with pytest.raises(ValueError, match="no dropout rate that can be assigned"):
             RateSchedule(layer, lambda step: 0.5)
-            assert getattr(layer, rate) == getattr(kind(*given), rate) / 2, fact.name
-            seen += 1
-    assert seen >= 25
+        return
+    RateSchedule(nn.Sequential(layer, nn.Dropout()), lambda step: 0.5)
+    assert numbers.keys() - stay
+    for key in numbers:
+        assert getattr(layer, ATTRIBUTES.get(key, key)) == (0.4 if key in stay else 0.2), key
+
+
+def test_the_numbers_of_noisy_layers_that_stay_are_named() -> None:
+    for name in OF_THE_TABLE:
+        if name in NO_RATES and name != "EmbeddingDropout":     # those are not of the noise
+            for word in (name, *NO_RATES[name]):
+                assert word in RateSchedule.__doc__
+
+
+@pytest.mark.parametrize("law", [{}, {"mean": 0.3, "std": 0.2}], ids=["uniform", "normal"])
+def test_a_rate_that_is_drawn_is_multiplied_as_it_would_be_drawn(law: dict[str, float]) -> None:
+    x = torch.ones(4)
+    whole = dropoutlib.StochasticRateDropout(0.1, 0.5, **law)
+    layer = copy.deepcopy(whole)
+    schedule = RateSchedule(nn.Sequential(layer, nn.Dropout(0.5)), lambda step: step / 4)
+    assert layer(x) is x and layer.draw(x).rate == 0
+    assert torch.equal(layer.variance(x), torch.zeros(4))
+    for _ in range(4):
+        schedule.step()
+        for seed in range(20):
+            one, other = (each.draw(x, generator=torch.Generator().manual_seed(seed)).rate for each in (layer, whole))
+            torch.testing.assert_close(one, schedule.factor * other)
+    assert (layer.low, layer.high, layer.rate_mean, layer.rate_std) == (0.1, 0.5, law.get("mean"), law.get("std"))
 
 
 def test_rates_that_are_learned_and_norms_stay() -> None:
@@ -238,6 +267,24 @@ def test_a_factor_that_is_refused_changes_no_rate() -> None:
     model = network()
     with pytest.raises(ValueError, match="at step 0"):
         RateSchedule(model, lambda step: -0.1)
+    assert rates(model) == (0.2, 0.5)
+
+
+@pytest.mark.parametrize("wrong", [1.1, math.nan, None])
+def test_a_step_that_is_refused_changes_nothing(wrong) -> None:
+    factors = [0.0, 0.5, wrong, 1.0]
+    model = network()
+    schedule = RateSchedule(model, lambda step: factors[step])
+    schedule.step()
+    before = schedule.state_dict()
+    for go_on in (schedule.step, lambda: schedule.load_state_dict({"step": 2, "rates": {"0.p": 0.1, "3.p": 0.1}}),
+                  lambda: schedule.load_state_dict({"step": 3, "rates": {"0.p": 0.1, "3.p": None}})):
+        with pytest.raises((TypeError, ValueError)):
+            go_on()
+        assert schedule.state_dict() == before == {"step": 1, "rates": {"0.p": 0.2, "3.p": 0.5}}
+        assert rates(model) == (0.1, 0.25)
+    factors[2] = 1.0
+    schedule.step()
     assert rates(model) == (0.2, 0.5)
 
 
