@@ -1858,6 +1858,19 @@ def test_a_state_that_is_written_in_front_of_the_noise_is_that_of_a_loop(state, 
     assert torch.equal(samples(lambda model, x: predict(model, x, 12, memory_limit=limit).samples), samples(loop))
 
 
+@pytest.mark.parametrize("limit", [1, 2**28])
+def test_an_array_that_is_written_in_front_of_the_noise_does_not_add_up(limit):
+    array = np.zeros((4, 6), dtype=np.float32)
+
+    def forward(self, x):
+        torch.as_tensor(array).zero_()
+        y = self.drop(x)
+        return torch.from_numpy(array).add_(y).clone()
+
+    samples = predict(Of(forward, drop=nn.Dropout(0.5)), torch.ones(4, 6), 12, memory_limit=limit).samples
+    assert set(samples.unique().tolist()) == {0.0, 2.0}
+
+
 def test_a_variance_of_a_few_roundings_is_that_of_the_samples():
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 2))
     with torch.no_grad():
