@@ -194,6 +194,11 @@ FALSE = {
     "a bound index that is no size": (
         Product(Sum(y[j], (j, 1, n)) * Product(C, (l, 1, size)), (size, 5 - n, 8 - n)) + Sum(w[j], (j, 1, size)),
         Product(Sum(y[j], (j, 1, n)) * C**size, (size, 5 - n, 8 - n)) + Sum(w[j], (j, 1, size))),
+    "a case that a sum tells, over a range that may be empty": (
+        Piecewise((2, Eq(Sum(1, (j, 50, n)), -20)), (1, True)) * x[i], Piecewise((2, Eq(n, 29)), (1, True)) * x[i]),
+    "an integral of a sum over a range that may be empty": (
+        binomial(n, 26) * x[i] * Integral(Sum((n - 48) * v, (j, 50, n)), (v, 0, 1)),
+        binomial(n, 26) * x[i] * (n - 48) * (n - 49) / 2),
     "a narrow bump": (Integral(exp(-((1000 * (v - Rational(1, 3))) ** 2)), (v, 0, 1)), 0),
 }
 
@@ -707,6 +712,8 @@ BURIED = {
     "in a case of a whole number": (Piecewise((wrong_integral, h > 60), (1, True)),
                                     Piecewise((0, h > 60), (1, True))),
     "in a case of a number": (Piecewise((wrong_integral, mu > 100), (1, True)), Piecewise((0, mu > 100), (1, True))),
+    "in the relation of a case": (KroneckerDelta(a, 50) * Piecewise((2, wrong_integral > 0), (1, True)),
+                                  KroneckerDelta(a, 50)),
     "beside a small number": (wrong_integral / 10**20, 0),
     "beside a small function": (1 + phi(mu**2 + 60) * wrong_integral, 1),
     "beside a delta, with a letter that has the name of a noise": (KroneckerDelta(a, 50) * drawn, 0),

@@ -9,6 +9,7 @@ from typing import Any
 
 from sympy import (
     Add,
+    And,
     Derivative,
     Dummy,
     Expr,
@@ -43,6 +44,7 @@ from sympy import (
     zoo,
 )
 from sympy.concrete.expr_with_limits import ExprWithLimits
+from sympy.core.relational import Relational
 from sympy.core.sorting import default_sort_key
 from sympy.functions.elementary.piecewise import ExprCondPair
 from sympy.functions.special.hyper import TupleParametersBase
@@ -389,10 +391,13 @@ def _opaque(expression: Any) -> Any:
 
 
 def _in_every_part(expression: Any, change: Callable[[Any], Any]) -> Any:
-    """The same of changed arguments; the values of a case distinction stand one level deeper."""
-    return expression.func(*[change(part) if isinstance(part, Expr) else
-                             part.func(change(part.expr), part.cond) if isinstance(part, ExprCondPair) else part
-                             for part in expression.args])
+    """The same of changed arguments; the values and the relations of a case distinction stand some levels deeper."""
+    def changed(part: Any) -> Any:
+        if isinstance(part, ExprCondPair | Relational | And):
+            return part.func(*map(changed, part.args))
+        return change(part) if isinstance(part, Expr) else part
+
+    return expression.func(*map(changed, expression.args))
 
 
 _FACTOR = Dummy("l", integer=True)      # one name for the index of every product
@@ -456,6 +461,8 @@ def _integrated(integral: Any) -> Any:
     """SymPy's closed form, where quadrature confirms it."""
     factor, body = integral.function.as_independent(integral.limits[0][0], as_Add=False)
     bare = Integral(body, *integral.limits)
+    if body.has(Sum, Product):          # which SymPy closes without a look at their range
+        return integral
     done = with_real_letters(bare, lambda e: e.doit(deep=False))
     if done.has(Integral) and not done.has(bare):   # SymPy has brought out a factor, and gives up where it would not
         done = done.replace(lambda e: isinstance(e, Integral),
