@@ -663,6 +663,25 @@ def test_a_size_is_positive_where_sympy_uses_it(left, right):
     assert "n = 1, 2, ..." in prove(left, right).condition
 
 
+far = binomial(n + 20 * d, 10)                  # not 0 at d = 0 for n = 10, but for n = 1, 2, 3
+long = Sum(x[j], (j, 1, 20 * n + d - 10))       # not empty at n = 0 for d = 11, but for d = 1, 2, 3
+
+
+@pytest.mark.parametrize(("left", "right", "size"), [
+    (far * Expectation(m[1] * Product(1 - m[l], (l, d + 1, n))), far * (1 - p) * Product(p, (l, d + 1, n)), d),
+    (far * Sum(Covariance(m[j], m[0]) * x[j], (j, d, n)), 0, d),
+    (far * Expectation(Sum(m[j]**j * x[j], (j, d, n))), far * Sum((1 - p) * x[j], (j, d, n)), d),
+    (long * Covariance(m[i], m[k])**n, long * (p * (1 - p))**n * KroneckerDelta(i, k), n),
+    (long * Expectation(g[1])**n, 0, n),
+    (long * w[i] * (Sum(2 * x[j], (j, 1, d)) - 2 * Sum(x[k], (k, 1, d)))**n, 0, n),
+    (long * w[i] * (Sum(j, (j, 1, T)) - T * (T + 1) / 2)**n, 0, n),
+    (long * Sum(Expectation(g[1])**j * x[j], (j, n, n + d)), 0, n),
+])
+def test_a_size_is_positive_where_a_bound_index_or_a_power_is_taken_so(left, right, size):
+    """At the zero of the size the claim is false; the factor is 0 there in all cases of the judge."""
+    assert f"{size} = 1, 2, ..." in prove(left, right).condition
+
+
 def test_copies_that_are_repeated_are_powers():
     assert prove(Expectation(Product(m[1] * x[j], (j, 1, n))), (1 - p) * Product(x[j], (j, 1, n)))
 

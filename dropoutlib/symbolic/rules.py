@@ -228,7 +228,7 @@ def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
             noises += [base] * int(exponent)
         elif not copies(factor):
             result *= factor
-        elif isinstance(factor, Product) and _one_draw_a_factor(factor, whole / base**exponent):
+        elif isinstance(factor, Product) and _one_draw_a_factor(factor, whole / base**exponent, ranges):
             result *= _product_of_means(factor, ranges)
         else:
             return Expectation(whole)
@@ -258,7 +258,7 @@ def _product_of_means(factor: Any, ranges: Ranges) -> Any:
     return Product(mean, (index, low, high))
 
 
-def _one_draw_a_factor(factor: Any, others: Any) -> bool:
+def _one_draw_a_factor(factor: Any, others: Any, ranges: Ranges) -> bool:
     """Are the factors of a Product independent of each other and of everything else?"""
     (index, low, high), *more = factor.limits
     drawn = copies(factor.function)
@@ -266,7 +266,8 @@ def _one_draw_a_factor(factor: Any, others: Any) -> bool:
             or len(drawn) != 1 or index not in drawn[0].indices:
         return False
     position = drawn[0].indices.index(index)
-    return all((low - copy.indices[position]).is_positive or (copy.indices[position] - high).is_positive
+    return all(at_least_zero(low - copy.indices[position] - 1, ranges)
+               or at_least_zero(copy.indices[position] - high - 1, ranges)
                for copy in copies(others) if copy.base == drawn[0].base)
 
 
@@ -317,7 +318,7 @@ def differentiated(expression: Any, ranges: Ranges) -> Any:
         body = nameless(worked_out(body, ranges))
     if body.has(*MOMENTS):
         return expression
-    return readable(body.diff(*expression.variable_count))
+    return readable(noting_positive(Tuple(body, *expression.variable_count), lambda e: e[0].diff(*e[1:]), ranges))
 
 
 def same(left: Any, right: Any) -> bool:
