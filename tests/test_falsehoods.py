@@ -390,6 +390,15 @@ OUTSIDE = {
     "two products that read alike": (Symbol("ab") * Symbol("c") - Symbol("a") * Symbol("bc"), "reads like the product"),
     "an integral that may not exist": (Integral(v ** (-C), (v, 0, 1)), "it exists is not known"),
     "an end that may be no whole number": (Sum(x[j], (j, 1, n / 2)), "made of whole numbers"),
+    "a name with the bound index of a sum": (Sum(Symbol("p_j"), (j, 1, n)), "reads as if it had the index j"),
+    "a name with the bound index of a product": (Product(Symbol("p_j1"), (j, 1, n)), "as if it had the index j"),
+    "a name with two bound indices": (Sum(Symbol("p_jk"), (j, 1, n), (k, 1, n)), "reads as if it had the index"),
+    "a name that reads like a product with an index": (Sum(Symbol("uj"), (j, 1, n)), "reads as if it had the index j"),
+    "a name with the variable of a limit": (Limit(Symbol("p_v"), v, oo), "reads as if it had the index v"),
+    "a name with the variable of an integral": (Integral(Symbol("p_v"), (v, 0, 1)), "reads as if it had the index v"),
+    "a family with the bound index of a product": (
+        Expectation(Product(Noise(Bernoulli("m_j", Rational(1, 3)))[1], (j, 1, n))), "reads as if it had the index j"),
+    "an array with the bound index of a sum": (Sum(IndexedBase("p_j")[1], (j, 1, n)), "reads as if it had the index j"),
     "an expression that is nested too deeply": (reduce(lambda e, _: exp(e), range(2000), mu), "nested too deeply"),
 }
 

@@ -645,10 +645,26 @@ class _Reader:
                 if not is_base and any(key.startswith(array) and array.startswith(stem) and key != array
                                        for array in arrays):
                     raise self.refuse(str(thing), "a symbol and an entry of an array print alike")
+                if index := self.read_in(latex(Symbol(thing.name))):
+                    raise self.refuse(str(thing), f"reads as if it had the index {index}, which is bound")
             seen[key] = thing
         names = {latex(Symbol(thing.name)) for thing in [*self.symbols, *self.bases]}
         if ambiguous := _read_in_two_ways({name for name in names if "\\" not in name}):
             raise self.refuse(ambiguous, "reads like the product of other symbols of the claim")
+
+    def read_in(self, name: str) -> str | None:
+        """A bound letter that a reader sees in the subscript of a name, or in a row of two or three letters."""
+        bound = {latex(symbol) for symbol in self.bound_symbols} - {name}
+        letters = bound | {latex(symbol) for symbol in self.symbols}
+        stem, _, subscript = name.replace("'", "").partition("_")
+        parts = [part.strip("{}") for part in re.split(r"[\s,]", subscript)]
+        if len(stem) in (2, 3) and stem.isalpha():
+            parts += [letter for letter in stem if letter in bound]
+        for part in parts:
+            found = [part] if part in letters or "\\" in part else re.findall("[A-Za-z]", part)
+            if set(found) <= letters and set(found) & bound:
+                return min(set(found) & bound)
+        return None
 
     def sort_symbols(self) -> None:
         claim = self.claim
