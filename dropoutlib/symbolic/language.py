@@ -402,6 +402,8 @@ class _Reader:
         if random and copies(base) and not exponent.is_number \
                 and not (exponent.is_integer and exponent.is_nonnegative):
             raise self.refuse(e, "the exponent of something random is a number, or declared whole and not negative")
+        if _may_vanish(base):               # the power of 0 is 0 for 1, 2, ... alone
+            self.at_least_zero(exponent - 1, bound)
         if exponent.is_integer and self.at_least_zero(exponent, bound):
             return
         sign = "!=" if exponent.is_integer else ">=" if exponent.is_Rational and exponent > 0 else ">"
@@ -439,7 +441,8 @@ class _Reader:
         if sign is None:
             return
         room = {"positive": low - 1, "nonnegative": low, "negative": -1 - high, "nonpositive": -high}[sign]
-        if self.at_least_zero(room, bound, needed=False):      # the judge tries what it says at 0
+        inside = [e.function, *(end for limit in e.limits for end in limit[1:])]
+        if self.at_least_zero(room, bound, needed=any(index in part.free_symbols for part in inside)):
             return
         end = low if sign in ("positive", "nonnegative") else high
         limit = {"positive": 1, "negative": -1}.get(sign, 0)
@@ -642,10 +645,26 @@ class _Reader:
                 if not is_base and any(key.startswith(array) and array.startswith(stem) and key != array
                                        for array in arrays):
                     raise self.refuse(str(thing), "a symbol and an entry of an array print alike")
+                if index := self.read_in(latex(Symbol(thing.name))):
+                    raise self.refuse(str(thing), f"reads as if it had the index {index}, which is bound")
             seen[key] = thing
         names = {latex(Symbol(thing.name)) for thing in [*self.symbols, *self.bases]}
         if ambiguous := _read_in_two_ways({name for name in names if "\\" not in name}):
             raise self.refuse(ambiguous, "reads like the product of other symbols of the claim")
+
+    def read_in(self, name: str) -> str | None:
+        """A bound letter that a reader sees in the subscript of a name, or in a row of two or three letters."""
+        bound = {latex(symbol) for symbol in self.bound_symbols} - {name}
+        letters = bound | {latex(symbol) for symbol in self.symbols}
+        stem, _, subscript = name.replace("'", "").partition("_")
+        parts = [part.strip("{}") for part in re.split(r"[\s,]", subscript)]
+        if len(stem) in (2, 3) and stem.isalpha():
+            parts += [letter for letter in stem if letter in bound]
+        for part in parts:
+            found = [part] if part in letters or "\\" in part else re.findall("[A-Za-z]", part)
+            if set(found) <= letters and set(found) & bound:
+                return min(set(found) & bound)
+        return None
 
     def sort_symbols(self) -> None:
         claim = self.claim
@@ -723,6 +742,11 @@ def _never_negative(e: Any) -> bool:
     if e.is_Pow and e.exp.is_Integer and e.exp.is_even:
         return True
     return type(e).__name__ in ("exp", "Abs", "Phi", "phi", "cosh") or bool(e.is_Symbol and e.is_nonnegative)
+
+
+def _may_vanish(base: Any) -> bool:
+    """May the rules find that a base is 0 or a delta?"""
+    return bool(base.has(*BINDERS, *MOMENTS, KroneckerDelta, Derivative) or sympy.expand(base) == 0)
 
 
 def _order(e: Any, variable: Any, root: Any) -> Any:

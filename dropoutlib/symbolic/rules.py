@@ -9,6 +9,7 @@ from typing import Any
 
 from sympy import (
     Add,
+    And,
     Derivative,
     Dummy,
     Expr,
@@ -43,6 +44,7 @@ from sympy import (
     zoo,
 )
 from sympy.concrete.expr_with_limits import ExprWithLimits
+from sympy.core.relational import Relational
 from sympy.core.sorting import default_sort_key
 from sympy.functions.elementary.piecewise import ExprCondPair
 from sympy.functions.special.hyper import TupleParametersBase
@@ -226,7 +228,7 @@ def _mean_of_group(factors: list[Any], ranges: Ranges) -> Any:
             noises += [base] * int(exponent)
         elif not copies(factor):
             result *= factor
-        elif isinstance(factor, Product) and _one_draw_a_factor(factor, whole / base**exponent):
+        elif isinstance(factor, Product) and _one_draw_a_factor(factor, whole / base**exponent, ranges):
             result *= _product_of_means(factor, ranges)
         else:
             return Expectation(whole)
@@ -256,7 +258,7 @@ def _product_of_means(factor: Any, ranges: Ranges) -> Any:
     return Product(mean, (index, low, high))
 
 
-def _one_draw_a_factor(factor: Any, others: Any) -> bool:
+def _one_draw_a_factor(factor: Any, others: Any, ranges: Ranges) -> bool:
     """Are the factors of a Product independent of each other and of everything else?"""
     (index, low, high), *more = factor.limits
     drawn = copies(factor.function)
@@ -264,7 +266,8 @@ def _one_draw_a_factor(factor: Any, others: Any) -> bool:
             or len(drawn) != 1 or index not in drawn[0].indices:
         return False
     position = drawn[0].indices.index(index)
-    return all((low - copy.indices[position]).is_positive or (copy.indices[position] - high).is_positive
+    return all(at_least_zero(low - copy.indices[position] - 1, ranges)
+               or at_least_zero(copy.indices[position] - high - 1, ranges)
                for copy in copies(others) if copy.base == drawn[0].base)
 
 
@@ -315,7 +318,7 @@ def differentiated(expression: Any, ranges: Ranges) -> Any:
         body = nameless(worked_out(body, ranges))
     if body.has(*MOMENTS):
         return expression
-    return readable(body.diff(*expression.variable_count))
+    return readable(noting_positive(Tuple(body, *expression.variable_count), lambda e: e[0].diff(*e[1:]), ranges))
 
 
 def same(left: Any, right: Any) -> bool:
@@ -389,10 +392,13 @@ def _opaque(expression: Any) -> Any:
 
 
 def _in_every_part(expression: Any, change: Callable[[Any], Any]) -> Any:
-    """The same of changed arguments; the values of a case distinction stand one level deeper."""
-    return expression.func(*[change(part) if isinstance(part, Expr) else
-                             part.func(change(part.expr), part.cond) if isinstance(part, ExprCondPair) else part
-                             for part in expression.args])
+    """The same of changed arguments; the values and the relations of a case distinction stand some levels deeper."""
+    def changed(part: Any) -> Any:
+        if isinstance(part, ExprCondPair | Relational | And):
+            return part.func(*map(changed, part.args))
+        return change(part) if isinstance(part, Expr) else part
+
+    return expression.func(*map(changed, expression.args))
 
 
 _FACTOR = Dummy("l", integer=True)      # one name for the index of every product
@@ -456,6 +462,8 @@ def _integrated(integral: Any) -> Any:
     """SymPy's closed form, where quadrature confirms it."""
     factor, body = integral.function.as_independent(integral.limits[0][0], as_Add=False)
     bare = Integral(body, *integral.limits)
+    if body.has(Sum, Product):          # which SymPy closes without a look at their range
+        return integral
     done = with_real_letters(bare, lambda e: e.doit(deep=False))
     if done.has(Integral) and not done.has(bare):   # SymPy has brought out a factor, and gives up where it would not
         done = done.replace(lambda e: isinstance(e, Integral),
