@@ -484,6 +484,7 @@ def test_what_is_true_stays_provable(name):
     (Variance(Noise(Normal("g", 0, sqrt(q)))[1]), q, (), "q > 0"),
     (Variance(Noise(Normal("g", 0, s))[1]), s**2, (), "s > 0"),
     (Sum(C, (j, a, n)), C * (n - a + 1), a <= n, "a <= n"),
+    (Expectation(Product(m[j], (j, k, n))), (1 - p) ** (n - k + 1), k <= n, "0 < p < 1, k <= n"),
     (sqrt(x[1]) ** 2 + 0 * x[2], x[1], (), ""),
     (x[1] / x[1] ** 2 - 1 / x[1], 0, (), ""),
     (Sum(1, (j, 1, v)), v, (), "v = 0, 1, 2, ..."),

@@ -441,8 +441,7 @@ class _Reader:
         if sign is None:
             return
         room = {"positive": low - 1, "nonnegative": low, "negative": -1 - high, "nonpositive": -high}[sign]
-        inside = [e.function, *(end for limit in e.limits for end in limit[1:])]
-        if self.at_least_zero(room, bound, needed=any(index in part.free_symbols for part in inside)):
+        if self.at_least_zero(room, bound, needed=self.may_use_sign(index, e)):
             return
         end = low if sign in ("positive", "nonnegative") else high
         limit = {"positive": 1, "negative": -1}.get(sign, 0)
@@ -450,6 +449,17 @@ class _Reader:
         if Relational(*kept[::2], kept[1]) == sympy.false or end.free_symbols & set(bound):
             raise self.refuse(index, f"is declared {sign}, but runs from {low} to {high} in {plain(e)}")
         self.note(*kept, bound, False)
+
+    def may_use_sign(self, index: Any, e: Any) -> bool:
+        """May a rule use the sign of a bound index: as a number, or where a delta tells it from another index?"""
+        lines = self.claim.lines
+        drawn = {copy for line in lines for copy in copies(line)}
+        meets = any(one != two and one.base == two.base and index in one.free_symbols
+                    for one in drawn for two in drawn)
+        if meets or any(line.has(Derivative, KroneckerDelta) for line in lines):
+            return True
+        inside = [e.function, *(end for limit in e.limits for end in limit[1:])]
+        return any(part.xreplace({entry: Dummy() for entry in part.atoms(Indexed)}).has(index) for part in inside)
 
     def at_least_zero(self, e: Any, bound: dict[Any, Any], needed: bool = True) -> bool:
         """True if e is not negative on the ranges of the indices bound around it; undeclared sizes are 0, 1, 2, ...
