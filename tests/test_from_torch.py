@@ -13,7 +13,8 @@ FACTS = [layer for row in dropoutlib.catalogue().values() for layer in row.facts
 IN_PLACE_OF_LINEAR = [layer.name for layer in FACTS if layer.replaces == "Linear"]
 OPTIONS = {"DropConnectLinear": {"p": 0.3, "activation": torch.relu}, "StandoutLinear": {"belief": "learned"},
            "FastDropoutLinear": {"p": 0.3}, "VariationalDropoutLinear": {"p": 0.3, "alpha_per": "unit"},
-           "SparseVariationalLinear": {"threshold": 4.0}, "LoRALinear": {"p": 0.3, "rank": 2, "alpha": 3.0}}
+           "SparseVariationalLinear": {"threshold": 4.0}, "TargetedDropoutLinear": {"p": 0.3, "target_fraction": 0.4},
+           "LoRALinear": {"p": 0.3, "rank": 2, "alpha": 3.0}}
 IN_PLACE_OF_CONVOLUTIONS = {layer.name: layer.replaces for layer in FACTS
                             if str(layer.replaces).startswith("Conv") and layer.name != "ConcreteDropout2d"}
 

@@ -20,6 +20,7 @@ from ..arguments import (
     unchanged,
 )
 from ..layer import NoisyLayer, draws
+from ..maps import on_each_process
 from ..methods import describe
 from ..noise import Bernoulli, Uniform, noise_variance, select
 
@@ -163,12 +164,16 @@ def nested_dropout(input: Tensor, p: float = 0.5, sizes: Sequence[int] | None = 
     if not applies_noise(training, noise):
         if length is None:
             return unchanged(input, require_one_size)
-        return select(input, law.position(input) < length)
+        return on_each_process(lambda part: select(part, law.position(part) < length), input, input.dim() - 1)
     if noise is None and law.p == 0:
         return unchanged(input, require_one_size)
     require_one_size(input)
-    lengths = law.draw(input, generator) if noise is None else law.given(noise, input)
-    return select(input, law.position(input) < lengths)
+
+    def truncated(part: Tensor) -> Tensor:
+        lengths = law.draw(part, generator) if noise is None else law.given(noise, part)
+        return select(part, law.position(part) < lengths)
+
+    return on_each_process(truncated, input, input.dim() - 1)
 
 
 @describe("nested_dropout", nested_dropout)

@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import applies_noise, integer, require_one_size, unchanged
 from ..layer import NoisyLayer, draws
+from ..maps import on_each_process
 from ..methods import describe
 from ..noise import Bernoulli, Subset
 
@@ -96,15 +97,19 @@ def patch_dropout(input: Tensor, p: float = 0.5, training: bool = True, num_pref
     if not applies_noise(training, noise):
         return unchanged(input, check)
     check(input)
-    examples, tokens, _ = input.shape
+    tokens = input.shape[1]
     kept = _num_kept(tokens - prefix, rate)
     if kept == tokens - prefix and noise is None:
         return input
-    keep = pad(_mask(input, rate, prefix, noise=noise, generator=generator), (prefix, 0), value=True)
-    place = (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, :prefix + kept]
-    first = torch.arange(examples, device=input.device).unsqueeze(1) * tokens
-    # rows of one matrix: several times as fast as gather, which copies element by element
-    return input.flatten(0, 1).index_select(0, (first + place).flatten()).unflatten(0, (examples, prefix + kept))
+
+    def left(part: Tensor) -> Tensor:
+        keep = pad(_mask(part, rate, prefix, noise=noise, generator=generator), (prefix, 0), value=True)
+        place = (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, :prefix + kept]
+        first = torch.arange(len(part), device=part.device).unsqueeze(1) * tokens
+        # rows of one matrix: several times as fast as gather, which copies element by element
+        return part.flatten(0, 1).index_select(0, (first + place).flatten()).unflatten(0, (len(part), prefix + kept))
+
+    return on_each_process(left, input, 2)
 
 
 @describe("patch_dropout", patch_dropout)

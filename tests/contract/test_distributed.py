@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from subjects import FACTS, HELD, ON_VECTORS, assert_same, subject
+from subjects import HELD, ON_VECTORS, assert_same, subject
 from torch import Tensor, nn
 
 import dropoutlib
@@ -76,6 +76,8 @@ def sharded(rank: int, directory: str) -> None:
 
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     for name in HELD:
+        if name == "PatchDropout":  # in evaluation its output has another size, and the layer behind it has one
+            continue
         for every_layer in (False, True):
             model, x = network(name)
             MaxNorm(model, 0.5)
@@ -112,10 +114,10 @@ def distributed_inputs(rank: int, directory: str) -> None:
 
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     for name in HELD:
-        if FACTS[name.split()[0]].has_weights or FACTS[name.split()[0]].rate == "learned":  # it has parameters
-            continue
         kind = subject(name)
         x = kind.example((4, 4), CPU, torch.float32)
+        if list(kind(0.5, x).parameters()):
+            continue
         for place in (Shard(0), Shard(1), Replicate()):
             layer, parts = kind(0.5, x), distribute_tensor(x, mesh, [place])
             torch.manual_seed(0 if place == Replicate() else rank)  # on the CPU torch leaves it to the caller

@@ -114,7 +114,8 @@ x = torch.ones(1, 4, 4)
 REQUIRED = {**dict.fromkeys(("input", "branch", "query", "key", "value"), x), "weight": torch.ones(2, 4),
             "bias": None, "null": torch.ones(4), "lora_A": torch.ones(1, 4), "lora_B": torch.ones(2, 1),
             "alpha": 1.0, "log_sigma2": 0.0, "p_logit": 0.0, "mu": torch.zeros(4),
-            "log_s": torch.zeros(4), "kernel_size": 2, "size": 2, "p": 0.4}
+            "log_s": torch.zeros(4), "kernel_size": 2, "size": 2, "p": 0.4,
+            "edge_index": torch.tensor([[0, 1], [1, 0]])}
 
 
 def called(name: str, **options: object) -> Tensor:

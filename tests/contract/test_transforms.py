@@ -250,7 +250,7 @@ def test_full_compiler(device: str) -> None:
     (gradient,) = torch.autograd.grad(y.sum(), leaf)
     torch.testing.assert_close((gradient * x).sum(), y.sum(), rtol=1e-4, atol=0)
     for layer, output, kind in zip(layers, y, subjects, strict=True):
-        if not hasattr(layer, "mean"):
+        if not hasattr(layer, "mean") or type(kind).__name__ == "LayerOfCandidates":    # examples share its noise
             continue
         noise = ((output - layer.mean(x)) / layer.variance(x).sqrt()).detach()
         if getattr(layer, "kind", "A") == "A":  # else the elements of an example share their noise
