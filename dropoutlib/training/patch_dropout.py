@@ -105,9 +105,10 @@ def patch_dropout(input: Tensor, p: float = 0.5, training: bool = True, num_pref
     def left(part: Tensor) -> Tensor:
         keep = pad(_mask(part, rate, prefix, noise=noise, generator=generator), (prefix, 0), value=True)
         place = (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, :prefix + kept]
-        first = torch.arange(len(part), device=part.device).unsqueeze(1) * tokens
+        examples = part.shape[0]    # len() would be a number for torch.export
+        first = torch.arange(examples, device=part.device).unsqueeze(1) * tokens
         # rows of one matrix: several times as fast as gather, which copies element by element
-        return part.flatten(0, 1).index_select(0, (first + place).flatten()).unflatten(0, (len(part), prefix + kept))
+        return part.flatten(0, 1).index_select(0, (first + place).flatten()).unflatten(0, (examples, prefix + kept))
 
     return on_each_process(left, input, 2)
 
