@@ -27,6 +27,7 @@ from dropoutlib.methods import describe, facts
 from dropoutlib.noise.given import in_checkpoint
 from dropoutlib.noise.laws import DRAWING
 from dropoutlib.prefix import Apart, Diverged, Prefix, state_of_others
+from dropoutlib.rates import assigned_rates
 from dropoutlib.recurrent_network import RecurrentNetwork
 from dropoutlib.surgery import (
     _OF_ELEMENTS,
@@ -41,7 +42,6 @@ from dropoutlib.surgery import (
     _require_what_can_be_followed,
     _tensors,
 )
-from dropoutlib.training.rate_schedule import assigned_rates
 
 __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
 

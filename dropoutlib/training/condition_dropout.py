@@ -13,10 +13,10 @@ from ..arguments import (
     positive_integer,
     real,
     require_broadcastable,
-    require_one_size,
     require_tensor,
     unchanged,
 )
+from ..branches import require_batch
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Bernoulli, noise_variance, raw_mean
@@ -24,15 +24,9 @@ from ..noise import Bernoulli, noise_variance, raw_mean
 __all__ = ["ConditionDropout", "condition_dropout", "guidance"]
 
 
-def _require_batch(input: Tensor) -> None:
-    require_one_size(input)
-    if input.dim() == 0:
-        raise RuntimeError("input has to be of shape (N, ...), but got a single number")
-
-
 def _null_for(input: Tensor, null: Tensor) -> Tensor:
     """The null in the type of the input, which autocast may have changed."""
-    unchanged(input, _require_batch)
+    unchanged(input, require_batch)
     require_tensor(null, "null")
     require_broadcastable("null", null, input.shape[1:], "condition of one example")
     if null.is_complex() and not input.is_complex():
@@ -41,7 +35,7 @@ def _null_for(input: Tensor, null: Tensor) -> Tensor:
 
 
 def _mask(input: Tensor, p: float, *, noise: Tensor | None = None, generator: torch.Generator | None) -> Tensor:
-    unchanged(input, _require_batch)
+    unchanged(input, require_batch)
     return Bernoulli(p).sample(input, shared=tuple(range(1, input.dim())), noise=noise, generator=generator)
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from ..arguments import positive, real, require_callable
-from ..convolutional.stochastic_rate_dropout import StochasticRateDropout
-from ..layer import NoisyLayer
 from ..methods import describe
-from ..recurrent_network import RecurrentNetwork
+from ..rates import assigned_rates
 from .learned_noise import warm_up
 
 __all__ = ["RateSchedule", "curriculum", "early", "late"]
@@ -132,21 +129,6 @@ class RateSchedule:
 
     def __repr__(self) -> str:
         return f"RateSchedule({len(self._layers)} rates, step={self._step}, factor={self.factor:.4g})"
-
-
-_OF_A_LAW = {"low", "high", "rate_mean", "rate_std"}    # all of them times a factor: the rate that is drawn times it
-
-
-def assigned_rates(layer: nn.Module) -> Iterator[str]:
-    """Names of the attributes of a layer that are assigned rates; the p of a norm (nn.TripletMarginLoss) is none."""
-    for name, value in vars(layer).items():
-        if isinstance(value, int | float) and (
-                name == "drop_prob"
-                or (name == "p" and isinstance(layer, _DropoutNd | NoisyLayer))
-                or (name.startswith("p_") and isinstance(layer, NoisyLayer))
-                or (name in _OF_A_LAW and isinstance(layer, StochasticRateDropout))
-                or (name == "dropout" and isinstance(layer, nn.RNNBase | nn.MultiheadAttention | RecurrentNetwork))):
-            yield name
 
 
 def early(steps: float) -> Callable[[int], float]:
