@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import Layer, catalogue, facts
+from dropoutlib.rates import assigned_rates
 from dropoutlib.recurrent_network import RecurrentNetwork
 
 __all__ = ["Finding", "Report", "audit", "replace"]
@@ -646,9 +647,9 @@ def _never_drops(module: nn.Module) -> bool:
     """Whether its rate is 0; a rate that is drawn or learned is not."""
     if isinstance(module, RecurrentNetwork) and module.num_layers > 1 and module.dropout > 0:
         return False
-    names = ("high",) if hasattr(module, "high") else ("p", "p_input", "p_hidden", "p_output", "p_cell")
-    rates = [getattr(module, name) for name in names if hasattr(module, name)]
-    return bool(rates) and all(isinstance(rate, (int, float)) and rate == 0 for rate in rates)
+    rates = [getattr(module, name) for name in assigned_rates(module)
+             if name in ("high", "drop_prob") or name.partition("_")[0] == "p"]
+    return bool(rates) and not any(rates)
 
 
 def _cuts_codes(module: nn.Module) -> bool:

@@ -149,3 +149,8 @@ def test_tools_know_the_block() -> None:
     with pytest.raises(NotImplementedError, match="Swapout"):
         propagate_moments(nn.Sequential(Swapout(nn.Linear(4, 4))), x)
     assert predict(model.eval(), x, num_samples=30).variance.gt(0).all()
+
+
+def test_a_block_that_drops_its_branch_alone_drops():
+    model = nn.Sequential(Swapout(nn.Linear(4, 4), p_input=0.0, p_branch=0.5), nn.Linear(4, 2))
+    assert (predict(model, torch.ones(3, 4), 20).variance > 0).all()
