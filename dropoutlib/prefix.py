@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Apart", "Diverged", "Prefix", "is_given_a_generator", "random_state", "state_of_others"]
+__all__ = ["Apart", "Diverged", "Prefix", "generators", "random_state", "state_of_others"]
 
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _REPLACE = Tensor.data.__set__     # type: ignore[attr-defined]
@@ -50,13 +50,11 @@ class _Numbered(int):
 class Prefix(TorchFunctionMode):
     """Records the torch functions of a first pass up to its first random number, and skips them in later passes.
 
-    The end is where :meth:`end` is called, where a function moves the state of a global random number generator, where
-    it is given a generator, or where it writes into a tensor that was there before the pass, as into a state that a
-    model resets: what is skipped must have left nothing behind. A later pass runs the same Python code; each recorded
-    function gives what it gave, without being computed, as long as it is called with the same arguments in the same
-    order; else the pass raises :class:`Diverged`. Only results that are alive at the end are kept. What later layers
-    write into them, in place, is undone before the next pass. Where a later layer writes into a tensor that was there
-    before, and that a recorded function read, all later passes raise :class:`Diverged`.
+    The end is where :meth:`end` is called, where a function moves the state of a global random number generator, or
+    where it is given a generator. A later pass runs the same Python code; each recorded function gives what it gave,
+    without being computed, as long as it is called with the same arguments in the same order; else the pass raises
+    :class:`Diverged`. Only results that are alive at the end are kept. What later layers write into them, in place, is
+    undone before the next pass. Where :attr:`has_state` is true, no later pass may be asked for.
 
     The first ``with`` block is the recorded pass, every further one is a later pass; all need ``torch.no_grad()``, and
     the very same input tensors.
@@ -67,30 +65,30 @@ class Prefix(TorchFunctionMode):
 
     Attributes:
         peak: bytes of the largest set of results behind the prefix that were alive at one time in the first pass.
-        has_state: whether the first pass wrote into a tensor that was there before it, other than the inputs.
+        has_state: whether the first pass wrote into a tensor that was there before it, other than the inputs: what it
+            left there another pass finds.
+        generators: those that functions of the first pass were given.
     """
 
     def __init__(self, inputs: list[Tensor], plain: list[Tensor]) -> None:
         super().__init__()
         self.peak, self.has_state = 0, False
+        self.generators: set[torch.Generator] = set()
         self._inputs = inputs
         self._made = set(map(_place, inputs))           # places of what may be written, in the first pass
-        self._read: set[int] = set()                    # places of other tensors that recorded functions read
         self._calls: list[_Call] = []
         self._results: list[weakref.ref[Tensor]] = []   # while recording
         self._live: dict[int, Tensor] = {}              # later, by number
         self._kept: list[_Kept] = []
         self._numbers: dict[int, int] = {}              # of a tensor, by id
         self._now: dict[int, Tensor] = {}               # what stands for results in this pass, by number
-        self._ended, self._is_first, self._is_lost = False, True, False
+        self._ended, self._is_first = False, True
         self._next, self._bytes = 0, 0
         self._measured: list[weakref.ref[Tensor]] = []  # results behind the prefix
         self._plain = set(map(id, plain))               # with what is computed from them alone behind the prefix, by id
         self._state, self._level = random_state(), _level()
 
     def __enter__(self) -> Prefix:
-        if self._is_lost:
-            raise Diverged("a function wrote into a tensor whose contents other passes need")
         if not self._is_first:
             for kept in self._kept:     # a write through .data or an array of numpy leaves no trace: undone in any case
                 kept.tensor.untyped_storage().copy_(kept.contents)
@@ -124,8 +122,9 @@ class Prefix(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._is_first:
             return self._again(func, args, kwargs) if self._next < len(self._calls) else func(*args, **kwargs)
-        if not self._ended and (_level() > self._level     # what the functions in there are given are no plain tensors
-                                or is_given_a_generator(args, kwargs)):
+        given = generators(args, kwargs)
+        self.generators |= given
+        if given or _level() > self._level:  # what the functions inside of a transform are given are no plain tensors
             self.end()
         leaves = _leaves((args, kwargs))[0]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -143,13 +142,11 @@ class Prefix(TorchFunctionMode):
         if replaced is not None:
             written.add(replaced)
         self.has_state |= not written <= self._made
-        if not self._ended and (not written <= self._made or random_state() != self._state):
-            # later passes call it again, on what it has written into already
-            self._is_lost = not written.isdisjoint(self._made)
+        if not self._ended and random_state() != self._state:
+            self.has_state |= bool(written)     # later passes would call it again, on what it has written into already
             self.end()
         self._follow(tensors, results)
         if self._ended:
-            self._is_lost |= not written.isdisjoint(self._read)
             self._measure(results, own, is_plain and random_state() == before)
         else:
             self._calls.append(_Call(func, inputs, [self._recorded(leaf, own) for leaf in results], structure))
@@ -160,15 +157,11 @@ class Prefix(TorchFunctionMode):
         return self._numbers.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf
 
     def _follow(self, arguments: list[Tensor], results: list[Any]) -> None:
-        """Notes which memory is of this pass, and which other a recorded function read; a view of it reads nothing."""
+        """Notes which memory is of this pass."""
         with torch._C.DisableTorchFunction():
             given = set(map(_place, arguments))
             made = {_place(result): result for result in results if isinstance(result, Tensor)}
-            new = {place for place in made.keys() - given if _is_of_torch(made[place])}
-        self._made |= new
-        if not self._ended:
-            self._read |= given - self._made - made.keys()
-        self._read -= new   # another tensor had this memory
+            self._made |= {place for place in made.keys() - given if _is_of_torch(made[place])}
 
     def _recorded(self, leaf: Any, arguments: set[int]) -> Any:
         if not isinstance(leaf, Tensor) or id(leaf) in self._numbers:
@@ -245,7 +238,7 @@ class Apart(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
-        if is_given_a_generator(args, kwargs or {}):
+        if generators(args, kwargs or {}):
             raise Diverged(f"{getattr(func, '__name__', func)} draws from a generator that it is given")
         self._require_the_state()
         output = func(*args, **(kwargs or {}))
@@ -298,9 +291,9 @@ def _level() -> int:
     return torch._C._len_torch_dispatch_stack() + (0 if top is None else int(top.level()))
 
 
-def is_given_a_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a function of torch may draw from another generator than the global ones."""
-    return any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
+def generators(args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[torch.Generator]:
+    """What a function of torch may draw from beside the global generators."""
+    return {value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator)}
 
 
 def random_state() -> list[Any]:

@@ -715,7 +715,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def _copied(value: Any, of: Callable[[Tensor], Tensor] = _own, known: dict[int, tuple[Any, Any]] | None = None) -> Any:
-    """The same input with containers, objects and tensors of its own, because a model may write into all of them.
+    """The same input with containers, objects, arrays and tensors of its own: a model may write into all of them.
 
     What comes twice is one copy, and an object without tensors is no copy. Of each tensor it is what ``of`` makes.
     """
@@ -726,6 +726,8 @@ def _copied(value: Any, of: Callable[[Tensor], Tensor] = _own, known: dict[int, 
     items = _items(value)
     if isinstance(value, Tensor):
         result = of(value)
+    elif type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
+        result = value.copy()
     elif isinstance(value, tuple):
         parts = [_copied(part, of, known) for part in value]
         if any(part is not before for part, before in zip(parts, value, strict=True)):

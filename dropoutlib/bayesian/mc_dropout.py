@@ -637,14 +637,14 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     too small on average. Where a score has to be in its range, ``clamp`` it. None is below 0. The variation ratio is
     not corrected: it is too small where classes are close.
 
-    What the model computes before its first random number is computed once. Further samples run side by side, by
+    What the model computes before its first random number is computed once, and further samples run side by side, by
     :func:`torch.vmap`, as many at a time as the memory allows; one after another, with the random numbers of a plain
-    loop, where that is faster, with recurrent layers and where the memory is for less than eight, where the model draws
-    from a ``torch.Generator`` of its own or sets the state of a global one, as by ``torch.manual_seed``, where it or a
-    hook keeps what it computed behind its first random number, where it writes into a tensor that was there before, and
-    where it cannot be mapped. The law is the same. Where the model draws with Python or NumPy, all of it runs anew for
-    each sample. Of their generators it sees the global ones, and those that are attributes of modules of the model; for
-    others, ask for one sample after another by ``memory_limit=1``.
+    loop, with recurrent layers, where the memory is for less than eight, and where the model draws from a
+    ``torch.Generator`` of its own or seeds a global one. The law is the same. Before either is relied upon, it has to
+    give for the second sample what a pass that computes everything gives from the same random numbers: that takes one
+    pass more. Where it does not, as with numbers that are counted up or drawn by Python, or cannot be done, ``predict``
+    is a plain loop. So it is where a pass keeps what it computed behind its first random number, or writes into a
+    tensor that was there before.
 
     What is kept of a pass, as an attribute, in a list or by a hook, is kept for each sample if it was computed behind
     the first random number; else, and if it is a number such as a count of calls, it may be kept once for many samples.
@@ -750,6 +750,9 @@ def _samples(model: nn.Module, x: Any, num_samples: int, masks: str, memory_limi
 
 def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples: int, memory_limit: int,
                progress: Callable[[int, int], Any] | None) -> Tensor:
+    def plain() -> Any:
+        return _call(model, _copied(x))
+
     def again() -> Any:
         inputs = _copied(given, lambda tensor: tensor)  # containers and objects that a model writes into begin anew
         with prefix:
@@ -767,47 +770,70 @@ def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples
     together = max(1, memory_limit // max(1, 2 * (prefix.peak + first.numel() * first.element_size())))
     del first
 
-    def side_by_side(n: int) -> Tensor:
+    def in_turn(_: int, run: Callable[[], Any]) -> Tensor:
+        return run().unsqueeze(0)
+
+    def side_by_side(n: int, run: Callable[[], Any]) -> Tensor:
         def one(_: Tensor) -> Tensor:
             with Apart():
-                return again()
+                return run()
 
         return torch.vmap(one, randomness="different")(samples.new_empty(n))
 
-    ways: list[tuple[int, Callable[[int], Tensor]]] = [  # from the fastest to the one that is always right
-        (together, side_by_side),
-        (1, lambda _: again().unsqueeze(0)),
-        (1, lambda _: _call(model, _copied(x)).unsqueeze(0))]
-    if state_of_others(model) != others:
-        del ways[:-1]   # a number that torch did not draw would be one for all samples side by side
+    # from the fastest to the one that is always right
+    ways = [(together, side_by_side, again), (1, in_turn, again), (1, in_turn, plain)]
+    if state_of_others(model) != others or prefix.has_state or prefix.outlived():
+        del ways[:-1]   # what is not computed by torch alone, and what is kept, is that of one sample
     elif together < _FEWEST or any(map(_is_recurrent, model.modules())):
         ways.pop(0)     # a plain pass is faster
-    elif prefix.has_state or prefix.outlived():
-        ways.pop(0)     # a state is that of one sample; what is kept of many cannot be read after torch.vmap
-    done = 1
+    generators = [torch.default_generator, *(torch.cuda.default_generators[device] for device in _gpus(model)),
+                  *prefix.generators]
+    done, is_right = 1, False
     while done < num_samples:
-        most, run = ways[0]
-        n = min(most, num_samples - done)
-        cpu, gpus = torch.get_rng_state(), {device: torch.cuda.get_rng_state(device) for device in _gpus(model)}
+        most, passes, run = ways[0]
+        states = [(generator, generator.get_state()) for generator in generators]
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
-                outputs = run(n)
-            if outputs.shape != (n, *shape):
+                if run is plain or is_right:
+                    outputs = passes(min(most, num_samples - done), run)
+                else:
+                    expected = passes(1, plain)
+                    _rewind(states)
+                    outputs = passes(1, run)
+                    _require_the_same(outputs, expected)
+                    is_right = True
+            if outputs.shape[1:] != shape:
                 raise Diverged(f"a pass gave the shape {tuple(outputs.shape[1:])}")
         except Exception:
             if len(ways) == 1:
                 raise
             ways.pop(0)
-            torch.set_rng_state(cpu)
-            for device, state in gpus.items():
-                torch.cuda.set_rng_state(state, device)
+            is_right = False
+            _rewind(states)
             continue
-        samples[done:done + n] = outputs
-        done += n
+        samples[done:done + len(outputs)] = outputs
+        done += len(outputs)
         if progress is not None:
             progress(done, num_samples)
     return samples
+
+
+def _rewind(states: list[tuple[torch.Generator, Tensor]]) -> None:
+    for generator, state in states:
+        generator.set_state(state)
+
+
+def _require_the_same(output: Tensor, expected: Tensor) -> None:
+    """What was computed once, and everything that a model does beside its computations, may be for all samples alone.
+
+    From the same random numbers a pass that computes all of it gives the same, unless it depends on passes before it,
+    as on a number that is counted up or drawn elsewhere.
+    """
+    size = expected.nan_to_num(0, 0, 0).abs().amax().item() if expected.numel() else 0
+    error = torch.finfo(expected.dtype).eps ** 0.5
+    if output.shape != expected.shape or not torch.allclose(output, expected, error, error * size, equal_nan=True):
+        raise Diverged("a pass that computes everything gives another output")
 
 
 def _is_recurrent(module: nn.Module) -> bool:
