@@ -67,6 +67,26 @@ def positive(name: str, value: object) -> float:
 
 
 @document(real)
+def at_least_zero(name: str, value: object) -> float:
+    """A number from 0 on that is not infinite, as a float.
+
+    Args:
+        {name} {value}
+
+    Returns:
+        {Returns}
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is negative, or not finite.
+    """
+    number = real(name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} has to be at least 0 and finite, but got {value}")
+    return number
+
+
+@document(real)
 def integer(name: str, value: object) -> int:
     """A whole number.
 

@@ -8,7 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import applies_noise, is_eager, noise_pair, real, require_dense, require_tensor, unchanged
+from ..arguments import (
+    applies_noise,
+    at_least_zero,
+    is_eager,
+    noise_pair,
+    real,
+    require_dense,
+    require_tensor,
+    unchanged,
+)
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Coins, Gaussian, Uniform, apply, noise_variance
@@ -100,9 +109,7 @@ def _normal(mean: float | None, std: float | None) -> Gaussian | None:
         return None
     if mean is None or std is None:
         raise ValueError(f"a normal law of the rate needs mean and std, but got mean={mean}, std={std}")
-    if not 0 <= real("std", std) < math.inf:
-        raise ValueError(f"std has to be at least 0 and finite, but got {std}")
-    return Gaussian(mean, std ** 2)
+    return Gaussian(mean, at_least_zero("std", std) ** 2)
 
 
 def _rate(input: Tensor, low: float, high: float, normal: Gaussian | None, *, noise: Tensor | float | None = None,

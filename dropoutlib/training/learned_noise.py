@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import real
+from ..arguments import at_least_zero, real
 from ..layer import NoisyLayer
 
 __all__ = ["parameter_groups", "warm_up"]
@@ -43,8 +43,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
-    if not 0 <= real("weight_decay", weight_decay) < math.inf:
-        raise ValueError(f"weight_decay has to be a finite number of at least 0, but got {weight_decay}")
+    at_least_zero("weight_decay", weight_decay)
     of_noise = {parameter for layer in model.modules() if isinstance(layer, NoisyLayer)
                 for name, parameter in (*layer.named_parameters(recurse=False), *_parametrized(layer))
                 if "weight" not in name and "bias" not in name}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..arguments import applies_noise, not_negative, real, require_broadcastable, require_one_size, unchanged
+from ..arguments import applies_noise, at_least_zero, not_negative, require_broadcastable, require_one_size, unchanged
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..noise import Uniform, nothing
@@ -15,13 +15,6 @@ from ..noise import Uniform, nothing
 __all__ = ["NEFTune", "neftune"]
 
 _LAW = Uniform(-1.0, 1.0)
-
-
-def _alpha(alpha: float) -> float:
-    number = real("alpha", alpha)
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"alpha has to be at least 0 and finite, but got {alpha}")
-    return number
 
 
 def _require_embeddings(input: Tensor) -> None:
@@ -94,7 +87,7 @@ def neftune(input: Tensor, alpha: float = 5.0, training: bool = True, *, lengths
         >>> functional.neftune(torch.zeros(1, 4, 1), alpha=2.0, noise=noise).flatten()
         tensor([ 1.0000, -1.0000,  0.5000,  0.0000])
     """
-    alpha = _alpha(alpha)
+    alpha = at_least_zero("alpha", alpha)
     if not applies_noise(training, noise):
         unchanged(input, _require_embeddings)
         _require_lengths(input, lengths)
@@ -149,7 +142,7 @@ class NEFTune(NoisyLayer):
 
     def __init__(self, alpha: float = 5.0) -> None:
         super().__init__()
-        self.alpha = _alpha(alpha)
+        self.alpha = at_least_zero("alpha", alpha)
 
     def extra_repr(self) -> str:
         """{shown}"""
@@ -196,5 +189,5 @@ class NEFTune(NoisyLayer):
         Returns:
             Tensor of the shape of the layer's output.
         """
-        variance = _scale(input, _alpha(self.alpha), lengths).square() * _LAW.variance
+        variance = _scale(input, at_least_zero("alpha", self.alpha), lengths).square() * _LAW.variance
         return nothing(input) + variance.to(input.dtype)

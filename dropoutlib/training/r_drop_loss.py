@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import integer, one_of, real, require_tensor
+from ..arguments import at_least_zero, integer, one_of, real, require_tensor
 from ..methods import describe
 
 __all__ = ["RDropLoss"]
@@ -72,7 +70,7 @@ class RDropLoss(nn.Module):
         if not 0 <= real("label_smoothing", label_smoothing) <= 1:
             raise ValueError(f"label_smoothing has to be between 0 and 1, but got {label_smoothing}")
         one_of("reduction", reduction, ("mean", "sum", "none"))
-        self.alpha = _weight(alpha)
+        self.alpha = at_least_zero("alpha", alpha)
         self.ignore_index = integer("ignore_index", ignore_index)
         self.reduction = reduction
         self.label_smoothing = float(label_smoothing)
@@ -112,7 +110,7 @@ class RDropLoss(nn.Module):
         loss = self._cross_entropy(first, target) + self._cross_entropy(second, target)
         # a target of probabilities has no position that is ignored
         counts = torch.ones_like(loss, dtype=torch.bool) if target.is_floating_point() else target != self.ignore_index
-        loss = loss + _weight(self.alpha) * torch.where(counts, _mean_divergence(first, second), 0)
+        loss = loss + at_least_zero("alpha", self.alpha) * torch.where(counts, _mean_divergence(first, second), 0)
         if self.reduction == "none":
             return loss
         return loss.sum() / counts.sum() if self.reduction == "mean" else loss.sum()
@@ -120,12 +118,6 @@ class RDropLoss(nn.Module):
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none",
                                label_smoothing=self.label_smoothing)
-
-
-def _weight(alpha: float) -> float:
-    if not 0 <= real("alpha", alpha) < math.inf:
-        raise ValueError(f"alpha has to be at least 0 and finite, but got {alpha}")
-    return float(alpha)
 
 
 def _mean_divergence(first: Tensor, second: Tensor) -> Tensor:
