@@ -252,7 +252,7 @@ def test_benchmark_of_all_methods(device, monkeypatch):
     without = {name for name, row in dropoutlib.catalogue().items() if not named & {fact.name for fact in row.facts}}
     recurrent = {name for name, row in dropoutlib.catalogue().items() if row.part == "recurrent"}
     assert without - recurrent == {  # without layers
-        "max_norm", "mc_dropout", "attention_dropout", "rate_schedule", "r_drop_loss", "graph_dropout", "layer_drop"}
+        "max_norm", "mc_dropout", "attention_dropout", "rate_schedule", "r_drop_loss", "graph_dropout"}
 
 
 def test_the_composition_is_what_the_layer_does(device, monkeypatch):

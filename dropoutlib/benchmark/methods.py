@@ -126,6 +126,9 @@ def _on_weights(device: str) -> Iterator[Case]:
     concrete = dropoutlib.ConcreteDropout(nn.Linear(_FEATURES, _FEATURES, device=device))
     yield Case(f"ConcreteDropout(Linear{sizes}))", x, concrete, concrete.module, partial(relaxed, concrete),
                owner=concrete)
+    layer = dropoutlib.LayerDrop(nn.Linear(_FEATURES, _FEATURES, device=device), skip=False)
+    yield Case(f"LayerDrop(Linear{sizes}), skip=False)", x, layer, layer.module, lambda x: torch.where(
+        _keep(x, layer.p, (1, 1)), layer.module(x), x), owner=layer)
     yield case(dropoutlib.VariationalDropoutLinear(_FEATURES, _FEATURES, device=device),
                f"VariationalDropoutLinear{sizes})", lambda m, x: (z := F.linear(x, m.weight, m.bias)) + F.linear(
                    x.square(), m.weight.square() * m.log_alpha.exp()).sqrt() * torch.randn_like(z))
