@@ -1011,16 +1011,17 @@ _ROWS = (
         used_by="FLIP, with 0.5 and 0.75; OpenCLIP (`--force-patch-dropout`; its ViT-G/14 with 0.5); timm "
                 "(`patch_drop_rate`)",
         use="To train a vision transformer with less time and memory on large images, or on more of them.",
-        avoid="Where single tokens matter: masked text loses more than masked images. Where few tokens would be left: "
-              "a mean over them is noisy, and no larger share is saved.",
+        avoid="Where single tokens matter: masked text loses more than masked images. Where few tokens would be left "
+              "and training is short: a mean over few tokens is noisy.",
         first="p = 0.5, then a short training with all tokens (p = 0).",
         evidence="*Proved*: a mean over the tokens themselves is unbiased, with the [variance of a sample without "
                  "replacement](/book/training/patch_dropout.ipynb#mean-and-variance-of-a-mean-pool); attention is "
                  "[biased](/book/training/patch_dropout.ipynb#attention-is-biased). *Measured here*: on digits a "
                  "network trained on a quarter of the tokens is [best with "
-                 "all](/book/training/patch_dropout.ipynb#what-it-does-in-practice) of them; no gain in the same "
-                 "number of steps. *Literature*: half the time for the accuracy of CLIP or better by "
-                 "{cite:t}`li2023scaling`, table 1; large images by {cite:t}`liu2023patchdropout`.",
+                 "all](/book/training/patch_dropout.ipynb#what-it-does-in-practice) of them; it learns more slowly, "
+                 "and with some last steps on all tokens ends above one that always had them. *Literature*: half the "
+                 "time for the accuracy of CLIP or better by {cite:t}`li2023scaling`, table 1; large images by "
+                 "{cite:t}`liu2023patchdropout`.",
     ),
     Method(
         name="neftune",
