@@ -819,15 +819,16 @@ _ROWS = (
                 "(`--encoder-layerdrop`, 0.2 recommended there)",
         use="In a deep transformer of which shallower versions will be needed: one training gives all of them. To save "
             "the time of the layers that are dropped.",
-        avoid="For the mean of the network: every branch gives more in the whole network than it did on average in "
-              "training. Under FSDP or ZeRO-3 without `skip=False`, under DistributedDataParallel without that or "
+        avoid="Where the whole network has to be the mean of training: every branch gives more in it than it did on "
+              "average. Under FSDP or ZeRO-3 without `skip=False`, under DistributedDataParallel without that or "
               "`find_unused_parameters=True`.",
         first="p = 0.2; 0.5 where half of the layers will be taken away.",
         evidence="*Proved*: [mean and variance](/book/residual/layer_drop.ipynb#one-layer) of a layer, the [number of "
                  "layers](/book/residual/layer_drop.ipynb#how-many-layers) that are left, and the rate that suits [a "
                  "smaller network](/book/residual/layer_drop.ipynb#which-rate-for-which-depth). *Measured here*: "
                  "networks of digits that [lose layers](/book/residual/layer_drop.ipynb#what-it-does-in-practice), "
-                 "which digits do not need. *Literature*: {cite:t}`fan2020reducing`.",
+                 "which digits do not need: less is lost than without, but networks of fewer layers from the start "
+                 "are no worse. *Literature*: {cite:t}`fan2020reducing`.",
     ),
     Method(
         name="swapout",
