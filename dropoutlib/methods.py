@@ -1044,10 +1044,10 @@ _ROWS = (
         evidence="*Proved*: the squared noise of a text is [alpha^2/3 on "
                  "average](/book/training/neftune.ipynb#how-large-the-noise-is), and in a linear model with squared "
                  "loss it is [ridge regression](/book/training/neftune.ipynb#in-a-linear-model-a-ridge). *Measured "
-                 "here*: on digits the noise [shrinks "
-                 "weights](/book/training/neftune.ipynb#what-it-does-in-practice), with the length of a padded batch "
-                 "much less; no language model. *Literature*: better answers in the eyes of GPT-4, and the same scores "
-                 "in tests of knowledge, by {cite:t}`jain2024neftune`.",
+                 "here*: on digits, with the cross-entropy, the noise [shrinks "
+                 "weights](/book/training/neftune.ipynb#what-it-does-in-practice), but less than that ridge, and with "
+                 "the length of a padded batch still less; no language model. *Literature*: better answers in the "
+                 "eyes of GPT-4, and the same scores in tests of knowledge, by {cite:t}`jain2024neftune`.",
     ),
     Method(
         name="condition_dropout",
