@@ -819,15 +819,16 @@ _ROWS = (
                 "(`--encoder-layerdrop`, 0.2 recommended there)",
         use="In a deep transformer of which shallower versions will be needed: one training gives all of them. To save "
             "the time of the layers that are dropped.",
-        avoid="For the mean of the network: every branch gives more in the whole network than it did on average in "
-              "training. Under FSDP or ZeRO-3 without `skip=False`, under DistributedDataParallel without that or "
+        avoid="Where the whole network has to be the mean of training: every branch gives more in it than it did on "
+              "average. Under FSDP or ZeRO-3 without `skip=False`, under DistributedDataParallel without that or "
               "`find_unused_parameters=True`.",
         first="p = 0.2; 0.5 where half of the layers will be taken away.",
         evidence="*Proved*: [mean and variance](/book/residual/layer_drop.ipynb#one-layer) of a layer, the [number of "
                  "layers](/book/residual/layer_drop.ipynb#how-many-layers) that are left, and the rate that suits [a "
                  "smaller network](/book/residual/layer_drop.ipynb#which-rate-for-which-depth). *Measured here*: "
                  "networks of digits that [lose layers](/book/residual/layer_drop.ipynb#what-it-does-in-practice), "
-                 "which digits do not need. *Literature*: {cite:t}`fan2020reducing`.",
+                 "which digits do not need: less is lost than without, but networks of fewer layers from the start "
+                 "are no worse. *Literature*: {cite:t}`fan2020reducing`.",
     ),
     Method(
         name="swapout",
@@ -1011,16 +1012,17 @@ _ROWS = (
         used_by="FLIP, with 0.5 and 0.75; OpenCLIP (`--force-patch-dropout`; its ViT-G/14 with 0.5); timm "
                 "(`patch_drop_rate`)",
         use="To train a vision transformer with less time and memory on large images, or on more of them.",
-        avoid="Where single tokens matter: masked text loses more than masked images. Where few tokens would be left: "
-              "a mean over them is noisy, and no larger share is saved.",
+        avoid="Where single tokens matter: masked text loses more than masked images. Where few tokens would be left "
+              "and training is short: a mean over few tokens is noisy.",
         first="p = 0.5, then a short training with all tokens (p = 0).",
         evidence="*Proved*: a mean over the tokens themselves is unbiased, with the [variance of a sample without "
                  "replacement](/book/training/patch_dropout.ipynb#mean-and-variance-of-a-mean-pool); attention is "
                  "[biased](/book/training/patch_dropout.ipynb#attention-is-biased). *Measured here*: on digits a "
                  "network trained on a quarter of the tokens is [best with "
-                 "all](/book/training/patch_dropout.ipynb#what-it-does-in-practice) of them; no gain in the same "
-                 "number of steps. *Literature*: half the time for the accuracy of CLIP or better by "
-                 "{cite:t}`li2023scaling`, table 1; large images by {cite:t}`liu2023patchdropout`.",
+                 "all](/book/training/patch_dropout.ipynb#what-it-does-in-practice) of them; it learns more slowly, "
+                 "and with some last steps on all tokens ends above one that always had them. *Literature*: half the "
+                 "time for the accuracy of CLIP or better by {cite:t}`li2023scaling`, table 1; large images by "
+                 "{cite:t}`liu2023patchdropout`.",
     ),
     Method(
         name="neftune",
@@ -1042,10 +1044,10 @@ _ROWS = (
         evidence="*Proved*: the squared noise of a text is [alpha^2/3 on "
                  "average](/book/training/neftune.ipynb#how-large-the-noise-is), and in a linear model with squared "
                  "loss it is [ridge regression](/book/training/neftune.ipynb#in-a-linear-model-a-ridge). *Measured "
-                 "here*: on digits the noise [shrinks "
-                 "weights](/book/training/neftune.ipynb#what-it-does-in-practice), with the length of a padded batch "
-                 "much less; no language model. *Literature*: better answers in the eyes of GPT-4, and the same scores "
-                 "in tests of knowledge, by {cite:t}`jain2024neftune`.",
+                 "here*: on digits, with the cross-entropy, the noise [shrinks "
+                 "weights](/book/training/neftune.ipynb#what-it-does-in-practice), but less than that ridge, and with "
+                 "the length of a padded batch still less; no language model. *Literature*: better answers in the "
+                 "eyes of GPT-4, and the same scores in tests of knowledge, by {cite:t}`jain2024neftune`.",
     ),
     Method(
         name="condition_dropout",
