@@ -1089,7 +1089,7 @@ _ROWS = (
                 "went from 0.05 to 0",
         use="When a large trained layer is adapted to few examples for many epochs.",
         avoid="In one epoch on much data: torchtune saw no significant change, and it costs memory. In front of the "
-              "frozen weight as well: the penalty then holds the sum near to zero, not near to the trained weight.",
+              "frozen weight as well, if the layer is to stay near to it: the penalty then holds the sum near to zero.",
         first="p = 0; then 0.05 or 0.1 where the training loss falls far below that of validation.",
         evidence="*Proved*: the [mean](/book/training/lora_dropout.ipynb#mean-and-noise) is the merged layer, the "
                  "noise has [no more directions than the "
@@ -1097,7 +1097,8 @@ _ROWS = (
                  "loss [the penalty falls on the adapter "
                  "alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured here*: [how the "
                  "noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) in training, and "
-                 "a gain on turned digits with some wrong labels. *Literature*: the adapter by {cite:t}`hu2022lora`.",
+                 "a gain on turned digits with some wrong labels, part of which stopping in time has, too, and at p = "
+                 "0.1 dropout in front of the whole layer. *Literature*: the adapter by {cite:t}`hu2022lora`.",
     ),
     Method(
         name="nested_dropout",
