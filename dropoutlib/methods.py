@@ -1157,10 +1157,11 @@ _ROWS = (
                 "(`DropEdge`, `DropNode`); the code of GRAND, whose default rate for rows of features is 0.5",
         use="In a graph network of several layers that knows its training nodes by heart, and where single edges "
             "should not decide.",
-        avoid="With degrees that are counted again behind the draw, where the mean is to stay: in training a node then "
-              "weighs itself up to 1/(1 - p) times too much. With a large p where most nodes have one or two edges: a "
-              "share of p or p squared of them is left alone.",
-        first="p = 0.2, both directions together, behind the normalisation, with the weights divided by 1 - p.",
+        avoid="With degrees that are counted again behind the draw, where the mean is to stay: in training the weight "
+              "of a node on itself is then up to 1/(1 - p) times the true one. With a large p where most nodes have "
+              "one or two edges: a share of p or p squared of them is left alone.",
+        first="p = 0.2, both directions together, a draw for each layer, behind the normalisation, with the weights "
+              "divided by 1 - p.",
         evidence="*Proved*: a [sum](/book/training/graph_dropout.ipynb#sum-over-neighbours) divided by 1 - p keeps its "
                  "mean; [degrees that are counted "
                  "again](/book/training/graph_dropout.ipynb#degrees-that-are-counted-again) give a node too much of "
