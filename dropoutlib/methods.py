@@ -1091,7 +1091,7 @@ _ROWS = (
                 "went from 0.05 to 0",
         use="When a large trained layer is adapted to few examples for many epochs.",
         avoid="In one epoch on much data: torchtune saw no significant change, and it costs memory. In front of the "
-              "frozen weight as well: the penalty then holds the sum near to zero, not near to the trained weight.",
+              "frozen weight as well, if the layer is to stay near to it: the penalty then holds the sum near to zero.",
         first="p = 0; then 0.05 or 0.1 where the training loss falls far below that of validation.",
         evidence="*Proved*: the [mean](/book/training/lora_dropout.ipynb#mean-and-noise) is the merged layer, the "
                  "noise has [no more directions than the "
@@ -1099,7 +1099,8 @@ _ROWS = (
                  "loss [the penalty falls on the adapter "
                  "alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured here*: [how the "
                  "noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) in training, and "
-                 "a gain on turned digits with some wrong labels. *Literature*: the adapter by {cite:t}`hu2022lora`.",
+                 "a gain on turned digits with some wrong labels, part of which stopping in time has, too, and at p = "
+                 "0.1 dropout in front of the whole layer. *Literature*: the adapter by {cite:t}`hu2022lora`.",
     ),
     Method(
         name="nested_dropout",
@@ -1125,9 +1126,10 @@ _ROWS = (
                  "autoencoder](/book/training/nested_dropout.ipynb#what-it-does-to-a-linear-autoencoder) is least "
                  "wrong at the principal components in their order, where the plain loss is blind to rotation. "
                  "*Measured here*: on [digits](/book/training/nested_dropout.ipynb#what-it-does-in-practice) a code "
-                 "of 16 units can be cut to 8 at little cost, and to 4 after longer training, at no visible cost for "
-                 "all 16. *Literature*: equivalence to principal components and adaptive compression by "
-                 "{cite:t}`rippel2014learning`, a few nested sizes by {cite:t}`kusupati2022matryoshka`.",
+                 "of 16 units can be cut to 8 at little cost; cut to 4, after longer training, it is nearly as good as "
+                 "a network of 4; all 16 lose nothing that is seen. *Literature*: equivalence to principal components "
+                 "and adaptive compression by {cite:t}`rippel2014learning`, a few nested sizes by "
+                 "{cite:t}`kusupati2022matryoshka`.",
     ),
     Method(
         name="graph_dropout",
@@ -1157,18 +1159,18 @@ _ROWS = (
                 "(`DropEdge`, `DropNode`); the code of GRAND, whose default rate for rows of features is 0.5",
         use="In a graph network of several layers that knows its training nodes by heart, and where single edges "
             "should not decide.",
-        avoid="With degrees that are counted again behind the draw, where the mean is to stay: in training a node then "
-              "weighs itself up to 1/(1 - p) times too much. With a large p where most nodes have one or two edges: a "
-              "share of p or p squared of them is left alone.",
-        first="p = 0.2, both directions together, behind the normalisation, with the weights divided by 1 - p.",
+        avoid="With degrees that are counted again behind the draw, where the mean is to stay: in training the weight "
+              "of a node on itself is then up to 1/(1 - p) times the true one. With a large p where most nodes have "
+              "one or two edges: a share of p or p squared of them is left alone.",
+        first="p = 0.2, both directions together, a draw for each layer, behind the normalisation, with the weights "
+              "divided by 1 - p.",
         evidence="*Proved*: a [sum](/book/training/graph_dropout.ipynb#sum-over-neighbours) divided by 1 - p keeps its "
                  "mean; [degrees that are counted "
                  "again](/book/training/graph_dropout.ipynb#degrees-that-are-counted-again) give a node too much of "
                  "itself, up to the factor 1/(1 - p). *Measured here*: in a [club of 34 "
                  "people](/book/training/graph_dropout.ipynb#what-it-does-in-practice) two layers gain nothing that 60 "
-                 "runs could show, whether degrees are counted again or not. *Literature*: more for deeper networks, "
-                 "on Cora 0.4 points for 2 layers and 7 for 8, with degrees that are counted again, by "
-                 "{cite:t}`rong2020dropedge`.",
+                 "runs could show, whether degrees are counted again or not. *Literature*: with degrees that are "
+                 "counted again, on Cora 0.4 points for 2 layers, 7 for 8 and 1 for 64, by {cite:t}`rong2020dropedge`.",
     ),
     Method(
         name="rate_schedule",
@@ -1224,8 +1226,9 @@ _ROWS = (
                  "covariances, and to [second order](/book/training/r_drop_loss.ipynb#small-noise), in a linear "
                  "classifier, the loss has 1 + alpha times the penalty of dropout. *Measured here*: on "
                  "[digits](/book/training/r_drop_loss.ipynb#what-it-does-in-practice) no difference in accuracy from a "
-                 "matched higher rate is seen; two passes agree more, but with the same masks about as much in both. "
-                 "*Literature*: {cite:t}`liang2021rdrop` report gains on 18 data sets of five tasks.",
+                 "matched higher rate is seen; two passes agree more, but with the same masks about as much in both, "
+                 "partly because both are less sure. *Literature*: {cite:t}`liang2021rdrop` report gains on 18 data "
+                 "sets of five tasks.",
     ),
 )
 

@@ -26,9 +26,10 @@ class RDropLoss(nn.Module):
     {four_answers}
 
     Call the model twice, ``loss(model(x), model(x), y)``, or once with a doubled batch,
-    ``loss(*model(torch.cat([x, x])).chunk(2), y)``, which is the same where every example has draws of its own. A layer
-    with one draw for the whole batch gives both halves the same noise: their divergence does not see it. In evaluation
-    both passes are the same, and so the loss is twice the cross-entropy.
+    ``loss(*model(torch.cat([x, x])).chunk(2), y)``, which has the same law where every example has draws of its own and
+    depends on no other. A layer with one draw for the whole batch gives both halves the same noise: their divergence
+    does not see it. Batch norm takes its statistics from both halves together. In evaluation both passes are the same,
+    and so the loss is twice the cross-entropy.
 
     Args:
         alpha: weight of the divergence, at least 0; the attribute may be changed later.
