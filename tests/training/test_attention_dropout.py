@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dropoutlib import attention_dropout, audit, functional
@@ -115,6 +116,44 @@ def test_the_output_has_the_type_of_the_value(dtype: torch.dtype) -> None:
         assert attention_dropout(query, key, value, p).dtype is dtype
         with torch.autocast("cpu", torch.bfloat16):
             assert attention_dropout(query, key, value, p).dtype in (torch.bfloat16, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_products_beyond_half_precision_are_those_of_torch(dtype: torch.dtype, sign: int) -> None:
+    """64 products of 1600 are beyond 65504 before they are scaled."""
+    query, value = torch.full((4, 64), 40.0, dtype=dtype), torch.ones(4, 3, dtype=dtype)
+    output = attention_dropout(query, sign * query, value, 0.5, noise=torch.ones(4, 4))
+    assert torch.equal(output, torch.full_like(output, 2.0))
+    with torch.autocast("cpu", dtype):
+        output = attention_dropout(query.float(), sign * query.float(), value.float(), 0.5, noise=torch.ones(4, 4))
+    assert output.dtype is dtype and torch.equal(output, torch.full_like(output, 2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_as_precise_as_torchs_own_expression(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    query, key, value = (2 * torch.randn(8, 16, 64) for _ in range(3))
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    exact = scaled_dot_product_attention(query.double(), key.double(), value.double())
+    with sdpa_kernel(SDPBackend.MATH):
+        theirs = scaled_dot_product_attention(query, key, value)
+    ours = attention_dropout(query, key, value, 0.0, noise=torch.ones(16, 16))
+    assert (ours - exact).abs().max() <= 1.01 * (theirs - exact).abs().max()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("mask", "error", "words"), [
+    (torch.ones(2, 3, dtype=torch.int64), RuntimeError, "attn_mask has to be bool.*but got torch.int64"),
+    (torch.ones(2, 3, dtype=torch.uint8), RuntimeError, "attn_mask has to be bool.*but got torch.uint8"),
+    (torch.ones(2, 3, dtype=torch.complex64), RuntimeError, "attn_mask has to be bool.*but got torch.complex64"),
+    (torch.ones(5, 2, 2, 3, dtype=torch.bool), ValueError, r"attn_mask.*\(2, 2, 3\) of the scores.*\(5, 2, 2, 3\)"),
+    (torch.ones(2, 4, dtype=torch.bool), ValueError, r"attn_mask.*\(2, 2, 3\) of the scores.*\(2, 4\)"),
+])
+def test_masks_that_would_mean_something_else(mask: Tensor, error: type[Exception], words: str, training: bool) -> None:
+    query, key, value = made(2)
+    with pytest.raises(error, match=words):
+        attention_dropout(query, key, value, 0.5, training, attn_mask=mask)
 
 
 def test_it_runs_compiled_and_under_vmap() -> None:
