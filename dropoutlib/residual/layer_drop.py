@@ -32,7 +32,11 @@ class LayerDrop(NoisyLayer):
     ``grad`` of its parameters stays None. DistributedDataParallel takes this for an error unless it is told
     ``find_unused_parameters=True``; FSDP and ZeRO-3, which gather weights when a layer is called, wait for a process
     that does not call it. With ``skip=False`` everything is computed, and the gradient is zero. On a GPU a call with
-    ``skip=True`` waits for its draw. With p = 0 nothing is drawn.
+    ``skip=True`` waits for its draw. With p = 0 nothing is drawn. The module may write into its input: where both are
+    needed it gets a copy.
+
+    :class:`torch.nn.TransformerEncoder` and its decoder ask their layers for ``self_attn``, and so take none that this
+    one holds; use a :class:`torch.nn.Sequential`, or a loop.
 
     Args:
         module: the layer: any module that gives a tensor of the shape of its input. What it draws itself is its own:
@@ -104,9 +108,9 @@ class LayerDrop(NoisyLayer):
             return self._output(input, *arguments, **options)
         # before the module draws, if it does: then to draw() and to apply is to call
         keep = self._mask(input, noise=noise, generator=generator)
-        if self.skip and is_eager(input) and is_eager(keep) and not keep.any():
-            return input
-        return torch.where(keep, self._output(input, *arguments, **options), input)
+        if self.skip and is_eager(input) and is_eager(keep) and (not keep.any() or keep.all()):
+            return self._output(input, *arguments, **options) if keep.any() else input
+        return torch.where(keep, self._output(input.clone(), *arguments, **options), input)
 
     def _output(self, input: Tensor, *arguments: Any, **options: Any) -> Tensor:
         output: Tensor = self.module(input, *arguments, **options)
@@ -131,7 +135,7 @@ class LayerDrop(NoisyLayer):
             Tensor of the shape of ``input``.
         """
         require_batch(input)
-        return raw_mean(self._output(input, *arguments, **options), self.p) + raw_mean(input, 1 - self.p)
+        return raw_mean(self._output(input.clone(), *arguments, **options), self.p) + raw_mean(input, 1 - self.p)
 
     def variance(self, input: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """{output_variance}, and what the module, called once, makes of it.
@@ -147,4 +151,4 @@ class LayerDrop(NoisyLayer):
             Tensor of the shape of ``input``.
         """
         require_batch(input)
-        return noise_variance(self._output(input, *arguments, **options) - input, Bernoulli(self.p).variance)
+        return noise_variance(self._output(input.clone(), *arguments, **options) - input, Bernoulli(self.p).variance)

@@ -154,7 +154,7 @@ class Swapout(NoisyLayer):
         return _kept(input, self._branch(input), keep)
 
     def _branch(self, input: Tensor) -> Tensor:
-        branch: Tensor = self.module(input)
+        branch: Tensor = self.module(input.clone())     # it may write into what it gets
         require_shape_of(input, branch, "branch")
         return branch
 

@@ -278,3 +278,21 @@ def test_tools_know_it() -> None:
     assert not any(isinstance(module, LayerDrop) for module in smaller.modules())
     rows = nn.Sequential(nn.Linear(3, 3), LayerDrop(Residual(3), mode="row"), nn.Linear(3, 2)).eval()
     assert predict(rows, x, num_samples=50).variance.gt(0).all()
+
+
+def _writes() -> nn.Module:
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize("options", [{}, {"skip": False}, {"mode": "row"}, {"mode": "row", "skip": False}])
+@pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: torch.compile(layer, backend="aot_eager")])
+def test_a_layer_that_writes_into_its_input_is_dropped_as_another(options: dict[str, Any], wrap: Any) -> None:
+    layer, x = LayerDrop(_writes(), 0.5, **options), torch.tensor([[-1.0, 2.0, -3.0], [4.0, -5.0, 6.0]])
+    runs = layer.module[1](x.relu())
+    by_row = layer.mode == "row"
+    for keep in ([[0], [1]], [[1], [1]], [[0], [0]]) if by_row else ([[0]], [[1]]):
+        mask = torch.tensor(keep)
+        assert torch.equal(wrap(layer)(x.clone(), noise=mask), torch.where(mask.bool(), runs, x))
+    if wrap(layer) is layer:
+        torch.testing.assert_close(layer.mean(x.clone()), (x + runs) / 2)
+        torch.testing.assert_close(layer.variance(x.clone()), ((x - runs) / 2).square())

@@ -154,3 +154,15 @@ def test_tools_know_the_block() -> None:
 def test_a_block_that_drops_its_branch_alone_drops():
     model = nn.Sequential(Swapout(nn.Linear(4, 4), p_input=0.0, p_branch=0.5), nn.Linear(4, 2))
     assert (predict(model, torch.ones(3, 4), 20).variance > 0).all()
+
+
+def test_a_branch_that_writes_into_its_input() -> None:
+    block = Swapout(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3)), 0.5, 0.5)
+    x = torch.tensor([[-1.0, 2.0, -3.0]])
+    branch = block.module[1](x.relu())
+    for keep, expected in (((1, 0), x), ((0, 1), branch), ((1, 1), x + branch)):
+        given = x.clone()
+        assert torch.equal(block(given, noise=tuple(map(torch.tensor, keep))), expected) and torch.equal(given, x)
+    torch.testing.assert_close(block.mean(x), (x + branch) / 2)
+    torch.testing.assert_close(block.variance(x), (x.square() + branch.square()) / 4)
+    torch.testing.assert_close(block.eval()(x), (x + branch) / 2)
