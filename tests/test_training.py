@@ -41,6 +41,20 @@ def test_learned_noise_has_no_decay_and_all_else_has() -> None:
         torch.testing.assert_close(parameter.detach(), before[name] * (1 if is_free else 0.5))
 
 
+def test_adapters_and_nulls_are_no_noise() -> None:
+    model = nn.Sequential(dropoutlib.ConditionDropout(8), dropoutlib.LoRALinear(8, 2, rank=2),
+                          dropoutlib.StandoutLinear(2, 2, belief="learned"))
+    assert parameter_groups(model, 0.01)[1]["params"] == []
+
+    class Own(dropoutlib.NoisyLayer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_rate = nn.Parameter(torch.zeros(1))
+
+    own = Own()
+    assert parameter_groups(own, 0.01)[1]["params"] == [own.log_rate]
+
+
 def test_every_layer_whose_rate_is_learned_has_free_parameters() -> None:
     made = {"SparseVariationalLinear": (4, 4), "SparseVariationalConv1d": (4, 4, 1), "VariationalDropoutLinear": (4, 4),
             "SparseVariationalConv2d": (4, 4, 1), "VariationalDropoutConv1d": (4, 4, 1),

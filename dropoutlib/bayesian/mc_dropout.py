@@ -212,7 +212,7 @@ class _Noise(TorchFunctionMode):
         self.names = {module: name for name, module in model.named_modules()}
         self.modes: dict[nn.Module, bool] = {}      # before the context
         self.places: list[str] = []
-        self.was_given = False      # noise, so that nothing need draw
+        self.is_noisy = False       # something drew, or noise was given, also in a context inside of this one
         self.warned: set[str] = set()
         self.awake = {module for module in self.names if (isinstance(module, NoisyLayer) and _is_noisy(module))
                       or _drops_in_training_only(module)}
@@ -325,7 +325,7 @@ class _Noise(TorchFunctionMode):
         if not isinstance(module, NoisyLayer):
             return None
         if kwargs.get("noise") is not None:
-            self.was_given = True
+            self._tell_contexts()
             return None
         if not _never_drops(module):
             self._note()
@@ -360,7 +360,7 @@ class _Noise(TorchFunctionMode):
             raise RuntimeError(f"masks has to be 'example' under activation checkpointing, but got {self.masks!r}")
 
     def _require_noise(self, module: nn.Module, *_: Any) -> None:
-        if self._counts(module) and not self.places and not self.was_given:
+        if self._counts(module) and not self.is_noisy:
             raise RuntimeError(f"nothing in the model {type(self.model).__name__} drew: it has no dropout with p > 0 "
                                "that this call reached and monte_carlo can turn on")
 
@@ -370,8 +370,13 @@ class _Noise(TorchFunctionMode):
     def _note(self) -> None:
         """Before each draw."""
         self.before_drawing()
+        self._tell_contexts()
         if self._place() not in self.places:
             self.places.append(self._place())
+
+    def _tell_contexts(self) -> None:
+        for context in _CONTEXTS[self.stack[-1]]:
+            context.is_noisy = True
 
     def _shared(self, name: str, settings: str, draw: Callable[[], Any], shape: torch.Size | None = None) -> Any:
         """A draw; with fixed masks that of the same call in an earlier pass, for an input for which it fits.

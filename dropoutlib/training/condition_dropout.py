@@ -161,7 +161,12 @@ class ConditionDropout(NoisyLayer, _DropoutNd):
         super().__init__(Bernoulli(p).p)
         sizes = shape if isinstance(shape, (tuple, list)) else (shape,)
         sizes = [positive_integer("shape", size) for size in sizes]
-        self.null = nn.Parameter(torch.zeros(sizes, device=device, dtype=dtype))
+        self.null = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the null to 0."""
+        nn.init.zeros_(self.null)
 
     def extra_repr(self) -> str:
         """{shown}"""
@@ -182,9 +187,9 @@ class ConditionDropout(NoisyLayer, _DropoutNd):
             input: conditions, whose shape and type count, not their values.
 
         Returns:
-            Tensor of the shape and type of ``input``.
+            Tensor of the shape and type of ``input``, not a view of the null.
         """
-        return _null_for(input, self.null).expand(input.shape)
+        return _null_for(input, self.null).expand(input.shape).clone(memory_format=torch.contiguous_format)
 
     def mean(self, input: Tensor) -> Tensor:
         """{output_mean}: 1 - p times the condition, plus p times the null. It is not the test output. {moment}"""

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..arguments import at_least_zero, real
 from ..layer import NoisyLayer
+from ..methods import facts
 
 __all__ = ["parameter_groups", "warm_up"]
 
@@ -18,8 +19,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Groups for an optimizer: weight decay for all parameters but those of learned noise.
 
     Decay would pull what is a logarithm to 0, a variance to 1 and a rate to 1/2, whatever the data say. Parameters of
-    noise are those of a :class:`~dropoutlib.NoisyLayer`, of the library or of yours, whose names say neither weight nor
-    bias: ``log_alpha``, ``log_sigma2``, ``p_logit``, ``mu`` and ``log_s``.
+    noise are ``log_alpha``, ``log_sigma2``, ``p_logit``, ``mu`` and ``log_s``: those of layers of the library whose
+    noise is learned, and of a :class:`~dropoutlib.NoisyLayer` of yours, that say neither weight nor bias in their
+    names. An adapter, or a null, is not noise.
 
     Args:
         model: any module.
@@ -44,11 +46,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     at_least_zero("weight_decay", weight_decay)
-    of_noise = {parameter for layer in model.modules() if isinstance(layer, NoisyLayer)
+    of_noise = {parameter for layer in model.modules() if isinstance(layer, NoisyLayer) and _learns_noise(layer)
                 for name, parameter in (*layer.named_parameters(recurse=False), *_parametrized(layer))
                 if "weight" not in name and "bias" not in name}
     return [{"params": [one for one in model.parameters() if one not in of_noise], "weight_decay": weight_decay},
             {"params": [one for one in model.parameters() if one in of_noise], "weight_decay": 0.0}]
+
+
+def _learns_noise(layer: NoisyLayer) -> bool:
+    known = facts(type(layer))
+    return known is None or known.rate == "learned"
 
 
 def _parametrized(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -108,6 +108,12 @@ class RDropLoss(nn.Module):
                              f"{tuple(first.shape)} and {tuple(second.shape)}")
         if not isinstance(target, Tensor):
             raise TypeError(f"target has to be a tensor, but got {type(target).__name__}")
+        shape = first.shape if target.is_floating_point() else (*first.shape[:1], *first.shape[2:])[:first.dim() - 1]
+        if target.shape != shape:
+            cure = (": the classes are the second axis of the logits, so transpose those of a sequence"
+                    if target.shape == first.shape[:-1] else "")
+            raise ValueError(f"target has to be of the shape {tuple(shape)} for logits of the shape "
+                             f"{tuple(first.shape)}, but got the shape {tuple(target.shape)}{cure}")
         loss = self._cross_entropy(first, target) + self._cross_entropy(second, target)
         # a target of probabilities has no position that is ignored
         counts = torch.ones_like(loss, dtype=torch.bool) if target.is_floating_point() else target != self.ignore_index

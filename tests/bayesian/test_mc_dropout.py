@@ -249,6 +249,16 @@ def test_a_context_inside_of_another_may_be_that_of_a_part():
     assert 0.6 < (y == 0).float().mean() < 0.9
 
 
+@pytest.mark.parametrize("outer", ["example", "call", "fixed"])
+@pytest.mark.parametrize("inner", ["example", "call", "fixed"])
+@pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.Dropout(), Of(lambda self, x: F.dropout(x, 0.5, False))])
+def test_what_draws_in_an_inner_context_is_noise_of_the_outer_one(layer, outer, inner):
+    model, x = nn.Sequential(nn.Linear(4, 64), nn.Sequential(layer)).eval(), numbers(2, 4)
+    with monte_carlo(model, outer) as places, monte_carlo(model[1], inner) as parts:
+        assert (model(x) == 0).any()
+    assert places == [] and parts == ["0"]
+
+
 def test_noise_that_was_given_is_used():
     model, x = dropoutlib.Dropout(0.5), torch.ones(2, 3)
     keep = torch.tensor([[True, False, True], [False, True, False]])

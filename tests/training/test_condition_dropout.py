@@ -146,6 +146,25 @@ def test_it_is_the_label_embedding_of_diffusers() -> None:
     assert torch.equal(layer(table(labels), noise=keep[:, None]), of_diffusers(table, labels, keep))
 
 
+def test_what_is_asked_for_without_a_condition_is_not_the_null_itself() -> None:
+    layer = ConditionDropout((1, 4)).eval()
+    with torch.no_grad():
+        layer.null.fill_(0.5)
+        for examples in (1, 3):
+            null = layer.unconditional(torch.zeros(examples, 2, 4))
+            null += 1
+            assert torch.equal(null, torch.full((examples, 2, 4), 1.5)) and bool((layer.null == 0.5).all())
+    layer.unconditional(torch.zeros(3, 2, 4)).sum().backward()
+    assert torch.equal(layer.null.grad, torch.full((1, 4), 6.0))
+
+
+def test_the_null_can_be_made_without_memory_and_reset() -> None:
+    layer = ConditionDropout(4, device="meta").to_empty(device="cpu")
+    torch.nn.init.constant_(layer.null, 3.0)
+    layer.reset_parameters()
+    assert not layer.null.any()
+
+
 def test_guidance_in_both_conventions() -> None:
     c, n, w = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64), 0.7
     torch.testing.assert_close(guidance(c, n, w), (1 + w) * c - w * n, rtol=0, atol=1e-12)

@@ -248,8 +248,20 @@ def test_a_weight_that_is_set_later_is_checked_too(alpha: float) -> None:
     (TypeError, "second.*int", {"second": 1}), (RuntimeError, "first.*int64", {"first": torch.ones(2, 5).long()}),
     (RuntimeError, r"first.*\(\)", {"first": torch.tensor(1.0)}),
     (RuntimeError, "second.*complex", {"second": torch.ones(2, 5, dtype=torch.complex64)}),
-    (TypeError, "target.*list", {"target": [0, 1]}), (ValueError, "batch_size", {"target": torch.tensor([0, 1, 2])}),
+    (TypeError, "target.*list", {"target": [0, 1]}),
+    (ValueError, r"target has to be of the shape \(2,\).*\(2, 5\).*\(3,\)", {"target": torch.tensor([0, 1, 2])}),
 ])
 def test_bad_arguments_are_named(error, words, options) -> None:
     with pytest.raises(error, match=words):
         RDropLoss()(**{**GOOD, **options})
+
+
+@pytest.mark.parametrize(("logits", "target", "words"), [
+    (torch.ones(2, 6, 11), torch.ones(2, 6, dtype=torch.long), r"\(2, 11\).*\(2, 6, 11\).*\(2, 6\): the classes are"),
+    (torch.ones(2, 6, 11), torch.ones(2, 6, 12), r"\(2, 6, 11\) for logits.*\(2, 6, 12\)$"),
+    (torch.ones(6, 3), torch.ones(6, 1, dtype=torch.long), r"\(6,\) for logits.*\(6, 1\)$"),
+    (torch.ones(3), torch.ones(1, dtype=torch.long), r"\(\) for logits of the shape \(3,\), but got the shape \(1,\)$"),
+])
+def test_a_target_of_another_shape_is_named(logits: torch.Tensor, target: torch.Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RDropLoss()(logits, logits, target)
