@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -525,6 +525,24 @@ def require_one_size(input: Tensor) -> None:
     require_tensor(input)
     if input.is_nested:
         raise RuntimeError("input has to be a tensor of examples of one size, but got a nested tensor")
+
+
+def closed(sizes: Sequence[int], law: str) -> tuple[int, ...]:
+    """Sizes on which a law depends, which an exported graph therefore has to fix.
+
+    Args:
+        sizes: of an input.
+        law: what depends on them, in the message.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        RuntimeError: if :func:`torch.export` is to leave one of them open.
+    """
+    if any(isinstance(size, torch.SymInt) for size in sizes):
+        raise RuntimeError(f"{law} depends on the sizes {tuple(sizes)}: export it for fixed ones, or in evaluation")
+    return tuple(sizes)
 
 
 def unchanged(input: Tensor, check: Callable[[Tensor], None] = require_tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import applies_noise, one_of, positive_integer, require_one_size, unchanged
+from ..arguments import applies_noise, closed, one_of, positive_integer, require_one_size, unchanged
 from ..documentation import RANKS
 from ..layer import NoisyLayer, draws
 from ..maps import in_format_of, on_each_process
@@ -37,8 +37,7 @@ def _require_maps(input: Tensor, axes: int) -> None:
 
 
 def _sizes(input: Tensor, axes: int) -> tuple[int, ...]:
-    # len(range()) makes numbers of them where a compiler would keep symbols, whose gamma is rounded another way.
-    return tuple(len(range(size)) for size in input.shape[-axes:])
+    return closed(input.shape[-axes:], "where blocks of DropBlock begin")
 
 
 def _sides(sizes: tuple[int, ...], block_size: int) -> list[int]:
@@ -61,8 +60,9 @@ def _probability(sizes: tuple[int, ...], p: float, block_size: int, like: Tensor
         place = torch.arange(size, device=like.device, dtype=torch.float64)
         hits = place.clamp(max=size - side) - (place - side + 1).clamp(min=0) + 1
         blocks = blocks.unsqueeze(-1) * hits
-    gamma = _gamma(sizes, p, block_size)
-    return -torch.expm1(blocks * math.log1p(-gamma)) if gamma < 1 else torch.ones_like(blocks)
+    # a function of math would have a compiler keep its graph for this p alone
+    gamma = torch.full((), _gamma(sizes, p, block_size), dtype=torch.float64, device=like.device)
+    return -torch.expm1(blocks * torch.log1p(-gamma))
 
 
 def _seeds(input: Tensor, p: float, block_size: int, axes: int, *, noise: Tensor | None = None,

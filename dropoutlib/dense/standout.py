@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import applies_noise, boolean, one_of, real, require_callable, require_features
+from ..documentation import document
 from ..from_torch import FromLinear
 from ..layer import NoisyLayer, draws
 from ..methods import describe
@@ -173,6 +174,30 @@ class StandoutLinear(FromLinear, NoisyLayer, nn.Linear):
             self.belief_weight = nn.Parameter(torch.empty_like(self.weight))
             self.belief_bias = nn.Parameter(self.weight.new_empty(out_features))
             self._start_belief()
+
+    @classmethod
+    @document(FromLinear.from_linear)
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
+        """Makes a layer of a linear layer, whose weight and bias it takes: the parameters themselves, not copies.
+
+        A learned belief starts from them. What was tied to them stays tied, and an optimizer that has them goes on. No
+        random number is drawn from torch's global generators.
+
+        Args:
+            {linear}
+            **options: further arguments of the class, by name; sizes, bias, device and type are those of ``linear``.
+
+        Returns:
+            {Returns}
+
+        Raises:
+            {TypeError}
+            {ValueError}
+        """
+        made = super().from_linear(linear, **options)
+        if made.belief_weight is not None:
+            made._start_belief()
+        return made
 
     def reset_parameters(self) -> None:
         """Draws initial weights as :class:`torch.nn.Linear` does; a learned belief starts from them."""

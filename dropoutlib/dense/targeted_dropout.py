@@ -33,8 +33,8 @@ def _candidates(weight: Tensor, target_fraction: float, mode: str) -> Tensor:
     size = weight.detach().abs()
     axis = 1
     if mode == "unit":
-        wide = torch.promote_types(size.dtype, torch.float32)   # half precision gives many units one norm, or inf
-        size, axis = torch.linalg.vector_norm(size, dim=1, keepdim=True, dtype=wide), 0
+        # half precision gives many units one norm, or inf, and so do squares of very small and large weights in single
+        size, axis = torch.linalg.vector_norm(size, dim=1, keepdim=True, dtype=torch.float64), 0
     count = math.floor(round(target_fraction * size.shape[axis], 9))  # 0.29 * 100 is 28.999999999999996
     chosen = torch.zeros_like(size, dtype=torch.bool)
     if count == size.shape[axis]:

@@ -30,8 +30,9 @@ _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def can_draw_mask(x: Tensor, p: float) -> bool:
     """Whether :func:`draw_mask` may draw a mask for ``x``."""
-    smallest = _SMALLEST if (256 * p).is_integer() else _SMALLEST_IN_TWO_PARTS
-    return is_eager(x) and x.numel() >= smallest and x.is_cpu
+    if not is_eager(x) or not x.is_cpu:     # first: a compiler would keep the graph for this p alone
+        return False
+    return x.numel() >= (_SMALLEST if (256 * p).is_integer() else _SMALLEST_IN_TWO_PARTS)
 
 
 def draw_mask(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..arguments import applies_noise, integer, require_one_size, unchanged
+from ..arguments import applies_noise, closed, integer, require_one_size, unchanged
 from ..layer import NoisyLayer, draws
 from ..maps import on_each_process
 from ..methods import describe
@@ -97,7 +97,7 @@ def patch_dropout(input: Tensor, p: float = 0.5, training: bool = True, num_pref
     if not applies_noise(training, noise):
         return unchanged(input, check)
     check(input)
-    tokens = input.shape[1]
+    tokens, = closed(input.shape[1:2], "the number of tokens that PatchDropout keeps")
     kept = _num_kept(tokens - prefix, rate)
     if kept == tokens - prefix and noise is None:
         return input
