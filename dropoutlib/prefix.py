@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pickle
 import random
 import sys
@@ -15,16 +14,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Apart", "Diverged", "Prefix", "generators", "random_state", "state_of_others"]
+__all__ = ["Prefix", "is_given_a_generator", "random_state", "state_of_others"]
 
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _REPLACE = Tensor.data.__set__     # type: ignore[attr-defined]
 _UNKNOWN = None     # the version of a tensor of inference: it counts no writes
 _VALUES = (bool, int, float, complex, str, slice, torch.Size, torch.device)
-
-
-class Diverged(Exception):
-    """A pass that calls other functions than the first one did, or cannot stand for several."""
+# What hands out the memory of a tensor, into which others may then write.
+_OPENING = {"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "_typed_storage"}
 
 
 class _Call(NamedTuple):
@@ -32,15 +29,23 @@ class _Call(NamedTuple):
 
     function: Callable[..., Any]
     inputs: list[Any]
+    arguments: TreeSpec
     results: list[Any]
     structure: TreeSpec
 
 
 class _Kept(NamedTuple):
-    """Contents of a tensor at the end of the prefix."""
+    """What lay in the memory of a tensor."""
 
     tensor: Tensor
     contents: torch.UntypedStorage
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Kept:
+        return cls(tensor, tensor.untyped_storage().clone())
+
+    def put_back(self) -> None:
+        self.tensor.untyped_storage().copy_(self.contents)
 
 
 class _Numbered(int):
@@ -48,92 +53,114 @@ class _Numbered(int):
 
 
 class Prefix(TorchFunctionMode):
-    """Records the torch functions of a first pass up to its first random number, and skips them in later passes.
+    """Runs a model several times, and what torch computes in front of the first random number only twice.
 
-    The end is where :meth:`end` is called, where a function moves the state of a global random number generator, or
-    where it is given a generator. A later pass runs the same Python code; each recorded function gives what it gave,
-    without being computed, as long as it is called with the same arguments in the same order; else the pass raises
-    :class:`Diverged`. Only results that are alive at the end are kept. What later layers write into them, in place, is
-    undone before the next pass. Where :attr:`has_state` is true, no later pass may be asked for.
+    The first pass records functions of torch up to its end: where :meth:`end` is called, where one moves the state of a
+    global random number generator, is given a generator, reads memory that is not torch's, or gives it away. The second
+    pass computes everything and is compared with the record: the same functions have to be called with the same
+    arguments, and to leave the same numbers behind. Later passes run the same Python code; each recorded function gives
+    what it gave, without being computed. Where one is called in another way, what stands in front of it is computed
+    after all, and the pass goes on as it is; so do all later ones. So every pass gives what it would give by itself.
 
-    The first ``with`` block is the recorded pass, every further one is a later pass; all need ``torch.no_grad()``, and
-    the very same input tensors.
+    Only results that are alive at the end are kept. What later layers write into them, in place, is undone before the
+    next pass. Nothing is skipped where a pass writes into a tensor that was there before.
 
     Args:
-        inputs: tensors that a model may write into, but that later passes have to see as they were at the end.
-        plain: tensors without noise: the parameters and buffers of a model.
+        inputs: tensors that the model gets in every pass. It may write into them: a pass finds them as the first did.
+        plain: parameters and buffers of the model, whose memory may be that of a file.
 
     Attributes:
-        peak: bytes of the largest set of results behind the prefix that were alive at one time in the first pass.
-        has_state: whether the first pass wrote into a tensor that was there before it, other than the inputs: what it
-            left there another pass finds.
-        generators: those that functions of the first pass were given.
+        is_off: whether functions are computed in all further passes.
     """
 
     def __init__(self, inputs: list[Tensor], plain: list[Tensor]) -> None:
         super().__init__()
-        self.peak, self.has_state = 0, False
-        self.generators: set[torch.Generator] = set()
+        self._start = [_Kept.of(tensor) for tensor in inputs if _has_memory(tensor)]
         self._inputs = inputs
-        self._made = set(map(_place, inputs))           # places of what may be written, in the first pass
+        self._made = {_place(tensor) for tensor in inputs if _has_memory(tensor)}   # what may be written, by place
+        self._plain = set(map(_place, plain))
         self._calls: list[_Call] = []
-        self._results: list[weakref.ref[Tensor]] = []   # while recording
+        self._results: list[weakref.ref[Tensor]] = []   # in the first two passes
+        self._versions: dict[int, int | None] = {}      # after the last function that is known, by number of a result
         self._live: dict[int, Tensor] = {}              # later, by number
         self._kept: list[_Kept] = []
-        self._numbers: dict[int, int] = {}              # of a tensor, by id
+        self._numbers: dict[int, _Numbered] = {}        # of a tensor, by id
         self._now: dict[int, Tensor] = {}               # what stands for results in this pass, by number
-        self._ended, self._is_first = False, True
-        self._next, self._bytes = 0, 0
-        self._measured: list[weakref.ref[Tensor]] = []  # results behind the prefix
-        self._plain = set(map(id, plain))               # with what is computed from them alone behind the prefix, by id
+        self._passes, self._ended, self._next = 0, False, 0
+        self.is_off = False    # functions are computed
+        self._real: dict[int, Tensor] | None = None     # results that were computed after all, by number
         self._state, self._level = random_state(), _level()
 
-    def __enter__(self) -> Prefix:
-        if not self._is_first:
-            for kept in self._kept:     # a write through .data or an array of numpy leaves no trace: undone in any case
-                kept.tensor.untyped_storage().copy_(kept.contents)
-            self._next, self._now = 0, dict(self._live)
-            self._numbers = {id(tensor): number for number, tensor in self._live.items()}
-        super().__enter__()
-        return self
+    def run(self, model: Callable[[], Any]) -> Any:
+        """One pass; needs ``torch.no_grad()``.
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
-        if self._is_first:
+        Args:
+            model: calls the model with the inputs.
+
+        Returns:
+            What it returns.
+        """
+        self._begin()
+        if self.is_off and self._passes:
+            return model()
+        with self:
+            output = model()
+        if self._passes == 0:
             self.end()
-            self._is_first = False
-        elif error is None and self._next < len(self._calls):
-            raise Diverged(f"only {self._next} of {len(self._calls)} functions were called")
+            self.is_off |= not self._calls
+        elif self._next < len(self._calls) and not self.is_off:     # it took another way, to its end
+            self._go_off()
+            output = self._computed(output)
+        self._passes += 1
+        return output
+
+    def _begin(self) -> None:
+        if self._passes < 2 or self.is_off:
+            for kept in self._start:
+                kept.put_back()
+        else:
+            for kept in self._kept:     # a write through .data or an array of numpy leaves no trace: undone in any case
+                kept.put_back()
+            self._now = dict(self._live)
+            self._numbers = {id(tensor): _Numbered(number) for number, tensor in self._live.items()}
+        if self._passes == 1:
+            self._numbers, self._results = {}, []
+        self._next, self._real = 0, None
 
     def end(self) -> None:
         """Ends the prefix here, if it has not ended before."""
-        if self._ended or not self._is_first:
+        if self._ended or self._passes:
             return
         self._ended = True
         alive = ((_Numbered(number), result()) for number, result in enumerate(self._results))
         self._live = {number: tensor for number, tensor in alive if tensor is not None}
-        kept = {_place(tensor): tensor for tensor in (*self._inputs, *self._live.values())
-                if tensor.layout is torch.strided and not tensor.is_meta}
-        self._kept = [_Kept(tensor, tensor.untyped_storage().clone())
-                      for place, tensor in kept.items() if place in self._made]
+        with torch._C.DisableTorchFunction():
+            # else something wrote that is no function of torch, and would write again
+            self.is_off |= any(self._versions[number] != _version(tensor) for number, tensor in self._live.items())
+            kept = {_place(tensor): tensor for tensor in (*self._inputs, *self._live.values()) if _has_memory(tensor)}
+            self._kept = [_Kept.of(tensor) for place, tensor in kept.items() if place in self._made]
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if not self._is_first:
-            return self._again(func, args, kwargs) if self._next < len(self._calls) else func(*args, **kwargs)
-        given = generators(args, kwargs)
-        self.generators |= given
-        if given or _level() > self._level:  # what the functions inside of a transform are given are no plain tensors
-            self.end()
-        leaves = _leaves((args, kwargs))[0]
+        if self._passes == 0:
+            return self._record(func, args, kwargs)
+        if self._real is not None:
+            args, kwargs = self._computed((args, kwargs))
+        elif self._next < len(self._calls) and not self.is_off:
+            return (self._compare if self._passes == 1 else self._skip)(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _record(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, arguments = _leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        inputs = [] if self._ended else [self._named(leaf) for leaf in leaves]
-        own = set(map(id, tensors))
-        is_plain = self._ended and self._reads_no_noise(func, own)
         with torch._C.DisableTorchFunction():   # else every look at a tensor is one that other modes see
             versions, replaced = list(map(_version, tensors)), _place(tensors[0]) if func == _REPLACE else None
-        before = random_state() if is_plain else None
+            is_foreign = any(not _is_of_torch(tensor) and _place(tensor) not in self._plain for tensor in tensors)
+        if (is_foreign or is_given_a_generator(args, kwargs) or getattr(func, "__name__", "") in _OPENING
+                or _level() > self._level):     # inside of a transform tensors are no plain ones
+            self.end()
+        inputs = [] if self._ended else [self._named(leaf) for leaf in leaves]
         output = func(*args, **kwargs)  # which may end the prefix
         results, structure = _leaves(output)
         with torch._C.DisableTorchFunction():
@@ -141,16 +168,23 @@ class Prefix(TorchFunctionMode):
                        if version != _version(tensor) or (version is _UNKNOWN and _writes(func, kwargs))}
         if replaced is not None:
             written.add(replaced)
-        self.has_state |= not written <= self._made
+        self.is_off |= not written <= self._made
         if not self._ended and random_state() != self._state:
-            self.has_state |= bool(written)     # later passes would call it again, on what it has written into already
+            self.is_off |= bool(written)   # later passes would call it again, on what it has written into already
             self.end()
         self._follow(tensors, results)
-        if self._ended:
-            self._measure(results, own, is_plain and random_state() == before)
-        else:
-            self._calls.append(_Call(func, inputs, [self._recorded(leaf, own) for leaf in results], structure))
+        if not self._ended:
+            own = set(map(id, tensors))
+            named = [self._recorded(leaf, own) for leaf in results]
+            self._calls.append(_Call(func, inputs, arguments, named, structure))
+            self._note_versions([*written, *(_place(leaf) for leaf in results if isinstance(leaf, Tensor))])
         return output
+
+    def _note_versions(self, places: list[int]) -> None:
+        with torch._C.DisableTorchFunction():
+            for number, result in enumerate(self._results):
+                if (tensor := result()) is not None and (number not in self._versions or _place(tensor) in places):
+                    self._versions[number] = _version(tensor)
 
     def _named(self, leaf: Any) -> Any:
         """What an argument is called in a record: the number of an earlier result, or the object itself."""
@@ -168,17 +202,58 @@ class Prefix(TorchFunctionMode):
             return self._named(leaf)
         if id(leaf) in arguments:  # written in place, into what came from outside
             return leaf
-        number = self._numbers[id(leaf)] = _Numbered(len(self._results))
-        key = id(leaf)  # which another tensor may get, once this one is gone
-        self._results.append(weakref.ref(leaf, lambda _: self._numbers.pop(key, None)))
+        number = _Numbered(len(self._results))
+        self._number(leaf, number)
         return number
 
-    def _again(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _number(self, result: Tensor, number: _Numbered) -> None:
+        key = id(result)    # which another tensor may get, once this one is gone
+        self._numbers[key] = number
+        self._results.append(weakref.ref(result, lambda _: self._numbers.pop(key, None)))
+
+    def _is_as_recorded(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        call = self._calls[self._next]
+        inputs = [self._named(leaf) for leaf in _leaves((args, kwargs))[0]]
+        return func == call.function and len(inputs) == len(call.inputs) and all(map(_alike, inputs, call.inputs))
+
+    def _compare(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In the second pass: computes a function, and compares what is left at the end."""
+        is_same = self._is_as_recorded(func, args, kwargs)
+        call = self._calls[self._next]
+        output = func(*args, **kwargs)
+        results, structure = _leaves(output)
+        if not is_same or structure != call.structure:
+            self.is_off = True
+            return output
+        for result, recorded in zip(results, call.results, strict=True):
+            if isinstance(recorded, _Numbered):
+                if id(result) not in self._numbers:
+                    self._number(result, recorded)
+                if recorded in self._live:
+                    self._now[recorded] = result
+            elif not _alike(result, recorded):
+                self.is_off = True
+        self._next += 1
+        if self._next == len(self._calls):
+            with torch._C.DisableTorchFunction():
+                self.is_off |= not all(map(self._is_left_the_same, self._kept))
+            self._now, self._numbers = {}, {}
+        return output
+
+    def _is_left_the_same(self, kept: _Kept) -> bool:
+        number = next((number for number, tensor in self._live.items() if tensor is kept.tensor), None)
+        tensor = kept.tensor if number is None else self._now[number]
+        contents = tensor.untyped_storage()
+        return contents.nbytes() == kept.contents.nbytes() and torch.equal(_bytes(contents), _bytes(kept.contents))
+
+    def _skip(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In later passes: what a function gave, if it is called as it was."""
+        if not self._is_as_recorded(func, args, kwargs):
+            self._go_off()
+            args, kwargs = self._computed((args, kwargs))
+            return func(*args, **kwargs)
         call = self._calls[self._next]
         self._next += 1
-        inputs = [self._named(leaf) for leaf in _leaves((args, kwargs))[0]]
-        if func != call.function or len(inputs) != len(call.inputs) or not all(map(_alike, inputs, call.inputs)):
-            raise Diverged(f"function {self._next} of {len(self._calls)} was called in another way")
         return tree_unflatten([self._given(result) for result in call.results], call.structure)
 
     def _given(self, result: Any) -> Any:
@@ -189,67 +264,35 @@ class Prefix(TorchFunctionMode):
             self._numbers[id(self._now[result])] = result
         return self._now[result]
 
-    def _reads_no_noise(self, func: Callable[..., Any], arguments: set[int]) -> bool:
-        """Whether a function computes from plain tensors alone; one that makes room for numbers may get noisy ones."""
-        name = getattr(func, "__name__", "")
-        return bool(arguments) and arguments <= self._plain and not name.startswith("new_") and "_like" not in name
+    def _go_off(self) -> None:
+        """Computes in this pass what it has skipped, for it goes another way."""
+        self.is_off = True
+        if self._passes == 1:
+            return
+        for kept in self._start:
+            kept.put_back()
+        self._real = {}
+        for call in self._calls[:self._next]:
+            args, kwargs = tree_unflatten([self._real[leaf] if isinstance(leaf, _Numbered) else leaf
+                                           for leaf in call.inputs], call.arguments)
+            for result, recorded in zip(_leaves(call.function(*args, **kwargs))[0], call.results, strict=True):
+                if isinstance(recorded, _Numbered):
+                    self._real[recorded] = result
 
-    def _measure(self, results: list[Any], arguments: set[int], is_plain: bool) -> None:
-        for tensor in results:
-            if not isinstance(tensor, Tensor):
-                continue
-            key, size = id(tensor), tensor.numel() * tensor.element_size()
-            (self._plain.add if is_plain else self._plain.discard)(key)
-            if key not in arguments:    # x.float() may be x
-                self._bytes += size
-                self.peak = max(self.peak, self._bytes)
-                self._measured.append(weakref.ref(tensor, functools.partial(self._free, key, size)))
-
-    def _free(self, key: int, size: int, _: Any) -> None:
-        self._plain.discard(key)    # which another tensor may get now
-        self._bytes -= size
-
-    def outlived(self) -> bool:
-        """Whether what may have noise in it is still held, after what the first pass returned is let go."""
-        alive = (result() for result in self._measured)
-        return any(tensor is not None and id(tensor) not in self._plain for tensor in alive)
+    def _computed(self, tree: Any) -> Any:
+        """What was computed after all, in the place of what stands for it in this pass."""
+        real = self._real or {}
+        leaves, structure = _leaves(tree)
+        return tree_unflatten([real.get(self._numbers.get(id(leaf), -1), leaf) if isinstance(leaf, Tensor) else leaf
+                               for leaf in leaves], structure)
 
 
-class Apart(TorchFunctionMode):
-    """Refuses, under :func:`torch.vmap`, a function that draws what all samples would share, as some kernels do.
-
-    Also one that is given a generator, and a pass that sets the state of a global one, as ``torch.manual_seed`` does:
-    what is seeded in every pass is the same for all samples of a loop, and :func:`torch.vmap` would draw it for each.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._state = random_state()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
-        if error is None:
-            self._require_the_state()
-
-    def _require_the_state(self) -> None:
-        """Only functions that are seen may move it."""
-        if random_state() != self._state:
-            raise Diverged("the state of a global generator was set, or a function that is not seen drew")
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
-                           kwargs: dict[str, Any] | None = None) -> Any:
-        if generators(args, kwargs or {}):
-            raise Diverged(f"{getattr(func, '__name__', func)} draws from a generator that it is given")
-        self._require_the_state()
-        output = func(*args, **(kwargs or {}))
-        before, self._state = self._state, random_state()
-        if self._state != before and not any(map(_is_mapped, _leaves(output)[0])):
-            raise Diverged(f"{getattr(func, '__name__', func)} draws the same for all samples")
-        return output
+def _bytes(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _is_mapped(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and torch._C._functorch.is_batchedtensor(leaf)
+def _has_memory(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_meta and _place(tensor) != id(tensor)
 
 
 def _leaves(tree: Any) -> tuple[list[Any], TreeSpec]:
@@ -291,9 +334,9 @@ def _level() -> int:
     return torch._C._len_torch_dispatch_stack() + (0 if top is None else int(top.level()))
 
 
-def generators(args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[torch.Generator]:
-    """What a function of torch may draw from beside the global generators."""
-    return {value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator)}
+def is_given_a_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of torch may draw from another generator than the global ones."""
+    return any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
 
 
 def random_state() -> list[Any]:

@@ -34,7 +34,7 @@ from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
 from .noise.laws import DRAWING
-from .prefix import generators, random_state, state_of_others
+from .prefix import is_given_a_generator, random_state, state_of_others
 from .surgery import (
     _dropout_of,
     _has_hooks_for_all_modules,
@@ -264,7 +264,7 @@ class _NoDropout(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if _dropout_of(name, args, kwargs or {})[0] > 0:
             raise _Refused(f"it calls {name}(), and only sequences are followed")
-        if generators(args, kwargs or {}):
+        if is_given_a_generator(args, kwargs or {}):
             _refuse_draw()
         return function(*args, **(kwargs or {}))
 

@@ -710,16 +710,40 @@ def _tensors(value: Any, inside: tuple[int, ...] = ()) -> Iterator[Tensor]:
             yield from _tensors(part, (*inside, id(value)))
 
 
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
+def _copies(tensors: Iterable[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Makes copies; where tensors share memory, as the views of a series do, so do their copies."""
+    sharing: dict[tuple[int, torch.dtype], dict[int, Tensor]] = {}
+    for tensor in tensors:
+        if (type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
+                and tensor.numel() and not (tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)):
+            sharing.setdefault((tensor.untyped_storage().data_ptr(), tensor.dtype), {})[id(tensor)] = tensor
+    whole: dict[int, tuple[Tensor, int | torch.SymInt]] = {}
+    for views in sharing.values():
+        if len(views) > 1:
+            first = min(view.storage_offset() for view in views.values())
+            last = max(view.storage_offset() + sum((size - 1) * stride for size, stride in
+                                                   zip(view.shape, view.stride(), strict=True))
+                       for view in views.values())
+            view = next(iter(views.values())).detach()
+            whole |= dict.fromkeys(views, (view.as_strided((last - first + 1,), (1,), first).clone(), first))
+
+    def copied(tensor: Tensor) -> Tensor:
+        if id(tensor) not in whole:
+            return tensor.detach().clone()
+        memory, first = whole[id(tensor)]
+        return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() - first)
+
+    return copied
 
 
-def _copied(value: Any, of: Callable[[Tensor], Tensor] = _own, known: dict[int, tuple[Any, Any]] | None = None) -> Any:
+def _copied(value: Any, of: Callable[[Tensor], Tensor] | None = None, known: dict[int, tuple[Any, Any]] | None = None
+            ) -> Any:
     """The same input with containers, objects, arrays and tensors of its own: a model may write into all of them.
 
     What comes twice is one copy, and an object without tensors is no copy. Of each tensor it is what ``of`` makes.
     """
     known = {} if known is None else known
+    of = _copies(_tensors(value)) if of is None else of
     if id(value) in known:
         return known[id(value)][1]
     result: Any = value

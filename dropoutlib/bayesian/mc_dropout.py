@@ -26,9 +26,8 @@ from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import describe, facts
 from dropoutlib.noise.given import in_checkpoint
 from dropoutlib.noise.laws import DRAWING
-from dropoutlib.prefix import Apart, Diverged, Prefix, state_of_others
+from dropoutlib.prefix import Prefix
 from dropoutlib.rates import assigned_rates
-from dropoutlib.recurrent_network import RecurrentNetwork
 from dropoutlib.surgery import (
     _OF_ELEMENTS,
     _OF_MAPS,
@@ -48,7 +47,6 @@ __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _IN_KERNELS = {*_RECURRENT, "multi_head_attention_forward", "native_dropout"}
 _DROPPING = {*_OF_ELEMENTS, *_OF_MAPS, "multi_head_attention_forward", "scaled_dot_product_attention"}
-_FEWEST = 8     # samples that are worth torch.vmap
 _PREDICTING = threading.RLock()     # contexts change a model, and a seed is that of the process
 _ENTERING = threading.Lock()
 _COPYING = ("__reduce_ex__", "__deepcopy__")    # set on modules in a context, whose copies are as they were before
@@ -616,12 +614,12 @@ class ClassPrediction(Prediction):
 
 @overload
 def predict(model: nn.Module, x: Any, num_samples: int = ..., task: Literal["regression"] = ..., *,
-            precision: float | None = ..., masks: Literal["example", "call"] = ..., memory_limit: int = ...,
+            precision: float | None = ..., masks: Literal["example", "call"] = ...,
             progress: Callable[[int, int], Any] | None = ..., generator: torch.Generator | None = ...
             ) -> Prediction: ...
 @overload
 def predict(model: nn.Module, x: Any, num_samples: int = ..., *, task: Literal["classification"],
-            class_axis: int = ..., masks: Literal["example", "call"] = ..., memory_limit: int = ...,
+            class_axis: int = ..., masks: Literal["example", "call"] = ...,
             progress: Callable[[int, int], Any] | None = ..., generator: torch.Generator | None = ...
             ) -> ClassPrediction: ...
 
@@ -629,8 +627,7 @@ def predict(model: nn.Module, x: Any, num_samples: int = ..., *, task: Literal["
 @describe("mc_dropout")
 def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regression", *,
             precision: float | None = None, class_axis: int = 1, masks: Literal["example", "call"] = "example",
-            memory_limit: int = 2 ** 28, progress: Callable[[int, int], Any] | None = None,
-            generator: torch.Generator | None = None) -> Prediction:
+            progress: Callable[[int, int], Any] | None = None, generator: torch.Generator | None = None) -> Prediction:
     r"""Samples the outputs of a model with its dropout on, as :func:`~dropoutlib.monte_carlo` does, and sums them up.
 
     {four_answers}
@@ -642,18 +639,14 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     too small on average. Where a score has to be in its range, ``clamp`` it. None is below 0. The variation ratio is
     not corrected: it is too small where classes are close.
 
-    What the model computes before its first random number is computed once, and further samples run side by side, by
-    :func:`torch.vmap`, as many at a time as the memory allows; one after another, with the random numbers of a plain
-    loop, with recurrent layers, where the memory is for less than eight, and where the model draws from a
-    ``torch.Generator`` of its own or seeds a global one. The law is the same. Before either is relied upon, it has to
-    give for the second sample what a pass that computes everything gives from the same random numbers: that takes one
-    pass more. Where it does not, as with numbers that are counted up or drawn by Python, or cannot be done, ``predict``
-    is a plain loop. So it is where a pass keeps what it computed behind its first random number, or writes into a
-    tensor that was there before.
+    The samples are those of a loop over calls of the model under :func:`~dropoutlib.monte_carlo`, bit for bit, and take
+    the memory of one call. What torch computes before the first random number is computed twice, and compared; then it
+    is no longer computed as long as it is called with the same arguments, and else it is. So most is gained where
+    dropout sits in the head of a network. Nothing is skipped where a call writes into a tensor that was there before.
 
-    What is kept of a pass, as an attribute, in a list or by a hook, is kept for each sample if it was computed behind
-    the first random number; else, and if it is a number such as a count of calls, it may be kept once for many samples.
-    Layers may work in place; so may the model on its input, of which it gets a copy. Nothing is differentiated.
+    What is kept of a call, as an attribute, in a list or by a hook, is kept for each sample; tensors that were computed
+    before the first random number may be the same ones for many samples. Layers may work in place; so may the model on
+    its input, of which it gets a copy in each call. Nothing is differentiated.
 
     Metrics are left to others. ``torchmetrics`` takes ``mean`` as probabilities ``(N, K)``; ``torch-uncertainty`` takes
     ``stacked``.
@@ -667,11 +660,8 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
             their variance.
         class_axis: for a classification, the axis of the output along which the classes lie.
         masks: as for :func:`~dropoutlib.monte_carlo`: ``"example"``, or ``"call"`` for one function a sample.
-            With generators in the same state, other inputs then meet the same functions, in the same order, as long as
-            samples run in the same chunks.
-        memory_limit: bytes that what a model computes for the samples of one chunk may take, as estimated from the
-            first sample.
-        progress: called with the number of samples that are done, and of all, after each chunk: ``progress=print``.
+            With generators in the same state, other inputs then meet the same functions, in the same order.
+        progress: called with the number of samples that are done, and of all, after each: ``progress=print``.
         {generator} Meanwhile torch's global generator is seeded from it, and then put back: no other thread may draw,
             but for ``predict``, which waits.
 
@@ -684,7 +674,7 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
 
     Raises:
         TypeError: if the model is no module, is scripted, traced or exported, or returns no tensor of floating point
-            numbers; if ``num_samples``, ``precision`` or ``memory_limit`` are no numbers.
+            numbers; if ``num_samples`` or ``precision`` is no number.
         ValueError: if ``num_samples`` is below 2, ``precision`` not positive, or given for a classification;
             ``task`` or ``masks`` another word; ``class_axis`` no axis of the output, or one of a single class; or as
             from :func:`~dropoutlib.monte_carlo`.
@@ -709,7 +699,6 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
         raise ValueError(f"num_samples has to be at least 2, for a variance, but got {num_samples}")
     one_of("task", task, ("regression", "classification"))
     one_of("masks", masks, ("example", "call"))
-    positive_integer("memory_limit", memory_limit)
     if progress is not None:
         require_callable("progress", progress)
     if precision is not None:
@@ -721,7 +710,7 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
         raise ValueError("x has to be a tensor or several, not nested ones: call the model under monte_carlo, once for "
                          "every sample")
     with _PREDICTING, torch.no_grad(), _drawing_from(generator, model):
-        samples = _samples(model, x, int(num_samples), masks, memory_limit, progress)
+        samples = _samples(model, x, int(num_samples), masks, progress)
         return _summary(samples, precision) if task == "regression" else _class_summary(samples, class_axis)
 
 
@@ -743,106 +732,37 @@ def _gpus(model: nn.Module) -> list[int]:
     return sorted({tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda})
 
 
-def _samples(model: nn.Module, x: Any, num_samples: int, masks: str, memory_limit: int,
+def _samples(model: nn.Module, x: Any, num_samples: int, masks: str,
              progress: Callable[[int, int], Any] | None) -> Tensor:
-    """Outputs of a model that draws: the first of one pass, which is watched, the others as many at a time as fit."""
-    given = _copied(x)
+    """Outputs of a model that draws, those of a plain loop."""
     noise = _Noise(model, masks, before_drawing=lambda: prefix.end())
+    given = _copied(x)
     prefix = Prefix(list(_tensors(given)), [*model.parameters(), *model.buffers()])
+
+    def one() -> Any:
+        # containers, arrays and objects that a model writes into begin anew
+        return _call(model, _copied(x) if prefix.is_off else _copied(given, lambda tensor: tensor))
+
     with noise.on():
-        return _of_passes(model, x, given, prefix, num_samples, memory_limit, progress)
-
-
-def _of_passes(model: nn.Module, x: Any, given: Any, prefix: Prefix, num_samples: int, memory_limit: int,
-               progress: Callable[[int, int], Any] | None) -> Tensor:
-    def plain() -> Any:
-        return _call(model, _copied(x))
-
-    def again() -> Any:
-        inputs = _copied(given, lambda tensor: tensor)  # containers and objects that a model writes into begin anew
-        with prefix:
-            return _call(model, inputs)
-
-    others = state_of_others(model)
-    first = again()
-    if not isinstance(first, Tensor) or not first.is_floating_point():
-        raise TypeError("model has to return one tensor of floating point numbers, but "
-                        f"{type(model).__name__} returned "
-                        f"{first.dtype if isinstance(first, Tensor) else type(first).__name__}: wrap it into a module "
-                        "that gives the output")
-    samples = first.new_empty(num_samples, *first.shape)
-    samples[0], shape = first, first.shape
-    together = max(1, memory_limit // max(1, 2 * (prefix.peak + first.numel() * first.element_size())))
-    del first
-
-    def in_turn(_: int, run: Callable[[], Any]) -> Tensor:
-        return run().unsqueeze(0)
-
-    def side_by_side(n: int, run: Callable[[], Any]) -> Tensor:
-        def one(_: Tensor) -> Tensor:
-            with Apart():
-                return run()
-
-        return torch.vmap(one, randomness="different")(samples.new_empty(n))
-
-    # from the fastest to the one that is always right
-    ways = [(together, side_by_side, again), (1, in_turn, again), (1, in_turn, plain)]
-    if state_of_others(model) != others or prefix.has_state or prefix.outlived():
-        del ways[:-1]   # what is not computed by torch alone, and what is kept, is that of one sample
-    elif together < _FEWEST or any(map(_is_recurrent, model.modules())):
-        ways.pop(0)     # a plain pass is faster
-    generators = [torch.default_generator, *(torch.cuda.default_generators[device] for device in _gpus(model)),
-                  *prefix.generators]
-    done, is_right = 1, False
-    while done < num_samples:
-        most, passes, run = ways[0]
-        states = [(generator, generator.get_state()) for generator in generators]
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
-                if run is plain or is_right:
-                    outputs = passes(min(most, num_samples - done), run)
-                else:
-                    expected = passes(1, plain)
-                    _rewind(states)
-                    outputs = passes(1, run)
-                    _require_the_same(outputs, expected)
-                    is_right = True
-            if outputs.shape[1:] != shape:
-                raise Diverged(f"a pass gave the shape {tuple(outputs.shape[1:])}")
-        except Exception:
-            if len(ways) == 1:
-                raise
-            ways.pop(0)
-            is_right = False
-            _rewind(states)
-            continue
-        samples[done:done + len(outputs)] = outputs
-        done += len(outputs)
-        if progress is not None:
-            progress(done, num_samples)
+        samples = None
+        for done in range(num_samples):
+            output = prefix.run(one)
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                raise TypeError("model has to return one tensor of floating point numbers, but "
+                                f"{type(model).__name__} returned "
+                                f"{output.dtype if isinstance(output, Tensor) else type(output).__name__}: wrap it "
+                                "into a module that gives the output")
+            if samples is None:
+                samples = output.new_empty(num_samples, *output.shape)
+            if output.shape != samples.shape[1:]:
+                raise RuntimeError("model has to return outputs of one shape, but "
+                                   f"{type(model).__name__} returned {tuple(samples.shape[1:])} for one sample and "
+                                   f"{tuple(output.shape)} for another")
+            samples[done] = output
+            if progress is not None:
+                progress(done + 1, num_samples)
+    assert samples is not None
     return samples
-
-
-def _rewind(states: list[tuple[torch.Generator, Tensor]]) -> None:
-    for generator, state in states:
-        generator.set_state(state)
-
-
-def _require_the_same(output: Tensor, expected: Tensor) -> None:
-    """What was computed once, and everything that a model does beside its computations, may be for all samples alone.
-
-    From the same random numbers a pass that computes all of it gives the same, unless it depends on passes before it,
-    as on a number that is counted up or drawn elsewhere.
-    """
-    size = expected.nan_to_num(0, 0, 0).abs().amax().item() if expected.numel() else 0
-    error = torch.finfo(expected.dtype).eps ** 0.5
-    if output.shape != expected.shape or not torch.allclose(output, expected, error, error * size, equal_nan=True):
-        raise Diverged("a pass that computes everything gives another output")
-
-
-def _is_recurrent(module: nn.Module) -> bool:
-    return isinstance(module, (nn.RNNBase, RecurrentNetwork))
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
