@@ -769,6 +769,13 @@ def test_a_law_with_one_value_is_refused():
         Noise(Bernoulli("c", p, 1, 1))
 
 
+@pytest.mark.parametrize("law", [stats.Normal("g", 0, 1), Bernoulli("m", p)])
+def test_a_law_under_a_condition_is_refused(law):
+    with pytest.raises(ValueError, match=f"that of {law} is none: it is under a condition"):
+        Noise(stats.given(law, law > 0))
+    assert Noise(law).law == law
+
+
 # -- means of the normal law ---------------------------------------------------
 RELU = mu * Phi(mu / s) + s * phi(mu / s)
 
