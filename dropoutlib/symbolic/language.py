@@ -25,15 +25,18 @@ assumptions admit.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sympy
+from mpmath import mp
 from sympy import (
     Derivative,
     Dummy,
@@ -62,7 +65,7 @@ from sympy.stats.rv import RandomSymbol
 
 from .families import Noise, copies, real_letters
 from .functions import Phi, phi
-from .meaning import FUNCTIONS
+from .meaning import FUNCTIONS, NotPolynomial, Numbers, as_float
 from .notation import MOMENTS, latex, plain
 
 __all__ = ["FREE", "NAME", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "in_words", "is_whole",
@@ -431,6 +434,8 @@ class _Reader:
             self.symbol(index, {index: None}, "index")
             self.bound_symbols.add(index)
             names.append(index)
+            if isinstance(e, Product) and _vanishes(e.function):        # and so is the product, of 1, 2, ... factors
+                self.at_least_zero(high - low, inside)
             inside[index] = (low, high) if not (low.free_symbols | high.free_symbols) & set(inside) else None
         self.visit(e.function, inside, "value", random)
 
@@ -756,7 +761,36 @@ def _never_negative(e: Any) -> bool:
 
 def _may_vanish(base: Any) -> bool:
     """May the rules find that a base is 0 or a delta?"""
-    return bool(base.has(*BINDERS, *MOMENTS, KroneckerDelta, Derivative) or sympy.expand(base) == 0)
+    return bool(base.has(*BINDERS, *MOMENTS, KroneckerDelta, Derivative)) or _vanishes(base)
+
+
+class _Anywhere(Numbers):
+    """Numbers for all letters and entries, those of an index that is bound around it too."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__({}, self.drawn)
+        self.scale = scale
+
+    def symbol(self, e: Any) -> Any:
+        source = random.Random(e.name)
+        return source.randrange(3, 7) if e.is_integer else self.scale * Fraction(source.randrange(1, 2**64), 2**64)
+
+    def place(self, e: Any, env: Any) -> tuple[Any, ...]:
+        return e.base, *(str(i.xreplace({s: sympy.Integer(env[s]) for s in i.free_symbols if s in env}))
+                         for i in e.indices)
+
+    def drawn(self, e: Any, key: tuple[Any, ...]) -> Any:
+        return self.scale * Fraction(random.Random(str(key)).randrange(1, 2**64), 2**64)
+
+
+def _vanishes(e: Any) -> bool:
+    """Is e 0 at a random point, as what is 0 everywhere is? True where no point is found."""
+    if e.is_Symbol or e.is_Indexed or e.is_Number:
+        return bool(e == 0)
+    for scale in (1, -1, 10, -10, 10**4, -10**4):
+        with suppress(ArithmeticError, ValueError, NotPolynomial), mp.workdps(60):
+            return bool(abs(as_float(_Anywhere(scale).value(e, {}))) < mp.mpf(10) ** -40)
+    return True
 
 
 def _order(e: Any, variable: Any, root: Any) -> Any:
