@@ -726,6 +726,16 @@ def test_the_judge_looks_where_two_indices_agree(monkeypatch):
             prove(left, 0)
 
 
+def test_a_line_that_the_rules_show_keeps_its_condition_beside_one_that_is_enumerated():
+    powers = Sum(p**h * binomial(n, h), (h, 0, n))
+    shown = derive(Sum(1, (j, 2, n)) + powers, n - 1 + powers, (n - 1 + (1 + p)**n, "at sizes"), by="enumeration",
+                   n=(1, 2))
+    assert [reason for _, reason in shown.lines] == ["", "", "at sizes, at n = 1, 2"]
+    assert shown.condition == "n = 1, 2, ..."
+    shown = derive(Sum(1, (j, 2, n)) + powers, (n - 1 + (1 + p)**n, "at sizes"), by="enumeration", n=(1, 2))
+    assert shown.condition == ""
+
+
 def test_copies_that_are_repeated_are_powers():
     assert prove(Expectation(Product(m[1] * x[j], (j, 1, n))), (1 - p) * Product(x[j], (j, 1, n)))
 

@@ -306,8 +306,9 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
             how = _at_other_sizes(claim, start, line, f"line {position}", cases)
         hows.append(how)
         checked.append((line, ", ".join(part for part in (reason, how) if part)))
-    claim.signed = _domains(claim, cases, given if any(hows) else {})
-    if hows and all(hows):
+    at_given = bool(hows) and all(hows)         # a line that the rules show does not say at which sizes
+    claim.signed = _domains(claim, cases, given if at_given else {})
+    if at_given:
         claim.whole = [symbol for symbol in claim.whole if symbol.name not in given]
     return Derivation(_SHOWN, checked, cases, claim)
 
