@@ -68,6 +68,7 @@ from dropoutlib.symbolic import (
     exact,
     gaussian_mean,
     judge,
+    language,
     linear,
     number,
     phi,
@@ -721,7 +722,7 @@ def test_no_size_is_said_to_be_positive_for_a_factor_that_is_not_zero():
 def test_the_judge_looks_where_two_indices_agree(monkeypatch):
     monkeypatch.setattr(rules, "difference", lambda *_: S.Zero)
     for left in (KroneckerDelta(a, 50) * x[1], KroneckerDelta(a, b + 50), Covariance(m[a], m[50]),
-                 Covariance(m[a], m[60 - b])):
+                 Covariance(m[a], m[60 - b]), KroneckerDelta(whole, -60), KroneckerDelta(below, -60)):
         with pytest.raises(Unproved, match="is false at"):
             prove(left, 0)
 
@@ -821,6 +822,36 @@ def test_a_law_under_a_condition_is_refused(law):
     with pytest.raises(ValueError, match=f"that of {law} is none: it is under a condition"):
         Noise(stats.given(law, law > 0))
     assert Noise(law).law == law
+
+
+# -- integrals up to infinity ------------------------------------------------------
+@pytest.mark.parametrize(("integrand", "condition"), [
+    (exp(-v * (10**6 - mu)), "mu < 1000000"),
+    (v**2 * exp(mu * v), "mu < 0"),
+    (exp(-C * v) / (1 + v), "C > 0"),
+    (cos(v) * phi(C * v) * exp(3 * v + mu), "C > 0"),
+    (exp(-v**2), ""),
+])
+def test_an_integral_up_to_infinity_says_for_which_letters_it_exists(integrand, condition):
+    """At mu = 2000000 neither side would have a value."""
+    claim = language.read([Integral(integrand, (v, 0, oo))])
+    claim.signed = [C] if integrand.has(C) else []
+    assert claim.condition() == condition
+
+
+def test_an_integral_up_to_infinity_is_shown_under_that_condition():
+    decaying = exp(-v * (1000 - mu))
+    assert prove(2 * Integral(decaying, (v, 0, oo)), Integral(2 * decaying, (v, 0, oo))).condition == "mu < 1000"
+    over_indices = Sum(Integral(exp(-v * j), (v, 0, oo)), (j, 1, n))
+    assert prove(over_indices, Sum(1 / j, (j, 1, n))).condition == "j != 0, n = 1, 2, ..."
+
+
+@pytest.mark.parametrize("integrand", [1 / (1 + mu**2 * v**2), 1 / (1 + exp(mu * v)), exp(-mu * sqrt(v)),
+                                       exp(-v) + exp(-v) / (1 + v * mu)**2 + 1 / (2 + mu * v)**2,
+                                       exp(-mu * v) / (2 + tanh(v) - 1)])
+def test_an_integral_up_to_infinity_that_may_not_exist_is_refused(integrand):
+    with pytest.raises(NotAClaim, match=r"exists is not known|on the whole range is not known"):
+        prove(2 * Integral(integrand, (v, 0, oo)), Integral(2 * integrand, (v, 0, oo)))
 
 
 # -- means of the normal law ---------------------------------------------------

@@ -16,7 +16,8 @@ A claim is an equation between expressions that are made of
   standard normal Phi and phi; conjugate, which is its argument;
 * Expectation, Variance and Covariance without conditions;
 * derivatives by a real symbol or an entry of an array, except of functions with a kink; definite integrals over one
-  variable and limits at a number or infinity, both without noise.
+  variable and limits at a number or infinity, both without noise. No other letter may stand
+  under an integral up to infinity, unless that falls like an exponential; that it does is a condition.
 
 Everything else is refused with :class:`~dropoutlib.symbolic.NotAClaim`, which names the part. A free index runs over
 the range 1..n of its place, if all sums over that place have that range; else it is any whole number that its
@@ -555,6 +556,7 @@ class _Reader:
             if variable.is_nonnegative or variable.is_nonpositive:      # SymPy uses the declared sign
                 self.note(end, ">=" if variable.is_nonnegative else "<=", 0, bound, False)
         self.check_powers(e, variable, low, high)
+        self.check_tails(e, variable, low, high, bound)
         free = Symbol(variable.name, real=True)
         body, variable = e.function.xreplace({variable: free}), free
         for relation in self.conditions_with(variable, body, bound):
@@ -585,6 +587,21 @@ class _Reader:
             stays = finite and all(part.base.xreplace({variable: end}).is_positive for end in (low, high))
             if not stays and not (part.exp.is_nonnegative and (finite or falls)):
                 raise self.refuse(e, f"for which {plain(part.exp)} it exists is not known")
+
+    def check_tails(self, e: Any, variable: Any, low: Any, high: Any, bound: dict[Any, Any]) -> None:
+        """Letters decide whether an integral up to infinity exists, and no sample of points tells for which it does."""
+        body = e.function.as_independent(variable, as_Add=False)[1]
+        for end in {low, high} & {oo, -oo}:
+            if body.free_symbols <= {variable}:
+                continue
+            exponents = _exponents(body, variable)
+            for exponent in exponents or [S.Zero]:
+                order = sympy.degree(exponent, variable) if exponent.has(variable) else 0
+                if order < 1:
+                    raise self.refuse(e, "for which letters it exists is not known")
+                slope = exponent.coeff(variable, order) * (1 if end is oo else (-1) ** order)
+                if not (slope.is_number or (slope.is_negative and slope.free_symbols <= set(bound))):
+                    self.note(-slope, ">", 0, bound, False)
 
     def limit(self, e: Any, bound: dict[Any, Any]) -> None:
         body, variable, point, _ = e.args
@@ -819,6 +836,41 @@ def _order(e: Any, variable: Any, root: Any) -> Any:
         return S.Zero
     is_continuous = isinstance(e, CONTINUOUS) or (e.is_Pow and (e.exp.is_nonnegative or not e.base.has(variable)))
     return S.Zero if is_bounded and is_continuous else -oo
+
+
+def _exponents(e: Any, variable: Any) -> set[Any] | None:
+    """Polynomials q for which |e| is at most a sum of exp(q), each times a power of |variable|, far away from 0.
+
+    None where none are known.
+    """
+    if variable not in e.free_symbols or e == variable or (isinstance(e, BOUNDED) and not isinstance(e, phi)):
+        return {S.Zero}
+    if isinstance(e, (sympy.exp, phi, sympy.cosh, sympy.sinh)):
+        inner = sympy.expand(e.args[0])
+        if not inner.is_polynomial(variable):
+            return None
+        return {sympy.expand(-inner**2 / 2)} if isinstance(e, phi) else {inner} if isinstance(e, sympy.exp) \
+            else {inner, -inner}
+    values = [value for value, _ in e.args] if isinstance(e, Piecewise) else e.args
+    if isinstance(e, Piecewise | Max | Min | sympy.Abs) or e.is_Add:
+        found = [_exponents(part, variable) for part in values]
+        return None if None in found else set().union(*(part for part in found if part))
+    if e.is_Mul:
+        total: set[Any] = {S.Zero}
+        for part in map(_exponents, e.args, [variable] * len(e.args)):
+            if part is None:
+                return None
+            total = {sympy.expand(one + two) for one in total for two in part}
+        return total
+    if e.is_Pow and variable not in e.base.free_symbols:
+        return _exponents(sympy.exp(e.exp * sympy.log(e.base)), variable)
+    if e.is_Pow and e.exp.is_Integer and 0 < e.exp <= 9:
+        return _exponents(sympy.Mul(*[e.base] * int(e.exp), evaluate=False), variable)
+    # 1 - tanh falls like an exponential, too: one over it is not known
+    if (e.is_Pow and e.exp.is_number and not e.base.has(*BOUNDED)) or isinstance(e, sympy.log):
+        inside = _exponents(e.args[0], variable)
+        return {S.Zero} if inside == {S.Zero} else None
+    return None
 
 
 def _at_most_linear(e: Any, noise: set[Any]) -> bool:
