@@ -1123,6 +1123,16 @@ def test_the_name_of_the_normal_variable_is_taken():
     (Derivative(x[1] ** 2, x[1]) * x[1], 2 * x[1] ** 2,
      r"\left(\frac{\partial}{\partial {x}_{1}} {x}_{1}^{2}\right) {x}_{1}"),
     (Derivative(p**2, p) * Variance(m[1]), 2 * p**2 * (1 - p), r"\left(\frac{d}{d p} p^{2}\right) \operatorname{Var}"),
+    # 2p - 1 would be the derivative of the difference
+    (Derivative(p**2, p) - p, p, r"\left(\frac{d}{d p} p^{2}\right) - p"),
+    (Derivative(x[1]**2, x[1]) + x[1], 3 * x[1],
+     r"\left(\frac{\partial}{\partial {x}_{1}} {x}_{1}^{2}\right) + {x}_{1}"),
+    (q * Sum(x[j], (j, 1, n)) - y[j], -y[j] + q * Sum(x[k], (k, 1, n)),
+     r"\left(q \sum_{j=1}^{n} {x}_{j}\right) - {y}_{j}"),
+    (Limit(1 / v, v, oo) - v, -v, r"\left(\lim_{v \to \infty} \frac{1}{v}\right) - v"),
+    (Derivative(p**2, p) - q, 2 * p - q, r"\frac{d}{d p} p^{2} - q"),
+    (Sum(x[j], (j, 1, n)) - Sum(y[j], (j, 1, n)), Sum(x[j] - y[j], (j, 1, n)),
+     r"\sum_{j=1}^{n} {x}_{j} - \sum_{j=1}^{n} {y}_{j}"),
 ])
 def test_brackets_stand_where_a_reader_needs_them(left, right, shown):
     assert shown in prove(left, right)._repr_latex_()
