@@ -379,6 +379,10 @@ OUTSIDE = {
     "an array of positive entries": (IndexedBase(Symbol("x", positive=True))[1], "without other assumptions"),
     "a law that depends on a bound index": (
         Sum(Expectation(Noise(Bernoulli("b", 1 / (j + 1)))[1]), (j, 1, n)), "a parameter of a law, and bound"),
+    "an index with the name of its family": (
+        beyond * Covariance(named_k[1], Sum(named_k[size], (size, 1, n))), "of an array or a family, and bound"),
+    "a variable with the name of an array": (
+        Integral(Symbol("x") * x[1], (Symbol("x"), 0, 1)), "of an array or a family, and bound"),
     "a name that prints as a power": (Symbol("y__2"), "prints as something else"),
     "a name that prints as a size": (Symbol("aabs"), "prints as something else"),
     "cases that leave something out": (Piecewise((1, n < d), (2, n > d)), "for all the rest"),

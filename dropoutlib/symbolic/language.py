@@ -657,6 +657,8 @@ class _Reader:
         """Two different things may not print alike."""
         if captured := self.law_symbols & self.bound_symbols:
             raise self.refuse(min(map(str, captured)), "is a parameter of a law, and bound by a sum or an integral")
+        if captured := {s.name for s in self.bound_symbols} & {base.name for base in self.bases}:
+            raise self.refuse(min(captured), "is the name of an array or a family, and bound by a sum or an integral")
         entries = {entry for line in self.claim.lines for entry in line.atoms(Indexed)}
         operators = set(OPERATORS.values())
         if any(line.has(KroneckerDelta) for line in self.claim.lines):
