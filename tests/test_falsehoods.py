@@ -741,6 +741,15 @@ def test_a_line_that_the_rules_show_keeps_its_condition_beside_one_that_is_enume
     assert shown.condition == ""
 
 
+def test_an_enumeration_needs_every_exponent():
+    """At h = 0, 1, 2, 3 would else stand beside the condition that h is 0, 1, 2, ..."""
+    for hidden in (binomial(h, 5) * x[1], mu**h * h * (h - 1) * (h - 2) * (h - 3)):
+        with pytest.raises(ValueError, match="an enumeration needs every size: give h="):
+            derive(hidden, (0, "by hand"), by="enumeration")
+    shown = derive(Expectation((1 + m[1])**h), ((1 - p) * 2**h + p, "by hand"), by="enumeration", h=(0, 1))
+    assert repr(shown).endswith("[by hand]\n  for 0 < p < 1, h = 0, 1, 2, ...")         # the rules show it for every h
+
+
 def test_copies_that_are_repeated_are_powers():
     assert prove(Expectation(Product(m[1] * x[j], (j, 1, n))), (1 - p) * Product(x[j], (j, 1, n)))
 
