@@ -68,9 +68,11 @@ from dropoutlib.symbolic import (
     exact,
     gaussian_mean,
     judge,
+    language,
     linear,
     number,
     phi,
+    proofs,
     prove,
     rules,
     same,
@@ -92,6 +94,7 @@ units = Sum(m[j], (j, 1, n))
 late = Sum(m[k] * x[k], (k, d + 3, n))
 zeros = Product(Covariance(m[j], m[j + 1]), (j, 1, 50 - n))
 power_of_delta = KroneckerDelta(i, k) * m[1]
+beyond, named_k = Max(0, x[1] - 1000), Noise(Bernoulli("k", 1 - p))
 by_parts = r * sqrt(1 + r**-2) / 2 + r * Abs(r) * Integral(1 / sqrt(v**2 + 1), (v, 0, 1 / Abs(r))) / 2
 
 FALSE = {
@@ -376,6 +379,10 @@ OUTSIDE = {
     "an array of positive entries": (IndexedBase(Symbol("x", positive=True))[1], "without other assumptions"),
     "a law that depends on a bound index": (
         Sum(Expectation(Noise(Bernoulli("b", 1 / (j + 1)))[1]), (j, 1, n)), "a parameter of a law, and bound"),
+    "an index with the name of its family": (
+        beyond * Covariance(named_k[1], Sum(named_k[size], (size, 1, n))), "of an array or a family, and bound"),
+    "a variable with the name of an array": (
+        Integral(Symbol("x") * x[1], (Symbol("x"), 0, 1)), "of an array or a family, and bound"),
     "a name that prints as a power": (Symbol("y__2"), "prints as something else"),
     "a name that prints as a size": (Symbol("aabs"), "prints as something else"),
     "cases that leave something out": (Piecewise((1, n < d), (2, n > d)), "for all the rest"),
@@ -692,6 +699,57 @@ def test_a_size_is_positive_where_a_bound_index_or_a_power_is_taken_so(left, rig
     assert f"{size} = 1, 2, ..." in prove(left, right).condition
 
 
+nothing = 1 / (1 + w[1]) + w[1] / (1 + w[1]) - 1         # 0, which SymPy finds when it simplifies
+long_of_sizes = far * m[1] * Variance(m[3]) * Sum(x[j], (j, 1, n)) * Sum(y[j], (j, 1, d + 1))
+one_sign = sign(Sum(2 * j, (j, 1, n)) - Sum(j, (j, 1, n)))
+
+
+@pytest.mark.parametrize(("left", "right", "size"), [
+    # a factor that is 0 at all indices that are tried, or at some sizes
+    (KroneckerDelta(a, 50) * nothing**n * Sum(x[j], (j, 1, n + 1)), 0, n),
+    (Covariance(m[a], m[b + 50]) * nothing**n * Sum(x[j], (j, 1, n + 1)), 0, n),
+    (beyond * Product(nothing, (j, 1, n)) * Sum(x[j], (j, 1, n + 1)), 0, n),
+    (long_of_sizes * Product(nothing, (j, 1, d)), 0, d),
+    (KroneckerDelta(a, 50) * one_sign, KroneckerDelta(a, 50), n),
+    (beyond * one_sign, beyond, n),
+])
+def test_a_factor_that_is_zero_in_some_cases_hides_no_size(left, right, size):
+    """0^n, an empty product and the sign of an empty sum are others at the zero of the size."""
+    assert f"{size} = 1, 2, ..." in prove(left, right).condition
+
+
+def test_no_size_is_said_to_be_positive_for_a_factor_that_is_not_zero():
+    assert prove(KroneckerDelta(a, 50) * (1 - p)**n * Product(1 + w[1], (j, 1, n)),
+                 KroneckerDelta(a, 50) * ((1 - p) * (1 + w[1]))**n).condition == ""
+
+
+def test_the_judge_looks_where_two_indices_agree(monkeypatch):
+    monkeypatch.setattr(rules, "difference", lambda *_: S.Zero)
+    for left in (KroneckerDelta(a, 50) * x[1], KroneckerDelta(a, b + 50), Covariance(m[a], m[50]),
+                 Covariance(m[a], m[60 - b]), KroneckerDelta(whole, -60), KroneckerDelta(below, -60)):
+        with pytest.raises(Unproved, match="is false at"):
+            prove(left, 0)
+
+
+def test_a_line_that_the_rules_show_keeps_its_condition_beside_one_that_is_enumerated():
+    powers = Sum(p**h * binomial(n, h), (h, 0, n))
+    shown = derive(Sum(1, (j, 2, n)) + powers, n - 1 + powers, (n - 1 + (1 + p)**n, "at sizes"), by="enumeration",
+                   n=(1, 2))
+    assert [reason for _, reason in shown.lines] == ["", "", "at sizes, at n = 1, 2"]
+    assert shown.condition == "n = 1, 2, ..."
+    shown = derive(Sum(1, (j, 2, n)) + powers, (n - 1 + (1 + p)**n, "at sizes"), by="enumeration", n=(1, 2))
+    assert shown.condition == ""
+
+
+def test_an_enumeration_needs_every_exponent():
+    """At h = 0, 1, 2, 3 would else stand beside the condition that h is 0, 1, 2, ..."""
+    for hidden in (binomial(h, 5) * x[1], mu**h * h * (h - 1) * (h - 2) * (h - 3)):
+        with pytest.raises(ValueError, match="an enumeration needs every size: give h="):
+            derive(hidden, (0, "by hand"), by="enumeration")
+    shown = derive(Expectation((1 + m[1])**h), ((1 - p) * 2**h + p, "by hand"), by="enumeration", h=(0, 1))
+    assert repr(shown).endswith("[by hand]\n  for 0 < p < 1, h = 0, 1, 2, ...")         # the rules show it for every h
+
+
 def test_copies_that_are_repeated_are_powers():
     assert prove(Expectation(Product(m[1] * x[j], (j, 1, n))), (1 - p) * Product(x[j], (j, 1, n)))
 
@@ -750,7 +808,10 @@ BURIED = {
 
 
 @pytest.mark.parametrize("name", BURIED)
-def test_a_wrong_integral_of_sympy_is_seen_wherever_it_stands(name):
+def test_a_wrong_integral_of_sympy_is_seen_wherever_it_stands(monkeypatch, name):
+    with pytest.raises(Unproved):
+        prove(*BURIED[name])
+    monkeypatch.setattr(proofs, "_refuted", lambda *_, **__: None)      # the judge sees behind a delta
     with pytest.raises(Unproved, match="is not shown by the rules"):
         prove(*BURIED[name])
 
@@ -767,6 +828,43 @@ def test_a_factor_that_is_zero_hides_no_condition_and_no_truth(factor):
 def test_a_law_with_one_value_is_refused():
     with pytest.raises(ValueError, match="law has to have two values, but both are 1 in c"):
         Noise(Bernoulli("c", p, 1, 1))
+
+
+@pytest.mark.parametrize("law", [stats.Normal("g", 0, 1), Bernoulli("m", p)])
+def test_a_law_under_a_condition_is_refused(law):
+    with pytest.raises(ValueError, match=f"that of {law} is none: it is under a condition"):
+        Noise(stats.given(law, law > 0))
+    assert Noise(law).law == law
+
+
+# -- integrals up to infinity ------------------------------------------------------
+@pytest.mark.parametrize(("integrand", "condition"), [
+    (exp(-v * (10**6 - mu)), "mu < 1000000"),
+    (v**2 * exp(mu * v), "mu < 0"),
+    (exp(-C * v) / (1 + v), "C > 0"),
+    (cos(v) * phi(C * v) * exp(3 * v + mu), "C > 0"),
+    (exp(-v**2), ""),
+])
+def test_an_integral_up_to_infinity_says_for_which_letters_it_exists(integrand, condition):
+    """At mu = 2000000 neither side would have a value."""
+    claim = language.read([Integral(integrand, (v, 0, oo))])
+    claim.signed = [C] if integrand.has(C) else []
+    assert claim.condition() == condition
+
+
+def test_an_integral_up_to_infinity_is_shown_under_that_condition():
+    decaying = exp(-v * (1000 - mu))
+    assert prove(2 * Integral(decaying, (v, 0, oo)), Integral(2 * decaying, (v, 0, oo))).condition == "mu < 1000"
+    over_indices = Sum(Integral(exp(-v * j), (v, 0, oo)), (j, 1, n))
+    assert prove(over_indices, Sum(1 / j, (j, 1, n))).condition == "j != 0, n = 1, 2, ..."
+
+
+@pytest.mark.parametrize("integrand", [1 / (1 + mu**2 * v**2), 1 / (1 + exp(mu * v)), exp(-mu * sqrt(v)),
+                                       exp(-v) + exp(-v) / (1 + v * mu)**2 + 1 / (2 + mu * v)**2,
+                                       exp(-mu * v) / (2 + tanh(v) - 1)])
+def test_an_integral_up_to_infinity_that_may_not_exist_is_refused(integrand):
+    with pytest.raises(NotAClaim, match=r"exists is not known|on the whole range is not known"):
+        prove(2 * Integral(integrand, (v, 0, oo)), Integral(2 * integrand, (v, 0, oo)))
 
 
 # -- means of the normal law ---------------------------------------------------
@@ -1038,6 +1136,16 @@ def test_the_name_of_the_normal_variable_is_taken():
     (Derivative(x[1] ** 2, x[1]) * x[1], 2 * x[1] ** 2,
      r"\left(\frac{\partial}{\partial {x}_{1}} {x}_{1}^{2}\right) {x}_{1}"),
     (Derivative(p**2, p) * Variance(m[1]), 2 * p**2 * (1 - p), r"\left(\frac{d}{d p} p^{2}\right) \operatorname{Var}"),
+    # 2p - 1 would be the derivative of the difference
+    (Derivative(p**2, p) - p, p, r"\left(\frac{d}{d p} p^{2}\right) - p"),
+    (Derivative(x[1]**2, x[1]) + x[1], 3 * x[1],
+     r"\left(\frac{\partial}{\partial {x}_{1}} {x}_{1}^{2}\right) + {x}_{1}"),
+    (q * Sum(x[j], (j, 1, n)) - y[j], -y[j] + q * Sum(x[k], (k, 1, n)),
+     r"\left(q \sum_{j=1}^{n} {x}_{j}\right) - {y}_{j}"),
+    (Limit(1 / v, v, oo) - v, -v, r"\left(\lim_{v \to \infty} \frac{1}{v}\right) - v"),
+    (Derivative(p**2, p) - q, 2 * p - q, r"\frac{d}{d p} p^{2} - q"),
+    (Sum(x[j], (j, 1, n)) - Sum(y[j], (j, 1, n)), Sum(x[j] - y[j], (j, 1, n)),
+     r"\sum_{j=1}^{n} {x}_{j} - \sum_{j=1}^{n} {y}_{j}"),
 ])
 def test_brackets_stand_where_a_reader_needs_them(left, right, shown):
     assert shown in prove(left, right)._repr_latex_()

@@ -47,7 +47,8 @@ class Noise(IndexedBase):  # type: ignore[misc]
 
     Raises:
         TypeError: If ``law`` is not a random variable of ``sympy.stats``.
-        ValueError: If both of its two values are the same, of which SymPy forgets one probability.
+        ValueError: If the law is under a condition, or both of its two values are the same, of which SymPy forgets one
+            probability.
 
     >>> from sympy import symbols
     >>> from dropoutlib.symbolic import Bernoulli, Expectation, Noise, exact
@@ -63,6 +64,9 @@ class Noise(IndexedBase):  # type: ignore[misc]
                             "of sympy.stats such as E or variance: these do not know families of copies, use "
                             "Expectation, Variance and Covariance of dropoutlib.symbolic with exact()")
         distribution = getattr(law.pspace, "distribution", None)
+        if distribution is None:
+            raise ValueError(f"law has to be one of sympy.stats as it stands, and that of {law.symbol} is none: it is "
+                             "under a condition, or made of several")
         if isinstance(distribution, BernoulliDistribution) and distribution.succ == distribution.fail:
             raise ValueError(f"law has to have two values, but both are {distribution.succ} in {law.symbol}")
         family = super().__new__(cls, law.symbol, real=True)

@@ -41,7 +41,7 @@ from sympy import (
 from sympy.concrete.expr_with_limits import ExprWithLimits
 
 from .evaluate import enumerate_masks
-from .families import Noise
+from .families import Noise, copies
 from .language import FREE, PARTIAL, Claim, NotAClaim, in_words
 from .meaning import (
     EXACT,
@@ -252,6 +252,7 @@ def cases(claim: Claim, given: Mapping[str, Sequence[int]]) -> list[dict[str, in
             raise NotAClaim(f"the free indices {', '.join(names)} have more than {MOST_CASES} combinations of values: "
                             "give some of them a number")
     found += _reaching(claim, found, given)
+    found += _meeting(claim, found, given)
     if not found:
         raise NotAClaim("no sizes and indices are left at which something could be checked"
                         + (f" with {', '.join(f'{k} = {list(v)}' for k, v in given.items())}" if given else ""))
@@ -284,6 +285,38 @@ def _reaching(claim: Claim, found: Sequence[dict[str, int]], given: Mapping[str,
         _, low, high = chain[-1]
         if not given and not any(elements > 0 for elements in reached) and not sympy.expand(high - low).is_negative:
             raise NotAClaim(f"the range from {plain(low)} to {plain(high)} was empty at all sizes that were found")
+    return more
+
+
+def _meeting(claim: Claim, found: Sequence[dict[str, int]], given: Mapping[str, Any]) -> list[dict[str, int]]:
+    """More cases, so that two indices that a delta or two copies compare agree in one, and hide nothing.
+
+    Small indices do not reach a delta of a and b + 50.
+    """
+    more: list[dict[str, int]] = []
+    compared = {delta.args[:2] for line in claim.lines for delta in line.atoms(KroneckerDelta)}
+    drawn = [copy for line in claim.lines for copy in copies(line)]
+    compared |= {pair for one, two in combinations(dict.fromkeys(drawn), 2) if one.base == two.base
+                 for pair in zip(one.indices, two.indices, strict=True)}
+    free = {index for index in claim.indices if index.name not in given}
+    known = {*free, *claim.sizes, *claim.indices, *claim.counts}
+    for left, right in sorted(compared, key=str):
+        gap = sympy.expand(left - right)
+        moves = [index for index in sorted(free & gap.free_symbols, key=str) if abs(gap.coeff(index)) == 1]
+        if not moves or not gap.free_symbols <= known:
+            continue
+        apart = [(int(gap.xreplace({s: sympy.Integer(case[s.name]) for s in gap.free_symbols})), case)
+                 for case in [*found, *more]]
+        if any(distance == 0 for distance, _ in apart):
+            continue
+        for (distance, case), index in product(apart[:: max(1, len(apart) // 4)], moves):
+            value = case[index.name] - distance * int(gap.coeff(index))
+            moved = {**case, index.name: value}
+            low = 1 if index.is_positive else 0 if index.is_nonnegative or index.is_integer is None else value
+            high = -1 if index.is_negative else 0 if index.is_nonpositive else value
+            if low <= value <= high and _admitted(claim, moved) and _keeps_to_ranges(claim, moved):
+                more.append(moved)
+                break
     return more
 
 
@@ -330,7 +363,7 @@ def _moved(claim: Claim, chain: Sequence[Any], elements: int, bases: Sequence[Ma
         step = (elements - here) // (next_to_it - here)
         moved = {**case, **{name: case[name] + step for name in names}}
         values = {symbol: moved[symbol.name] for symbol in [*claim.sizes, *claim.indices]}
-        if all(value in _from(symbol, abs(value)) for symbol, value in values.items()) \
+        if all(values[symbol] in _from(symbol, abs(values[symbol])) for symbol in values if symbol.name in names) \
                 and len({values[size] for size in claim.sizes}) == len(claim.sizes) \
                 and _admitted(claim, moved) and _keeps_to_ranges(claim, moved) and elements in _elements(chain, moved):
             return moved
@@ -471,7 +504,8 @@ def domains_that_matter(claim: Claim, where: Sequence[Mapping[str, int]]) -> lis
     for place in [*claim.sizes, *(index for index, high in claim.indices.items() if high in (FREE, PARTIAL))]:
         if place.is_integer and place not in claim.whole and (
                 place.is_nonpositive or place in claim.positive
-                or (not rational and any(_stands_as_a_number(place, line) for line in claim.lines))):
+                or (not rational and any(_stands_as_a_number(place, line) or _fills(place, line)
+                                         for line in claim.lines))):
             needed.append(place)
     needed += _not_zero(claim, where, needed)
     signed = [symbol for symbol in claim.parameters
@@ -514,8 +548,10 @@ def _not_zero(claim: Claim, where: Sequence[Mapping[str, int]], needed: Sequence
 def _holds_at_zero(claim: Claim, where: Sequence[Mapping[str, int]], places: Sequence[Any]) -> bool:
     """Does the claim hold, or say nothing, where sizes or indices are 0, outside of their declared domain?"""
     zeros = {place.name: 0 for place in places}
-    others = {tuple(sorted({**case, **zeros}.items())) for case in where}
-    return all(_holds_in(claim, dict(case), set(places)) for case in sorted(others))
+    others = [dict(case) for case in sorted({tuple(sorted({**case, **zeros}.items())) for case in where})]
+    others += _reaching(claim, others, zeros)       # an empty range may have hidden what fails there
+    others += _meeting(claim, others, zeros)
+    return all(_holds_in(claim, case, set(places)) for case in others)
 
 
 def _holds_in(claim: Claim, case: Mapping[str, int], places: set[Any]) -> bool:
@@ -580,6 +616,15 @@ def _stands_as_a_number(symbol: Any, e: Any) -> bool:
     if isinstance(e, Sum | Product):
         return _stands_as_a_number(symbol, e.function)
     return bool(e == symbol) or any(_stands_as_a_number(symbol, part) for part in e.args)
+
+
+def _fills(size: Any, e: Any) -> bool:
+    """Does SymPy give a sum a sign because its range is not empty, and that because of a size?"""
+    def has_sign(body: Any) -> bool:
+        return any(term.is_positive or term.is_negative for term in sympy.Add.make_args(sympy.expand(body)))
+
+    return any(part.has_reversed_limits is False and has_sign(part.function) for part in e.atoms(Sum)
+               if any(size in limit.free_symbols for limit in part.limits))
 
 
 def _holds(claim: Claim, point: Numbers) -> bool:

@@ -16,7 +16,8 @@ A claim is an equation between expressions that are made of
   standard normal Phi and phi; conjugate, which is its argument;
 * Expectation, Variance and Covariance without conditions;
 * derivatives by a real symbol or an entry of an array, except of functions with a kink; definite integrals over one
-  variable and limits at a number or infinity, both without noise.
+  variable and limits at a number or infinity, both without noise. No other letter may stand
+  under an integral up to infinity, unless that falls like an exponential; that it does is a condition.
 
 Everything else is refused with :class:`~dropoutlib.symbolic.NotAClaim`, which names the part. A free index runs over
 the range 1..n of its place, if all sums over that place have that range; else it is any whole number that its
@@ -25,15 +26,18 @@ assumptions admit.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sympy
+from mpmath import mp
 from sympy import (
     Derivative,
     Dummy,
@@ -62,7 +66,7 @@ from sympy.stats.rv import RandomSymbol
 
 from .families import Noise, copies, real_letters
 from .functions import Phi, phi
-from .meaning import FUNCTIONS
+from .meaning import FUNCTIONS, NotPolynomial, Numbers, as_float
 from .notation import MOMENTS, latex, plain
 
 __all__ = ["FREE", "NAME", "PARTIAL", "Claim", "NotAClaim", "assuming", "at_least_zero", "in_words", "is_whole",
@@ -431,6 +435,8 @@ class _Reader:
             self.symbol(index, {index: None}, "index")
             self.bound_symbols.add(index)
             names.append(index)
+            if isinstance(e, Product) and _vanishes(e.function):        # and so is the product, of 1, 2, ... factors
+                self.at_least_zero(high - low, inside)
             inside[index] = (low, high) if not (low.free_symbols | high.free_symbols) & set(inside) else None
         self.visit(e.function, inside, "value", random)
 
@@ -550,6 +556,7 @@ class _Reader:
             if variable.is_nonnegative or variable.is_nonpositive:      # SymPy uses the declared sign
                 self.note(end, ">=" if variable.is_nonnegative else "<=", 0, bound, False)
         self.check_powers(e, variable, low, high)
+        self.check_tails(e, variable, low, high, bound)
         free = Symbol(variable.name, real=True)
         body, variable = e.function.xreplace({variable: free}), free
         for relation in self.conditions_with(variable, body, bound):
@@ -580,6 +587,21 @@ class _Reader:
             stays = finite and all(part.base.xreplace({variable: end}).is_positive for end in (low, high))
             if not stays and not (part.exp.is_nonnegative and (finite or falls)):
                 raise self.refuse(e, f"for which {plain(part.exp)} it exists is not known")
+
+    def check_tails(self, e: Any, variable: Any, low: Any, high: Any, bound: dict[Any, Any]) -> None:
+        """Letters decide whether an integral up to infinity exists, and no sample of points tells for which it does."""
+        body = e.function.as_independent(variable, as_Add=False)[1]
+        for end in {low, high} & {oo, -oo}:
+            if body.free_symbols <= {variable}:
+                continue
+            exponents = _exponents(body, variable)
+            for exponent in exponents or [S.Zero]:
+                order = sympy.degree(exponent, variable) if exponent.has(variable) else 0
+                if order < 1:
+                    raise self.refuse(e, "for which letters it exists is not known")
+                slope = exponent.coeff(variable, order) * (1 if end is oo else (-1) ** order)
+                if not (slope.is_number or (slope.is_negative and slope.free_symbols <= set(bound))):
+                    self.note(-slope, ">", 0, bound, False)
 
     def limit(self, e: Any, bound: dict[Any, Any]) -> None:
         body, variable, point, _ = e.args
@@ -635,6 +657,8 @@ class _Reader:
         """Two different things may not print alike."""
         if captured := self.law_symbols & self.bound_symbols:
             raise self.refuse(min(map(str, captured)), "is a parameter of a law, and bound by a sum or an integral")
+        if captured := {s.name for s in self.bound_symbols} & {base.name for base in self.bases}:
+            raise self.refuse(min(captured), "is the name of an array or a family, and bound by a sum or an integral")
         entries = {entry for line in self.claim.lines for entry in line.atoms(Indexed)}
         operators = set(OPERATORS.values())
         if any(line.has(KroneckerDelta) for line in self.claim.lines):
@@ -756,7 +780,36 @@ def _never_negative(e: Any) -> bool:
 
 def _may_vanish(base: Any) -> bool:
     """May the rules find that a base is 0 or a delta?"""
-    return bool(base.has(*BINDERS, *MOMENTS, KroneckerDelta, Derivative) or sympy.expand(base) == 0)
+    return bool(base.has(*BINDERS, *MOMENTS, KroneckerDelta, Derivative)) or _vanishes(base)
+
+
+class _Anywhere(Numbers):
+    """Numbers for all letters and entries, those of an index that is bound around it too."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__({}, self.drawn)
+        self.scale = scale
+
+    def symbol(self, e: Any) -> Any:
+        source = random.Random(e.name)
+        return source.randrange(3, 7) if e.is_integer else self.scale * Fraction(source.randrange(1, 2**64), 2**64)
+
+    def place(self, e: Any, env: Any) -> tuple[Any, ...]:
+        return e.base, *(str(i.xreplace({s: sympy.Integer(env[s]) for s in i.free_symbols if s in env}))
+                         for i in e.indices)
+
+    def drawn(self, e: Any, key: tuple[Any, ...]) -> Any:
+        return self.scale * Fraction(random.Random(str(key)).randrange(1, 2**64), 2**64)
+
+
+def _vanishes(e: Any) -> bool:
+    """Is e 0 at a random point, as what is 0 everywhere is? True where no point is found."""
+    if e.is_Symbol or e.is_Indexed or e.is_Number:
+        return bool(e == 0)
+    for scale in (1, -1, 10, -10, 10**4, -10**4):
+        with suppress(ArithmeticError, ValueError, NotPolynomial), mp.workdps(60):
+            return bool(abs(as_float(_Anywhere(scale).value(e, {}))) < mp.mpf(10) ** -40)
+    return True
 
 
 def _order(e: Any, variable: Any, root: Any) -> Any:
@@ -785,6 +838,41 @@ def _order(e: Any, variable: Any, root: Any) -> Any:
         return S.Zero
     is_continuous = isinstance(e, CONTINUOUS) or (e.is_Pow and (e.exp.is_nonnegative or not e.base.has(variable)))
     return S.Zero if is_bounded and is_continuous else -oo
+
+
+def _exponents(e: Any, variable: Any) -> set[Any] | None:
+    """Polynomials q for which |e| is at most a sum of exp(q), each times a power of |variable|, far away from 0.
+
+    None where none are known.
+    """
+    if variable not in e.free_symbols or e == variable or (isinstance(e, BOUNDED) and not isinstance(e, phi)):
+        return {S.Zero}
+    if isinstance(e, (sympy.exp, phi, sympy.cosh, sympy.sinh)):
+        inner = sympy.expand(e.args[0])
+        if not inner.is_polynomial(variable):
+            return None
+        return {sympy.expand(-inner**2 / 2)} if isinstance(e, phi) else {inner} if isinstance(e, sympy.exp) \
+            else {inner, -inner}
+    values = [value for value, _ in e.args] if isinstance(e, Piecewise) else e.args
+    if isinstance(e, Piecewise | Max | Min | sympy.Abs) or e.is_Add:
+        found = [_exponents(part, variable) for part in values]
+        return None if None in found else set().union(*(part for part in found if part))
+    if e.is_Mul:
+        total: set[Any] = {S.Zero}
+        for part in map(_exponents, e.args, [variable] * len(e.args)):
+            if part is None:
+                return None
+            total = {sympy.expand(one + two) for one in total for two in part}
+        return total
+    if e.is_Pow and variable not in e.base.free_symbols:
+        return _exponents(sympy.exp(e.exp * sympy.log(e.base)), variable)
+    if e.is_Pow and e.exp.is_Integer and 0 < e.exp <= 9:
+        return _exponents(sympy.Mul(*[e.base] * int(e.exp), evaluate=False), variable)
+    # 1 - tanh falls like an exponential, too: one over it is not known
+    if (e.is_Pow and e.exp.is_number and not e.base.has(*BOUNDED)) or isinstance(e, sympy.log):
+        inside = _exponents(e.args[0], variable)
+        return {S.Zero} if inside == {S.Zero} else None
+    return None
 
 
 def _at_most_linear(e: Any, noise: set[Any]) -> bool:

@@ -17,6 +17,7 @@ from sympy import (
     S,
     Sum,
     Symbol,
+    Tuple,
     exp,
     factor,
     fraction,
@@ -84,6 +85,15 @@ def _opaque(expression: Any) -> set[Any]:
     return set().union(*(_opaque(part) for part in expression.args))
 
 
+def _letters(e: Any) -> set[Any]:
+    """What has a meaning of its own up to the end of a sum, product, limit or derivative."""
+    if isinstance(e, Sum | Product):
+        return set(e.bound_symbols)
+    if isinstance(e, Limit):
+        return {e.args[1]}
+    return {v.base.label if v.is_Indexed else v for v in e.variables} if isinstance(e, Derivative) else set()
+
+
 def _positive_first(terms: list[Any]) -> list[Any]:
     """n - i, not -i + n: begin a sum with its first positive term."""
     if terms and terms[0].could_extract_minus_sign():
@@ -114,6 +124,19 @@ class _Latex(LatexPrinter):  # type: ignore[misc]
         shown = self._print(rest)
         bracket = rest.is_Add or shown.lstrip().startswith("-")
         return f"{self._print(coefficient)} " + (rf"\left({shown}\right)" if bracket else shown)
+
+    def _print_Add(self, expr: Any, order: Any = None) -> str:
+        """Brackets where a sum, a limit or a derivative would seem to go on: its letter stands in a term behind it."""
+        terms = self._as_ordered_terms(expr, order)
+        text = ""
+        for position, term in enumerate(terms):
+            is_minus = position > 0 and term.could_extract_minus_sign()
+            term = -term if is_minus else term
+            shown, behind = self._print(term), Tuple(*terms[position + 1:]).free_symbols
+            if self._needs_add_brackets(term) or any(behind & _letters(part) for part in Mul.make_args(term)):
+                shown = rf"\left({shown}\right)"
+            text += (" - " if is_minus else " + " if position else "") + shown
+        return text
 
     def _needs_mul_brackets(self, expr: Any, first: bool = False, last: bool = False) -> bool:
         """A derivative or a limit in front of a factor would seem to be one of their product, a minus a difference."""

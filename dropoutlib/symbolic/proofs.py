@@ -82,7 +82,7 @@ def _in_words(claim: Claim, cases: Sequence[Mapping[str, int]]) -> str:
 
 def _require_sizes(claim: Claim, given: Mapping[str, tuple[int, ...]]) -> None:
     """Where the enumeration may stand alone, the caller chooses the sizes and sees them on the page."""
-    needed = [*claim.sizes, *(index for index, high in claim.indices.items() if high is PARTIAL)]
+    needed = [*claim.sizes, *(index for index, high in claim.indices.items() if high is PARTIAL), *claim.counts]
     if missing := sorted({symbol.name for symbol in needed} - set(given)):
         example = ", ".join(f"{name}=(1, 2, 3)" for name in missing)
         raise ValueError(f"an enumeration needs every size: give {example}")
@@ -246,8 +246,8 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
         *links: The following lines: a rule (applied to the line above; skipped where it changes nothing), an
             expression, or a pair (rule or expression, "reason").
         by: None requires both checks. ``"enumeration"`` also accepts lines which the rules cannot decide, at
-            sizes that must then be given, since a false formula may hold at a few of them; such lines say so.
-            ``"rules"`` is the same as None.
+            sizes and exponents that must then be given, since a false formula may hold at a few of them; such lines say
+            so. ``"rules"`` is the same as None.
         where: Conditions under which the chain is meant, such as ``i <= n``; they are shown with it. The judge keeps to
             them; the rules do not know them, so two different units are ``m[i]`` and ``m[i + 1]``.
         **sizes: More sizes for the judge by name: ``n=5`` or ``n=(4, 5)``. Without them, sizes take the values 1, 2
@@ -306,8 +306,9 @@ def derive(start: Any, *links: Any, by: str | None = None, where: Any = (),
             how = _at_other_sizes(claim, start, line, f"line {position}", cases)
         hows.append(how)
         checked.append((line, ", ".join(part for part in (reason, how) if part)))
-    claim.signed = _domains(claim, cases, given if any(hows) else {})
-    if hows and all(hows):
+    at_given = bool(hows) and all(hows)         # a line that the rules show does not say at which sizes
+    claim.signed = _domains(claim, cases, given if at_given else {})
+    if at_given:
         claim.whole = [symbol for symbol in claim.whole if symbol.name not in given]
     return Derivation(_SHOWN, checked, cases, claim)
 
