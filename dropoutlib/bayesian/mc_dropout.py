@@ -216,6 +216,7 @@ class _Noise(TorchFunctionMode):
                       or _drops_in_training_only(module)}
         self.kept: dict[tuple[str, str, int, str], Any] = {}
         self.fitting: dict[tuple[str, str, int, str], set[torch.Size]] = {}     # shapes of inputs that they are for
+        self.units: dict[str, int] = {}     # of codes, by place
         self.local = threading.local()
         self.drawing = threading.RLock()
         self.thread = threading.get_ident()
@@ -339,7 +340,9 @@ class _Noise(TorchFunctionMode):
                                "examples share a mask")
         one = _one_example(module, input)
         draw = lambda: _draw_for_all(module, one, kwargs.get("generator"))  # noqa: E731
-        return args, {**kwargs, "noise": self._shared(type(module).__name__, _settings(module), draw, one[0].shape)}
+        noise = self._shared(type(module).__name__, _settings(module), draw, one[0].shape)
+        self._require_the_same_units(module, one[0])
+        return args, {**kwargs, "noise": noise}
 
     def _leave_another(self, module: nn.Module, *_: Any) -> None:
         if self.stack and module not in self.names:
@@ -409,6 +412,15 @@ class _Noise(TorchFunctionMode):
                 raise RuntimeError(f"masks are fixed, but {self._place() or 'the model'} got an input of another size "
                                    "behind the batch, or of another number of steps: its mask has the shape "
                                    f"{tuple(before.shape)}, and would have {tuple(after.shape)}")
+
+    def _require_the_same_units(self, module: NoisyLayer, input: Tensor) -> None:
+        """Lengths of a code have one shape, however many units they may reach to."""
+        layer = facts(type(module))
+        if self.masks == "fixed" and layer is not None and layer.site == "code":
+            now: int = input.shape[module.dim]  # type: ignore[index]
+            if (before := self.units.setdefault(self._place(), now)) != now:
+                raise RuntimeError(f"masks are fixed, but {self._place() or 'the model'} got an input of {now} units, "
+                                   f"and before one of {before}")
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:

@@ -100,7 +100,9 @@ class LoRALinear(FromLinear, NoisyLayer, nn.Linear):
     {four_answers}
 
     ``weight`` and ``bias`` do not ask for gradients, ``lora_A`` and ``lora_B`` do. B begins at 0, so that the layer
-    begins as the frozen one, without any noise. {loads} :meth:`from_linear` takes and freezes those of a layer.
+    begins as the frozen one, without any noise. {loads} :meth:`from_linear` takes and freezes those of a layer. What
+    takes the weights of a layer instead of calling it, as :class:`torch.nn.TransformerEncoderLayer` does in evaluation,
+    leaves the adapter out: merge it first.
 
     Args:
         {in_features} {out_features}

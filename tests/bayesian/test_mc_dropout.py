@@ -771,6 +771,19 @@ def test_a_fixed_mask_is_not_stretched(layer, x, other):
                 shared(numbers(steps, 2, 3))
 
 
+def test_a_fixed_length_is_for_one_number_of_units():
+    """Lengths have one shape, however many units they may reach to."""
+    for units in (7, 11):
+        layer = dropoutlib.NestedDropout(1.0)
+        with monte_carlo(layer, "fixed"):
+            assert torch.equal(layer(torch.ones(2, 9)), layer(torch.ones(4, 9))[:2])
+            with pytest.raises(RuntimeError, match=f"an input of {units} units, and before one of 9"):
+                layer(torch.ones(2, units))
+    layer = dropoutlib.NestedDropout(1.0, dim=2)
+    with monte_carlo(layer, "fixed"):
+        assert torch.equal(layer(torch.ones(2, 3, 9)), layer(torch.ones(2, 5, 9))[:, :3])
+
+
 def test_an_image_by_itself_has_a_mask_for_every_map():
     layer, image = dropoutlib.MaxDrop(0.5), numbers(200, 3, 3)
     with monte_carlo(layer, "fixed"):

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from dropoutlib import DropBlock1d, DropBlock2d, DropBlock3d, functional
@@ -212,3 +213,25 @@ def test_errors(name) -> None:
     kind, words, call = BAD[name]
     with pytest.raises(kind, match=words):
         call()
+
+
+@pytest.mark.parametrize("scale", ["realised", "expected"])
+@pytest.mark.parametrize("block_size", [3, 7])
+def test_one_graph_serves_sizes_and_rates_that_change(scale: str, block_size: int) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    layer = DropBlock2d(0.3, block_size, scale=scale)
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    for step in range(12):
+        layer.p = 0.3 * (step + 1) / 12
+        assert compiled(torch.randn(2, 3, 12 + step, 30 - step)).shape == (2, 3, 12 + step, 30 - step)
+    assert counter.frame_count <= 3
+
+
+def test_an_export_in_training_needs_fixed_sizes() -> None:
+    sizes = ({2: torch.export.Dim("h", min=8, max=100)},)
+    layer, x = DropBlock2d(0.2, 3), torch.randn(2, 3, 12, 12)
+    with pytest.raises(RuntimeError, match=r"where blocks of DropBlock begin depends on the sizes.*fixed ones"):
+        torch.export.export(layer, (x,), dynamic_shapes=sizes)
+    exported = torch.export.export(layer.eval(), (x,), dynamic_shapes=sizes).module()
+    assert exported(x[:, :, :9]).shape == (2, 3, 9, 12)

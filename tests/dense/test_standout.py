@@ -206,3 +206,17 @@ def test_the_variance_of_a_unit_that_is_nearly_sure_keeps_its_digits(dtype, z) -
     torch.nn.init.ones_(layer.weight)
     exact = z**2 / (1 + math.exp(-z)) / (1 + math.exp(z))
     assert layer.variance(torch.tensor([z], dtype=dtype)).item() == pytest.approx(exact, rel=8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_learned_belief_starts_from_the_weights_that_are_taken(bias):
+    linear, x = nn.Linear(4, 3, bias), torch.rand(5, 4)
+    nn.init.constant_(linear.weight, 3.0)
+    options = {"alpha": 2.0, "beta": 0.5}
+    learned = StandoutLinear.from_linear(linear, belief="learned", **options).eval()
+    shared = StandoutLinear.from_linear(linear, **options).eval()
+    assert learned.weight is linear.weight and torch.equal(learned.belief_weight, 2 * linear.weight)
+    torch.testing.assert_close(learned(x), shared(x))
+    state = torch.get_rng_state()
+    StandoutLinear.from_linear(linear, belief="learned")
+    assert torch.equal(torch.get_rng_state(), state)

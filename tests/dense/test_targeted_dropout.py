@@ -243,3 +243,14 @@ def test_bad_calls_are_named() -> None:
     layer.train().target_fraction = 2.0
     with pytest.raises(ValueError, match=r"target_fraction.*2\.0"):
         layer(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e19, 1e30])
+def test_units_of_any_size_are_ranked(size: float, dtype: torch.dtype) -> None:
+    """Squares of such weights are below or beyond single precision."""
+    layer = TargetedDropoutLinear(5, 4, p=1.0, target_fraction=0.5, mode="unit", bias=False, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[3.0], [1.0], [4.0], [2.0]]) * size)
+    x = torch.ones(1, 5, dtype=dtype)
+    assert (layer(x) != 0).tolist() == [[True, False, True, False]]

@@ -304,3 +304,12 @@ def test_bad_arguments_are_named() -> None:
     ]:
         with pytest.raises(kind, match=words):
             call()
+
+
+def test_an_export_in_training_needs_a_fixed_number_of_tokens() -> None:
+    tokens = ({1: torch.export.Dim("tokens", min=4, max=100)},)
+    layer, x = PatchDropout(0.5), torch.randn(2, 9, 3)
+    with pytest.raises(RuntimeError, match=r"tokens that PatchDropout keeps depends on the sizes.*fixed ones"):
+        torch.export.export(layer, (x,), dynamic_shapes=tokens)
+    exported = torch.export.export(layer.eval(), (x,), dynamic_shapes=tokens).module()
+    assert exported(x[:, :5]).shape == (2, 5, 3)
