@@ -177,13 +177,15 @@ class Prefix(TorchFunctionMode):
             own = set(map(id, tensors))
             named = [self._recorded(leaf, own) for leaf in results]
             self._calls.append(_Call(func, inputs, arguments, named, structure))
-            self._note_versions([*written, *(_place(leaf) for leaf in results if isinstance(leaf, Tensor))])
+            self._note_versions(named, written)
         return output
 
-    def _note_versions(self, places: list[int]) -> None:
+    def _note_versions(self, named: list[Any], written: set[int]) -> None:
+        numbers = range(len(self._results)) if written else [leaf for leaf in named if isinstance(leaf, _Numbered)]
         with torch._C.DisableTorchFunction():
-            for number, result in enumerate(self._results):
-                if (tensor := result()) is not None and (number not in self._versions or _place(tensor) in places):
+            for number in numbers:
+                if (tensor := self._results[number]()) is not None and (
+                        number not in self._versions or _place(tensor) in written):
                     self._versions[number] = _version(tensor)
 
     def _named(self, leaf: Any) -> Any:
@@ -229,6 +231,7 @@ class Prefix(TorchFunctionMode):
             if isinstance(recorded, _Numbered):
                 if id(result) not in self._numbers:
                     self._number(result, recorded)
+                self.is_off |= self._numbers[id(result)] != recorded
                 if recorded in self._live:
                     self._now[recorded] = result
             elif not _alike(result, recorded):
