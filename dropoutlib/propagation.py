@@ -31,10 +31,10 @@ from .dense.fast_dropout import FastDropoutConv1d, FastDropoutConv2d, FastDropou
 from .dense.gaussian_dropout import GaussianDropout
 from .dense.variational_dropout import VariationalDropoutConv1d, VariationalDropoutConv2d, VariationalDropoutLinear
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
+from .generators import is_given_a_generator, random_state, state_of_others
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
 from .noise.laws import DRAWING
-from .prefix import is_given_a_generator, random_state, state_of_others
 from .surgery import (
     _dropout_of,
     _has_hooks_for_all_modules,

@@ -22,11 +22,11 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dropoutlib.arguments import integer, is_eager, one_of, positive, positive_integer, require_callable
+from dropoutlib.front import Front
 from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import describe, facts
 from dropoutlib.noise.given import in_checkpoint
 from dropoutlib.noise.laws import DRAWING
-from dropoutlib.prefix import Prefix
 from dropoutlib.rates import assigned_rates
 from dropoutlib.surgery import (
     _OF_ELEMENTS,
@@ -201,12 +201,12 @@ def _names(code: CodeType) -> Iterator[str]:
 class _Noise(TorchFunctionMode):
     """Turns dropout functions on, inside of the modules of a model, and shares their masks."""
 
-    def __init__(self, model: nn.Module, masks: str, before_drawing: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, model: nn.Module, masks: str) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model has to be a module, but got {type(model).__name__}")
         _require_what_can_be_followed(model)
-        self.model, self.masks, self.before_drawing = model, masks, before_drawing
+        self.model, self.masks = model, masks
         self.names = {module: name for name, module in model.named_modules()}
         self.modes: dict[nn.Module, bool] = {}      # before the context
         self.places: list[str] = []
@@ -370,7 +370,6 @@ class _Noise(TorchFunctionMode):
 
     def _note(self) -> None:
         """Before each draw."""
-        self.before_drawing()
         self._tell_contexts()
         if self._place() not in self.places:
             self.places.append(self._place())
@@ -507,7 +506,8 @@ def _as_before(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
             if isinstance(getattr(hook, "__self__", None), _Noise)}
     before = {key: type(part)((number, one) for number, one in part.items() if number not in ours)
               if re.fullmatch("_forward.*hooks.*", key) else part
-              for key, part in state.items() if key not in _COPYING}
+              for key, part in state.items()
+              if key not in _COPYING and getattr(part, "__module__", "") != Front.__module__}
     return {**before, "training": _CONTEXTS[module][0].modes[module]}
 
 
@@ -652,13 +652,12 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     not corrected: it is too small where classes are close.
 
     The samples are those of a loop over calls of the model under :func:`~dropoutlib.monte_carlo`, bit for bit, and take
-    the memory of one call. What torch computes before the first random number is computed twice, and compared; then it
-    is no longer computed as long as it is called with the same arguments, and else it is. So most is gained where
-    dropout sits in the head of a network. Nothing is skipped where a call writes into a tensor that was there before.
+    the memory of one call. If the model is a :class:`torch.nn.Sequential`, the plain layers of torch that it begins
+    with are computed once. Of another model no part can be known to be the same for all samples: where one is, compute
+    it before, ``predict(model.head, model.backbone(x))``. That is most of the work where dropout sits in the head.
 
-    What is kept of a call, as an attribute, in a list or by a hook, is kept for each sample; tensors that were computed
-    before the first random number may be the same ones for many samples. Layers may work in place; so may the model on
-    its input, of which it gets a copy in each call. Nothing is differentiated.
+    Layers may work in place; so may the model on its input, of which it gets a copy in each call. Nothing is
+    differentiated.
 
     Metrics are left to others. ``torchmetrics`` takes ``mean`` as probabilities ``(N, K)``; ``torch-uncertainty`` takes
     ``stacked``.
@@ -747,18 +746,12 @@ def _gpus(model: nn.Module) -> list[int]:
 def _samples(model: nn.Module, x: Any, num_samples: int, masks: str,
              progress: Callable[[int, int], Any] | None) -> Tensor:
     """Outputs of a model that draws, those of a plain loop."""
-    noise = _Noise(model, masks, before_drawing=lambda: prefix.end())
-    given = _copied(x)
-    prefix = Prefix(list(_tensors(given)), [*model.parameters(), *model.buffers()])
-
-    def one() -> Any:
-        # containers, arrays and objects that a model writes into begin anew
-        return _call(model, _copied(x) if prefix.is_off else _copied(given, lambda tensor: tensor))
-
-    with noise.on():
+    noise, front = _Noise(model, masks), Front(model, x)
+    with noise.on(), front.computed_once():
         samples = None
         for done in range(num_samples):
-            output = prefix.run(one)
+            front.begin()
+            output = _call(model, _copied(x))
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 raise TypeError("model has to return one tensor of floating point numbers, but "
                                 f"{type(model).__name__} returned "

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 from torch.nn.utils.rnn import pack_sequence
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
@@ -1143,42 +1142,122 @@ def test_certain_and_impossible_classes_give_no_nan():
     assert p.entropy.item() == p.mutual_information.item() == p.variation_ratio.item() == 0
 
 
-# Running once what comes before the noise, and the samples side by side
+# Running once what comes before the noise
 
 
-class Executed(TorchFunctionMode):
-    """Names of the functions that are executed."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.calls = [], []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.names.append(getattr(func, "__name__", ""))
-        self.calls.append((self.names[-1], args))
-        return func(*args, **(kwargs or {}))
+@contextlib.contextmanager
+def counted(name):
+    """How often a function of torch.nn.functional is computed: a list with an entry for each call."""
+    calls, function = [], getattr(F, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, name, lambda *args, **named: calls.append(args) or function(*args, **named))
+        yield calls
 
 
 def head(*layers):
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), *layers).eval()
 
 
-@pytest.mark.parametrize(("layers", "runs"), [
-    ([nn.Dropout(), nn.Linear(64, 8), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(8, 3)], 1),
-    ([dropoutlib.Dropout(), nn.Linear(64, 8), nn.ReLU(inplace=True), dropoutlib.Dropout(), nn.Linear(8, 3)], 1),
-    ([nn.Dropout(inplace=True), nn.Linear(64, 3)], 39),
-    ([dropoutlib.DropConnectLinear(64, 3)], 1),
-    ([Of(lambda self, x: self.l(x.unsqueeze(1))[0][:, 0], l=dropoutlib.VariationalLSTM(64, 8)), nn.Linear(8, 3)], 1),
-    ([Of(lambda self, x: self.l(x.unsqueeze(1))[0][:, 0], l=nn.LSTM(64, 8, 2, dropout=0.5)), nn.Linear(8, 3)], 39),
+@pytest.mark.parametrize("layers", [
+    [nn.Dropout(), nn.Linear(64, 8), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(8, 3)],
+    [dropoutlib.Dropout(), nn.Linear(64, 8), nn.ReLU(inplace=True), dropoutlib.Dropout(), nn.Linear(8, 3)],
+    [nn.Dropout(inplace=True), nn.Linear(64, 3)],
+    [nn.Sequential(nn.Tanh(), nn.Sequential(nn.Dropout(inplace=True)), nn.Linear(64, 3))],
+    [dropoutlib.DropConnectLinear(64, 3)],
+    [Of(lambda self, x: self.l(x.unsqueeze(1))[0][:, 0], l=dropoutlib.VariationalLSTM(64, 8)), nn.Linear(8, 3)],
+    [Of(lambda self, x: self.l(x.unsqueeze(1))[0][:, 0], l=nn.LSTM(64, 8, 2, dropout=0.5)), nn.Linear(8, 3)],
 ])
-def test_what_comes_before_the_noise_runs_once(layers, runs):
+def test_the_plain_layers_in_front_run_once(layers):
     model, x = head(*layers), numbers(5, 1, 6, 6)
-    with Executed() as executed:
-        p = predict(model, x, 40)
-    computed = executed.names.count("conv2d")
-    assert computed in (2, 3), "once, and once for each way that was checked"
-    assert len(p.samples.unique(dim=0)) == 40
-    assert runs == 1 or executed.names.count("linear") >= runs
+    torch.manual_seed(0)
+    with counted("conv2d") as calls:
+        samples = predict(model, x, 40).samples
+    assert len(calls) == 1
+    torch.manual_seed(0)
+    with torch.no_grad(), monte_carlo(model):
+        assert torch.equal(samples, torch.stack([model(x) for _ in range(40)]))
+    assert not any("forward" in vars(part) for part in model.modules())
+
+
+def _twice_the_same():
+    layer = nn.Conv2d(1, 1, 3, padding=1)
+    return nn.Sequential(layer, nn.Dropout(), layer)
+
+
+def _with_hook(register):
+    model = head(nn.Dropout())
+    getattr(model[0], register)(lambda module, *_: None)
+    return model
+
+
+def _changed_weights():
+    def forward(self, x):
+        with torch.no_grad():
+            self.of[0].weight.mul_(0.9)
+        return x
+
+    model = head(nn.Dropout())
+    change = Of(forward)
+    vars(change)["of"] = model
+    return model.append(change)
+
+
+NOT_ALL_ONCE = {
+    "a layer that comes twice": (_twice_the_same, 80), "a hook": (lambda: _with_hook("register_forward_hook"), 40),
+    "a hook in front": (lambda: _with_hook("register_forward_pre_hook"), 40),
+    "weights that change": (_changed_weights, 40),
+    "computed weights": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3)),
+                                               nn.Dropout()), 40),
+    "random places": (lambda: nn.Sequential(nn.FractionalMaxPool2d(2, 5), nn.Conv2d(1, 2, 3), nn.Dropout()), 40),
+    "a forward of its own": (lambda: nn.Sequential(Of(lambda self, x: self.conv(x), conv=nn.Conv2d(1, 4, 3)),
+                                                   nn.Dropout()), 40),
+    "maxima and their places": (lambda: nn.Sequential(
+        nn.MaxPool2d(2, return_indices=True), Of(lambda self, x: F.max_unpool2d(*x, 2)), nn.Conv2d(1, 4, 3),
+        nn.Dropout()), 40),
+    "another model": (lambda: Of(lambda self, x: self.layers(x), layers=head(nn.Dropout())), 40),
+    "noise in front": (lambda: nn.Sequential(nn.Dropout(), nn.Conv2d(1, 4, 3)), 40),
+}
+
+
+@pytest.mark.parametrize(("make", "times"), NOT_ALL_ONCE.values(), ids=NOT_ALL_ONCE)
+@pytest.mark.filterwarnings("ignore")
+def test_what_may_not_be_the_same_runs_for_each_sample(make, times):
+    def begin():
+        torch.manual_seed(0)
+        return make().eval(), numbers(2, 1, 6, 6)
+
+    model, x = begin()
+    with counted("conv2d") as calls:
+        samples = predict(model, x, 40).samples
+    assert len(calls) == times
+    model, x = begin()
+    with torch.no_grad(), monte_carlo(model):
+        assert torch.equal(samples, torch.stack([model(x) for _ in range(40)]))
+
+
+def test_other_threads_and_copies_get_what_they_ask_for_while_a_model_predicts():
+    def forward(self, x):
+        if self.copied is None:
+            vars(self)["copied"] = copy.deepcopy(model)
+        with ThreadPoolExecutor(1) as pool:
+            return x + pool.submit(lambda: model[:2](torch.ones(1, 3))).result()
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(), Of(forward)).eval()
+    vars(model[3])["copied"] = None
+    samples = predict(model, torch.zeros(1, 3), 20).samples
+    with torch.no_grad():
+        front, other = model[:2](torch.zeros(1, 3)), model[:2](torch.ones(1, 3))
+        torch.testing.assert_close(samples.amax(0), (2 * front).relu() + other)
+        copied = model[3].copied
+        torch.testing.assert_close(copied[:2](torch.ones(1, 3)), other)
+    assert not any("forward" in vars(part) for part in copied.modules())
+
+
+def test_an_error_leaves_the_layers_as_they_were():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), Of(lambda self, x: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        predict(model, torch.zeros(1, 3))
+    assert not any("forward" in vars(part) for part in model.modules())
 
 
 @pytest.mark.parametrize(("mapped", "layers"), [
@@ -1470,8 +1549,38 @@ def _of_generator(forward):
     return make
 
 
+@torch.enable_grad()
+def _force(self, x):
+    place = x.detach().requires_grad_()
+    return -torch.autograd.grad(self.energy(place).sum(), place)[0]
+
+
+@torch.enable_grad()
+def _gradient(self, x):
+    y = self.drop(self.layer(x.requires_grad_()))
+    y.square().sum().backward()
+    return x.grad + self.layer.weight.grad.sum()
+
+
+def _written(self, x):
+    h = x + 1
+    last, self.memory = getattr(self, "memory", 0), h.add_(self.drop(h))
+    return self.memory + last
+
+
+def _cached(self, x):
+    if getattr(self, "last", None) is not x:
+        self.last, self.output = x, self.drop(x)
+    return self.output
+
+
+@torch.jit.script
+def _swish(x):
+    return x * torch.sigmoid(x)
+
+
 def _unchanged(*layers):
-    return lambda: (nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), *layers), numbers(2, 5, 6))
+    return lambda: (nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), *copy.deepcopy(layers)), numbers(2, 5, 6))
 
 
 LIKE_A_LOOP = {
@@ -1510,6 +1619,11 @@ LIKE_A_LOOP = {
     "noise of weights": _unchanged(dropoutlib.DropConnectLinear(8, 4), dropoutlib.FastDropoutLinear(4, 4)),
     "drawn in place": _unchanged(Of(lambda self, x: x + torch.empty_like(x).normal_()), nn.Dropout()),
     "rrelu": _unchanged(Of(lambda self, x: F.rrelu(x - 1, training=True, inplace=True)), nn.Dropout()),
+    "a force": _unchanged(Of(_force, energy=nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Dropout(), nn.Linear(4, 1)))),
+    "gradients that add up": _unchanged(Of(_gradient, layer=nn.Linear(8, 8), drop=nn.Dropout())),
+    "a state that is written": _caught(_written, torch.ones(2, 3).double()),
+    "a function that is scripted": _unchanged(Of(lambda self, x: _swish(x)), nn.Dropout()),
+    "a cache by identity": _caught(_cached, torch.ones(2, 3).double()),
     "indexed": _unchanged(Of(lambda self, x: x.new_zeros(2, 3, 8).index_add_(1, torch.tensor([0, 2, 2, 1, 0]), x)),
                           nn.Dropout(inplace=True)),
 }
@@ -1540,20 +1654,6 @@ def test_samples_are_those_of_a_loop_bit_for_bit(make):
     with torch.no_grad(), monte_carlo(model):
         loop = torch.stack([_call_of_copies(model, x) for _ in range(60)])
     assert torch.equal(samples, loop) and len(loop.unique(dim=0)) > 1
-
-
-@pytest.mark.parametrize(("make", "skipped"), [
-    (LIKE_A_LOOP["attention first"], 58), (LIKE_A_LOOP["recurrent"], 58),
-    (LIKE_A_LOOP["weights that are computed"], 58), (LIKE_A_LOOP["every seventh time"], 4),
-    (LIKE_A_LOOP["an array added"], 58), (LIKE_A_LOOP["a count"], 0)])
-def test_what_is_skipped_until_something_else_is_called(make, skipped):
-    model, x = make()
-    first = next(part for part in model.modules() if isinstance(part, nn.Linear))
-    with Executed() as executed:
-        done = []
-        predict(model.eval(), x, 60, progress=lambda *now: done.append(now))
-    computed = sum(name == "linear" and arguments[1] is first.weight for name, arguments in executed.calls)
-    assert computed == 60 - skipped and done == [(k, 60) for k in range(1, 61)]
 
 
 @pytest.mark.parametrize("keep", [lambda h: h.tolist(), lambda h: float(h.sum()), lambda h: h.numpy().copy(),

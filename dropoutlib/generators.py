@@ -1,0 +1,46 @@
+"""The states of generators that a model may draw from."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["is_given_a_generator", "random_state", "state_of_others"]
+
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
+
+
+def is_given_a_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of torch may draw from another generator than the global ones."""
+    return any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
+
+
+def random_state() -> list[Any]:
+    """Of the global generators of torch."""
+    with torch._C._DisableFuncTorch():
+        states: list[Any] = [torch.default_generator.get_state().numpy().tobytes()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states += [(generator.initial_seed(), generator.get_offset()) for generator in torch.cuda.default_generators]
+    return states
+
+
+def state_of_others(model: nn.Module) -> list[Any]:
+    """Of generators of Python and NumPy: the global ones, and those that are attributes of modules."""
+    numpy: Any = sys.modules.get("numpy")  # a model that draws with it has loaded it
+    kinds = (random.Random, *((numpy.random.Generator, numpy.random.RandomState) if numpy else ()))
+    held = [value for module in model.modules() for name, value in vars(module).items()
+            if name not in _OF_ALL_MODULES and isinstance(value, kinds)]
+    return [random.getstate(), pickle.dumps(numpy and numpy.random.get_state()), *map(_state, held)]
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, random.SystemRandom):
+        return generator.random()   # it has no state: it may have drawn
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return pickle.dumps(generator.bit_generator.state if hasattr(generator, "bit_generator") else generator.get_state())
