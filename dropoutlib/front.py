@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from dropoutlib.surgery import _has_hooks_for_all_modules
 
@@ -28,7 +29,9 @@ class Front:
 
     Those are the layers of torch, of classes that have no noise and no memory of calls, that a
     :class:`torch.nn.Sequential`, in others of its kind or not, begins with; a layer with hooks, one that comes twice,
-    and any other ends them. Of another model it has none.
+    and any other ends them. Of another model, and under a mode of torch that sees functions, it has none. What is
+    written into weights between two calls is seen, or what is set on a layer, unless torch does not count it, as what
+    is written through ``.data``, by NumPy or a fused optimizer.
 
     Args:
         model: in the mode in which it will be called.
@@ -38,12 +41,12 @@ class Front:
     def __init__(self, model: nn.Module, input: Any) -> None:
         times = Counter(module for _, module in model.named_modules(remove_duplicate=False))
         self._layers: list[nn.Module] = []
-        if _is_plain(input) and not _has_hooks_for_all_modules():
+        self._model, self._input = model, input
+        if _is_plain(input) and not _has_hooks_for_all_modules() and not _is_watched():
             self._layers += itertools.takewhile(lambda layer: times[layer] == 1, _first_plain(model)[0])
-        self._tensors = [input, *(tensor for layer in self._layers for tensor in _tensors_of(layer))]
-        self._before = self._versions() if self._layers else []
         self._thread, self._next = threading.get_ident(), 0
         self._kept: Tensor | None = None
+        self._before: list[Any] = []
 
     @contextlib.contextmanager
     def computed_once(self) -> Iterator[None]:
@@ -54,7 +57,7 @@ class Front:
             yield
         finally:
             for layer in self._layers:
-                del vars(layer)["forward"]
+                vars(layer).pop("forward", None)
 
     def begin(self) -> None:
         """Before each call."""
@@ -63,8 +66,10 @@ class Front:
     def _forward(self, place: int, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def once(input: Tensor) -> Tensor:
             if (threading.get_ident() != self._thread or place != self._next
-                    or (place == 0 and self._versions() != self._before)):
+                    or (place == 0 and self._kept is not None and self._state() != self._before)):
                 return forward(input)
+            if self._kept is None and place == 0:
+                self._before = self._state()
             self._next += 1
             is_last = self._next == len(self._layers)
             if self._kept is not None:
@@ -76,8 +81,27 @@ class Front:
 
         return once
 
-    def _versions(self) -> list[tuple[int, int]]:
-        return [(tensor._version, tensor.data_ptr()) for tensor in self._tensors]
+    def _state(self) -> list[Any]:
+        """What the output depends on: which tensors there are, how often they were written, and what else is set."""
+        state: list[Any] = [(id(self._input), self._input._version)]
+        for layer in self._layers:
+            state += [(name, id(tensor), _version(tensor)) for name, tensor in _tensors_of(layer)]
+            state += [type(layer), *((name, value) for name, value in vars(layer).items()
+                                     if isinstance(value, (bool, int, float, str, tuple)))]
+            # those that monte_carlo itself has are there from the beginning
+            state += [tuple(getattr(layer, hooks)) for hooks in _HOOKS]
+        return state
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    return (-1, -1) if tensor.is_inference() else (tensor._version, tensor.data_ptr())
+
+
+def _is_watched() -> bool:
+    """Whether a mode is on that sees functions of torch, other than one for a device and those of this library."""
+    modes = [type(mode).__module__ for mode in _get_current_function_mode_stack()]
+    return torch._C._len_torch_dispatch_stack() > 0 or any(
+        module != "torch.utils._device" and not module.startswith("dropoutlib.") for module in modes)
 
 
 def _is_plain(tensor: Any) -> bool:
@@ -85,9 +109,9 @@ def _is_plain(tensor: Any) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_inference()
 
 
-def _tensors_of(layer: nn.Module) -> Iterator[Tensor]:
-    yield from layer.parameters()
-    yield from layer.buffers()
+def _tensors_of(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from layer.named_parameters()
+    yield from layer.named_buffers()
 
 
 def _first_plain(module: nn.Module) -> tuple[list[nn.Module], bool]:
@@ -96,7 +120,8 @@ def _first_plain(module: nn.Module) -> tuple[list[nn.Module], bool]:
         return [], False
     if type(module) is not nn.Sequential:
         is_layer = type(module).__module__ in _PLACES and type(module) not in _NOT_PLAIN
-        return ([module], True) if is_layer and all(map(_is_plain, _tensors_of(module))) else ([], False)
+        return ([module], True) if is_layer and all(
+            _is_plain(tensor) for _, tensor in _tensors_of(module)) else ([], False)
     layers: list[nn.Module] = []
     for part in module:
         found, is_whole = _first_plain(part)

@@ -85,10 +85,10 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     without holding them. At the end everything is as it was, also after an error. Contexts nest; for a module that is
     in several, the innermost one counts, and of contexts that take turns, in generators or coroutines, the one that was
     entered last. A compiled model runs uncompiled: its graph was made without the noise; compile it before. Other
-    threads may call the model, too, and meet its dropout as well; none may enter a context for it meanwhile: layers are
-    shared. Copies, as ``nn.DataParallel`` makes them, are not followed; those of ``copy``, and what is pickled, are as
-    the model was before the context. Under activation checkpointing masks have to be those of examples, and
-    ``backward`` has to run in the context, too.
+    threads may call the model, too, and meet its dropout as well, if their calls end before the context does; none may
+    enter a context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are not followed;
+    those of ``copy``, and what is pickled, are as the model was before the context. Under activation checkpointing
+    masks have to be those of examples, and ``backward`` has to run in the context, too.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -216,7 +216,7 @@ class _Noise(TorchFunctionMode):
                       or _drops_in_training_only(module)}
         self.kept: dict[tuple[str, str, int, str], Any] = {}
         self.fitting: dict[tuple[str, str, int, str], set[torch.Size]] = {}     # shapes of inputs that they are for
-        self.units: dict[str, int] = {}     # of codes, by place
+        self.units: dict[tuple[str, int], int] = {}     # of codes, by place and number of the call
         self.local = threading.local()
         self.drawing = threading.RLock()
         self.thread = threading.get_ident()
@@ -349,7 +349,7 @@ class _Noise(TorchFunctionMode):
             self.stack.pop()
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
-        if module not in self.names:
+        if module not in self.names or not self.stack:   # a call of another thread, begun before the context
             return
         self.stack.pop()
         if not self.stack and self.local.is_pushed:
@@ -417,7 +417,8 @@ class _Noise(TorchFunctionMode):
         layer = facts(type(module))
         if self.masks == "fixed" and layer is not None and layer.site == "code":
             now: int = input.shape[module.dim]  # type: ignore[index]
-            if (before := self.units.setdefault(self._place(), now)) != now:
+            use = self._place(), self.local.calls[self._place(), type(module).__name__]
+            if (before := self.units.setdefault(use, now)) != now:
                 raise RuntimeError(f"masks are fixed, but {self._place() or 'the model'} got an input of {now} units, "
                                    f"and before one of {before}")
 
@@ -751,7 +752,11 @@ def _samples(model: nn.Module, x: Any, num_samples: int, masks: str,
         samples = None
         for done in range(num_samples):
             front.begin()
-            output = _call(model, _copied(x))
+            inputs = _copied(x)
+            for given, tensor in zip(_tensors(x), _tensors(inputs), strict=True):
+                if given.requires_grad:
+                    tensor.requires_grad_()
+            output = _call(model, inputs)
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 raise TypeError("model has to return one tensor of floating point numbers, but "
                                 f"{type(model).__name__} returned "

@@ -86,7 +86,7 @@ def attention_dropout(query: Tensor, key: Tensor, value: Tensor, p: float = 0.1,
     Raises:
         ValueError: {bad_p}, if ``noise`` or ``attn_mask`` does not broadcast to ``(..., L, S)``, or if ``noise`` is
             given while ``training`` is False, or if there is an ``attn_mask`` and ``is_causal`` is True.
-        RuntimeError: if shapes do not fit, if ``attn_mask`` is of another type, such as the whole numbers of a
+        RuntimeError: if shapes or types do not fit, if ``attn_mask`` is of another type, such as the whole numbers of a
             tokenizer, if another tensor holds integers or booleans, or {bad_generator}.
         TypeError: if an argument is of another type.
 
@@ -106,6 +106,10 @@ def attention_dropout(query: Tensor, key: Tensor, value: Tensor, p: float = 0.1,
     law = Bernoulli(p)
     like = _like_the_weights(query, key)
     require_tensor(value, "value")
+    types = {each.dtype for each in (query, key, value)}
+    if len(types) > 1 and (not is_autocast(query) or torch.float64 in types):
+        raise RuntimeError("query, key and value have to be of one type, but got "
+                           f"{query.dtype}, {key.dtype} and {value.dtype}")
     if boolean("is_causal", is_causal) and attn_mask is not None:
         raise ValueError("is_causal has to be False where attn_mask is given, but got True: write it into the mask")
     if attn_mask is not None:
@@ -117,6 +121,8 @@ def attention_dropout(query: Tensor, key: Tensor, value: Tensor, p: float = 0.1,
     kind, dtype = value.device.type, value.dtype
     if is_autocast(value) and dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(kind)
+        if attn_mask is not None and attn_mask.dtype is not torch.bool:     # as torch does: the least number is -inf
+            attn_mask = attn_mask.to(dtype)
     with torch.autocast(kind, enabled=False) if is_autocast(value) else contextlib.nullcontext():
         query, key, value = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (query, key, value))
         scores = query @ key.mT * factor

@@ -116,7 +116,8 @@ class RDropLoss(nn.Module):
                              f"{tuple(first.shape)}, but got the shape {tuple(target.shape)}{cure}")
         loss = self._cross_entropy(first, target) + self._cross_entropy(second, target)
         # a target of probabilities has no position that is ignored
-        counts = torch.ones_like(loss, dtype=torch.bool) if target.is_floating_point() else target != self.ignore_index
+        counts = (torch.ones_like(loss, dtype=torch.bool) if target.is_floating_point()
+                  else target.long() != self.ignore_index)  # -100 would be 156 among bytes
         loss = loss + at_least_zero("alpha", self.alpha) * torch.where(counts, _mean_divergence(first, second), 0)
         if self.reduction == "none":
             return loss

@@ -9,6 +9,7 @@ import itertools
 import math
 import pickle
 import random
+import threading
 import warnings
 from collections import OrderedDict, UserDict, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 from torch.nn.utils.rnn import pack_sequence
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
@@ -778,6 +780,11 @@ def test_a_fixed_length_is_for_one_number_of_units():
             assert torch.equal(layer(torch.ones(2, 9)), layer(torch.ones(4, 9))[:2])
             with pytest.raises(RuntimeError, match=f"an input of {units} units, and before one of 9"):
                 layer(torch.ones(2, units))
+    layer = dropoutlib.NestedDropout(1.0)
+    twice = Of(lambda self, x, y: torch.cat([self.drop(x), self.drop(y)], 1), drop=layer)
+    with monte_carlo(twice, "fixed"):
+        both = torch.ones(2, 8), torch.ones(2, 16)
+        assert torch.equal(twice(*both), twice(*both))
     layer = dropoutlib.NestedDropout(1.0, dim=2)
     with monte_carlo(layer, "fixed"):
         assert torch.equal(layer(torch.ones(2, 3, 9)), layer(torch.ones(2, 5, 9))[:, :3])
@@ -1190,22 +1197,33 @@ def _with_hook(register):
     return model
 
 
-def _changed_weights():
+def _changing(change):
     def forward(self, x):
         with torch.no_grad():
-            self.of[0].weight.mul_(0.9)
+            change(self.of[0])
         return x
 
-    model = head(nn.Dropout())
-    change = Of(forward)
-    vars(change)["of"] = model
-    return model.append(change)
+    def make():
+        model = head(nn.Dropout())
+        last = Of(forward)
+        vars(last)["of"] = model
+        return model.append(last)
+    return make
+
+
+class _Noisy(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        y = func(*args, **(kwargs or {}))
+        return y + torch.randn_like(y) if getattr(func, "__name__", "") == "flatten" else y
 
 
 NOT_ALL_ONCE = {
     "a layer that comes twice": (_twice_the_same, 80), "a hook": (lambda: _with_hook("register_forward_hook"), 40),
     "a hook in front": (lambda: _with_hook("register_forward_pre_hook"), 40),
-    "weights that change": (_changed_weights, 40),
+    "weights that are written": (_changing(lambda layer: layer.weight.mul_(0.9)), 40),
+    "weights that are set": (_changing(lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight * 0.9))), 40),
+    "a setting": (_changing(lambda layer: setattr(layer, "count", getattr(layer, "count", 0) + 1)), 40),
+    "a hook that is added": (_changing(lambda layer: layer.register_forward_hook(lambda *_: None)), 40),
     "computed weights": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3)),
                                                nn.Dropout()), 40),
     "random places": (lambda: nn.Sequential(nn.FractionalMaxPool2d(2, 5), nn.Conv2d(1, 2, 3), nn.Dropout()), 40),
@@ -1233,6 +1251,34 @@ def test_what_may_not_be_the_same_runs_for_each_sample(make, times):
     model, x = begin()
     with torch.no_grad(), monte_carlo(model):
         assert torch.equal(samples, torch.stack([model(x) for _ in range(40)]))
+
+
+def test_a_mode_that_sees_functions_sees_all_of_them():
+    model, x = head(nn.Dropout(0.1)), numbers(2, 1, 6, 6)
+    samples = []
+    for draw in (lambda: predict(model, x, 20).samples, lambda: torch.stack([model(x) for _ in range(20)])):
+        torch.manual_seed(0)
+        with _Noisy(), torch.no_grad(), monte_carlo(model):
+            samples.append(draw())
+    assert torch.equal(*samples)
+
+
+def test_a_call_of_another_thread_that_began_before_the_context_ends_without_an_error():
+    inside, leave = threading.Event(), threading.Event()
+
+    def forward(self, x):
+        inside.set()
+        assert leave.wait(60)
+        return x
+
+    model = nn.Sequential(nn.Linear(3, 3), Of(forward), nn.Dropout()).eval()
+    model.register_forward_hook(lambda *_: None)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(model, torch.ones(2, 3))
+        assert inside.wait(60)
+        with monte_carlo(model):
+            leave.set()
+            assert call.result().shape == (2, 3)
 
 
 def test_other_threads_and_copies_get_what_they_ask_for_while_a_model_predicts():
@@ -1556,6 +1602,11 @@ def _force(self, x):
 
 
 @torch.enable_grad()
+def _force_of(self, x):
+    return -torch.autograd.grad(self.energy(x).sum(), x)[0]
+
+
+@torch.enable_grad()
 def _gradient(self, x):
     y = self.drop(self.layer(x.requires_grad_()))
     y.square().sum().backward()
@@ -1619,6 +1670,9 @@ LIKE_A_LOOP = {
     "noise of weights": _unchanged(dropoutlib.DropConnectLinear(8, 4), dropoutlib.FastDropoutLinear(4, 4)),
     "drawn in place": _unchanged(Of(lambda self, x: x + torch.empty_like(x).normal_()), nn.Dropout()),
     "rrelu": _unchanged(Of(lambda self, x: F.rrelu(x - 1, training=True, inplace=True)), nn.Dropout()),
+    "a force of an input": lambda: (Of(_force_of, energy=nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Dropout(),
+                                                                       nn.Linear(4, 1))),
+                                    numbers(2, 6).requires_grad_()),
     "a force": _unchanged(Of(_force, energy=nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Dropout(), nn.Linear(4, 1)))),
     "gradients that add up": _unchanged(Of(_gradient, layer=nn.Linear(8, 8), drop=nn.Dropout())),
     "a state that is written": _caught(_written, torch.ones(2, 3).double()),
@@ -1632,7 +1686,7 @@ LIKE_A_LOOP = {
 def _call_of_copies(model, x):
     """Of inputs that share memory the copies share it, too."""
     if type(x) is not tuple:
-        return model(x.clone())
+        return model(x.detach().clone().requires_grad_(x.requires_grad))
     base = x[0]._base if x[0]._base is not None else x[0]
     copied = base.clone()
     return model(*(copied.as_strided(part.shape, part.stride(), part.storage_offset()) for part in x))

@@ -156,6 +156,23 @@ def test_masks_that_would_mean_something_else(mask: Tensor, error: type[Exceptio
         attention_dropout(query, key, value, 0.5, training, attn_mask=mask)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_types_that_differ_are_named_in_both_modes(training: bool) -> None:
+    query, key, value = made(2, dtype=torch.float16)
+    with pytest.raises(RuntimeError, match=r"of one type, but got torch.float16, torch.float16 and torch.float32"):
+        attention_dropout(query, key, value.float(), 0.1, training)
+
+
+def test_the_least_number_of_a_mask_hides_a_key_under_autocast_too() -> None:
+    query, key, value = torch.randn(3, 1, 2, 8)
+    mask = torch.full((2, 2), torch.finfo(torch.float32).min)
+    mask[0, 0] = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = attention_dropout(query, key, value, 0.5, noise=torch.ones(1), attn_mask=mask) / 2
+        torch.testing.assert_close(trained, attention_dropout(query, key, value, 0.5, False, attn_mask=mask))
+    assert not trained[0, 1].any()
+
+
 def test_it_runs_compiled_and_under_vmap() -> None:
     query, key, value = made(4, dtype=torch.float32)
     compiled = torch.compile(attention_dropout, backend="aot_eager", fullgraph=True)

@@ -265,3 +265,12 @@ def test_bad_arguments_are_named(error, words, options) -> None:
 def test_a_target_of_another_shape_is_named(logits: torch.Tensor, target: torch.Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RDropLoss()(logits, logits, target)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_labels_that_are_bytes(reduction: str) -> None:
+    """156 is -100 among bytes."""
+    first, second = torch.randn(2, 6, 200)
+    target = torch.tensor([156, 3, 156, 4, 5, 6])
+    loss = RDropLoss(reduction=reduction)
+    torch.testing.assert_close(loss(first, second, target.to(torch.uint8)), loss(first, second, target))
