@@ -41,7 +41,7 @@ class Front:
     def __init__(self, model: nn.Module, input: Any) -> None:
         times = Counter(module for _, module in model.named_modules(remove_duplicate=False))
         self._layers: list[nn.Module] = []
-        self._model, self._input = model, input
+        self._input = input
         if _is_plain(input) and not _has_hooks_for_all_modules() and not _is_watched():
             self._layers += itertools.takewhile(lambda layer: times[layer] == 1, _first_plain(model)[0])
         self._thread, self._next = threading.get_ident(), 0

@@ -654,8 +654,9 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
 
     The samples are those of a loop over calls of the model under :func:`~dropoutlib.monte_carlo`, bit for bit, and take
     the memory of one call. If the model is a :class:`torch.nn.Sequential`, the plain layers of torch that it begins
-    with are computed once. Of another model no part can be known to be the same for all samples: where one is, compute
-    it before, ``predict(model.head, model.backbone(x))``. That is most of the work where dropout sits in the head.
+    with are computed once; where calls change their weights, it has to be in a way that torch counts, not through
+    ``.data``. Of another model no part can be known to be the same for all samples: where one is, compute it before,
+    ``predict(model.head, model.backbone(x))``. That is most of the work where dropout sits in the head.
 
     Layers may work in place; so may the model on its input, of which it gets a copy in each call. Nothing is
     differentiated.
