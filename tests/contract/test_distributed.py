@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable
 
 import pytest
@@ -18,10 +19,12 @@ CPU = torch.device("cpu")
 
 
 def _in_two_processes(rank: int, function: Callable[..., None], directory: str) -> None:
+    faulthandler.enable()   # a crash says where
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
     torch.manual_seed(rank)
     function(rank, directory)
+    torch.distributed.barrier()     # neither goes while the other may still wait for it
     torch.distributed.destroy_process_group()
 
 
