@@ -47,6 +47,7 @@ class Front:
         self._thread, self._next = threading.get_ident(), 0
         self._kept: Tensor | None = None
         self._before: list[Any] = []
+        self._held: list[Tensor] = []   # alive, so that no other tensor has the id of one of them
 
     @contextlib.contextmanager
     def computed_once(self) -> Iterator[None]:
@@ -70,6 +71,7 @@ class Front:
                 return forward(input)
             if self._kept is None and place == 0:
                 self._before = self._state()
+                self._held = [tensor for layer in self._layers for _, tensor in _tensors_of(layer)]
             self._next += 1
             is_last = self._next == len(self._layers)
             if self._kept is not None:

@@ -736,14 +736,15 @@ def _copies(tensors: Iterable[Tensor]) -> Callable[[Tensor], Tensor]:
     return copied
 
 
-def _copied(value: Any, of: Callable[[Tensor], Tensor] | None = None, known: dict[int, tuple[Any, Any]] | None = None
-            ) -> Any:
+def _copied(value: Any) -> Any:
     """The same input with containers, objects, arrays and tensors of its own: a model may write into all of them.
 
-    What comes twice is one copy, and an object without tensors is no copy. Of each tensor it is what ``of`` makes.
+    What comes twice is one copy, and an object without tensors is no copy.
     """
-    known = {} if known is None else known
-    of = _copies(_tensors(value)) if of is None else of
+    return _copied_by(_copies(_tensors(value)), value, {})
+
+
+def _copied_by(of: Callable[[Tensor], Tensor], value: Any, known: dict[int, tuple[Any, Any]]) -> Any:
     if id(value) in known:
         return known[id(value)][1]
     result: Any = value
@@ -753,7 +754,7 @@ def _copied(value: Any, of: Callable[[Tensor], Tensor] | None = None, known: dic
     elif type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
         result = value.copy()
     elif isinstance(value, tuple):
-        parts = [_copied(part, of, known) for part in value]
+        parts = [_copied_by(of, part, known) for part in value]
         if any(part is not before for part, before in zip(parts, value, strict=True)):
             result = getattr(type(value), "_make", type(value))(parts)  # of a named tuple
     elif isinstance(value, (dict, list, deque)) or any(True for _ in _tensors(value)):
@@ -762,9 +763,9 @@ def _copied(value: Any, of: Callable[[Tensor], Tensor] | None = None, known: dic
         known[id(value)] = value, result    # it may refer to itself
         if result is not value:     # as a member of an enumeration
             for key, part in items.items():
-                result[key] = _copied(part, of, known)
+                result[key] = _copied_by(of, part, known)
             for name, part in _attributes(value).items():
-                object.__setattr__(result, name, _copied(part, of, known))  # also of a frozen dataclass
+                object.__setattr__(result, name, _copied_by(of, part, known))  # also of a frozen dataclass
     known[id(value)] = value, result
     return result
 

@@ -11,6 +11,7 @@ import pickle
 import random
 import threading
 import warnings
+import weakref
 from collections import OrderedDict, UserDict, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -1251,6 +1252,21 @@ def test_what_may_not_be_the_same_runs_for_each_sample(make, times):
     model, x = begin()
     with torch.no_grad(), monte_carlo(model):
         assert torch.equal(samples, torch.stack([model(x) for _ in range(40)]))
+
+
+def test_weights_that_are_replaced_are_kept_so_that_no_others_are_taken_for_them():
+    """Another tensor could have their id and their memory."""
+    alive = []
+
+    def forward(self, x):
+        replaced = weakref.ref(model[0].weight)
+        model[0].weight = nn.Parameter(torch.ones(4, 4))
+        alive.append(replaced() is not None)
+        return x
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), Of(forward)).eval()
+    predict(model, torch.ones(1, 4), 3)
+    assert alive == [True, False, False]
 
 
 def test_a_mode_that_sees_functions_sees_all_of_them():
