@@ -807,7 +807,7 @@ def _require_values(model: nn.Module) -> None:
             raise ValueError(f"{name} has no values: it lies on the device meta")
 
 
-_STARTING = threading.Lock()
+_STARTING = threading.RLock()    # what collects garbage may end an abandoned context in the middle of another one
 _watched = 0                # contexts of any thread in which models run layer by layer
 _fast_path_before = True
 _stance: contextlib.AbstractContextManager[Any] | None = None
@@ -821,12 +821,12 @@ def _layer_by_layer() -> Iterator[None]:
     """
     global _watched, _fast_path_before, _stance
     with _STARTING:
-        if not _watched:
+        _watched += 1
+        if _watched == 1:
             _fast_path_before = torch.backends.mha.get_fastpath_enabled()
         if _stance is None and "torch._dynamo" in sys.modules:  # else nothing was compiled; its import takes seconds
             _stance = torch.compiler.set_stance("force_eager")
         torch.backends.mha.set_fastpath_enabled(False)  # it skips the layers inside a transformer
-        _watched += 1
     try:
         yield
     finally:

@@ -48,7 +48,7 @@ _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _IN_KERNELS = {*_RECURRENT, "multi_head_attention_forward", "native_dropout"}
 _DROPPING = {*_OF_ELEMENTS, *_OF_MAPS, "multi_head_attention_forward", "scaled_dot_product_attention"}
 _PREDICTING = threading.RLock()     # contexts change a model, and a seed is that of the process
-_ENTERING = threading.Lock()
+_ENTERING = threading.RLock()
 _COPYING = ("__reduce_ex__", "__deepcopy__")    # set on modules in a context, whose copies are as they were before
 # The contexts that a module is in; the innermost one counts.
 _CONTEXTS: WeakKeyDictionary[nn.Module, list[_Noise]] = WeakKeyDictionary()

@@ -2265,6 +2265,36 @@ def test_settings_of_the_process_come_back_when_the_last_context_ends(first):
     assert torch.backends.mha.get_fastpath_enabled() and torch._dynamo.eval_frame._stance.stance == stance
 
 
+@pytest.mark.timeout(60)    # without it, a lock would wait for ever for the thread that holds it
+def test_an_abandoned_context_may_be_collected_while_another_one_begins_or_ends(monkeypatch):
+    def samples(model):
+        with monte_carlo(model):
+            yield model(torch.ones(2, 3))
+
+    def abandon(model):
+        abandoned = [samples(model)]
+        next(abandoned[0])
+        abandoned.append(abandoned)     # a cycle: it ends when garbage is collected
+        return model
+
+    forgotten = [abandon(nn.Sequential(nn.Dropout())) for _ in range(2)]
+    real, settings = torch.backends.mha.set_fastpath_enabled, []
+
+    def setting(value):
+        gc.collect()
+        settings.append(value)
+        real(value)
+
+    monkeypatch.setattr(torch.backends.mha, "set_fastpath_enabled", setting)
+    with monte_carlo(model := nn.Sequential(nn.Dropout())):
+        assert all(one.training for one in forgotten) and not model.training
+        assert not torch.backends.mha.get_fastpath_enabled()
+        abandon(forgotten[0])
+    gc.collect()
+    assert model.training and forgotten[0].training and torch.backends.mha.get_fastpath_enabled()
+    assert settings == [False, False, True]
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.Dropout()], ids=["torch's", "ours"])
 def test_a_module_that_the_model_does_not_hold_stays_as_it_is(layer):
     teacher = nn.Sequential(nn.Linear(8, 8), layer).eval()

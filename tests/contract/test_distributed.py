@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 from collections.abc import Callable
 
 import pytest
@@ -19,13 +20,14 @@ CPU = torch.device("cpu")
 
 
 def _in_two_processes(rank: int, function: Callable[..., None], directory: str) -> None:
-    faulthandler.enable()   # a crash says where
+    faulthandler.enable()   # a crash says where, and so does a process that waits for ever
+    faulthandler.dump_traceback_later(300, exit=True)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
     torch.manual_seed(rank)
     function(rank, directory)
     torch.distributed.barrier()     # neither goes while the other may still wait for it
-    torch.distributed.destroy_process_group()
+    os._exit(0)     # nor do torch's own threads end one by one, which has crashed behind a test that was over
 
 
 def in_two_processes(function: Callable[..., None], directory: object) -> None:

@@ -107,7 +107,7 @@ class Images(Dataset):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_as_a_transform_every_image_and_every_worker_draws_its_own(workers: int) -> None:
     (batch,) = DataLoader(Images(torch.nn.Sequential(torch.nn.Identity(), Cutout(3))), batch_size=32,
-                          num_workers=workers)
+                          num_workers=workers, multiprocessing_context="forkserver" if workers else None)
     assert len(batch.unique(dim=0)) > 16
 
 
