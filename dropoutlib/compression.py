@@ -199,6 +199,8 @@ def _require_what_can_be_copied(model: Any) -> None:
         if any(hooks):
             raise ValueError(f"{place} has a hook, which may do anything: remove it (torch.nn.utils.prune.remove and "
                              "remove_weight_norm do so for theirs)")
+        if "forward" in vars(module):
+            raise ValueError(f"the forward of {place} was replaced, which may do anything: put that of its class back")
         if parametrize.is_parametrized(module):
             raise ValueError(f"{place} has a parametrization: call torch.nn.utils.parametrize.remove_parametrizations")
     _require_values(model)
@@ -395,8 +397,9 @@ def _parameters(model: nn.Module) -> int:
 def _flops(model: nn.Module, example: Any) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
+    counted = copy.deepcopy(model).requires_grad_(False)    # the counter fails at views of what has a gradient
     with FlopCounterMode(display=False) as counter:
-        _outputs(model, example)
+        _outputs(counted, example)
     return counter.get_total_flops()
 
 

@@ -26,8 +26,8 @@ class FromLinear(nn.Module):
     def from_linear(cls: type[_Layer], linear: nn.Linear, **options: Any) -> _Layer:
         """Makes a layer of a linear layer, whose weight and bias it takes: the parameters themselves, not copies.
 
-        So what was tied to them stays tied, and an optimizer that has them goes on. No random number is drawn from
-        torch's global generators.
+        So what was tied to them stays tied, and an optimizer that has them goes on. Hooks stay with the old layer. No
+        random number is drawn from torch's global generators.
 
         Args:
             linear: may be trained.
@@ -37,8 +37,8 @@ class FromLinear(nn.Module):
             A layer of this class, in training or evaluation as ``linear`` is.
 
         Raises:
-            TypeError: if ``linear`` is no linear layer, or of a class with a forward of its own, or an option is one
-                of those that it decides, or none at all.
+            TypeError: if ``linear`` is no linear layer, or it or its class has a forward of its own, or an option is
+                one of those that it decides, or none at all.
             ValueError: if it has no weights yet, or they are computed from other parameters, as by weight norm.
         """
         _require_kind("linear", linear, nn.Linear)
@@ -68,8 +68,8 @@ class FromConv(nn.Module):
     def from_conv(cls: type[_Layer], conv: _ConvNd, **options: Any) -> _Layer:
         """Makes a layer of a convolution, whose weight and bias it takes: the parameters themselves, not copies.
 
-        So what was tied to them stays tied, and an optimizer that has them goes on. No random number is drawn from
-        torch's global generators.
+        So what was tied to them stays tied, and an optimizer that has them goes on. Hooks stay with the old layer. No
+        random number is drawn from torch's global generators.
 
         Args:
             conv: of as many axes as this layer; it may be trained.
@@ -79,8 +79,8 @@ class FromConv(nn.Module):
             A layer of this class, in training or evaluation as ``conv`` is.
 
         Raises:
-            TypeError: if ``conv`` is no convolution of as many axes, or of a class with a forward of its own, or an
-                option is one of those that it decides, or none at all.
+            TypeError: if ``conv`` is no convolution of as many axes, or it or its class has a forward of its own, or
+                an option is one of those that it decides, or none at all.
             ValueError: if it has no weights yet, or they are computed from other parameters, as by weight norm.
         """
         kind = next(base for base in cls.__mro__ if base.__module__ == _ConvNd.__module__)
@@ -111,7 +111,8 @@ class FromRNN(nn.Module):
     def from_rnn(cls: type[_Layer], rnn: nn.RNNBase, **options: Any) -> _Layer:
         """Makes a layer of one of torch's, whose weights and biases it takes: the parameters themselves, not copies.
 
-        So an optimizer that has them goes on. No random number is drawn from torch's global generators.
+        So an optimizer that has them goes on. Hooks stay with the old layer. No random number is drawn from torch's
+        global generators.
 
         Args:
             rnn: a :class:`torch.nn.LSTM`, or :class:`torch.nn.GRU` for a class of that name; it may be trained.
@@ -121,7 +122,7 @@ class FromRNN(nn.Module):
             A layer of this class, in training or evaluation as ``rnn`` is.
 
         Raises:
-            TypeError: if ``rnn`` is another layer, or of a class with a forward of its own, or an option is one of
+            TypeError: if ``rnn`` is another layer, or it or its class has a forward of its own, or an option is one of
                 those that it decides, or none at all.
             ValueError: if its weights are computed from other parameters, as by weight norm, or it has ``proj_size``.
         """
@@ -138,7 +139,7 @@ def _require_kind(name: str, layer: Any, kind: type[nn.Module]) -> None:
     if not isinstance(layer, kind):
         raise TypeError(f"{name} has to be a torch.nn.{kind.__name__}, but got {type(layer).__name__}")
     for method in ("forward", "_conv_forward"):
-        if getattr(type(layer), method, None) is not getattr(kind, method, None):
+        if getattr(type(layer), method, None) is not getattr(kind, method, None) or method in vars(layer):
             raise TypeError(f"{name} has to compute what torch.nn.{kind.__name__} does, but {type(layer).__name__} has "
                             f"a {method} of its own, which would be lost")
 

@@ -376,6 +376,24 @@ def test_one_unit_is_left():
     assert smaller[0].out_features == 1 and len(report.layers["0"].constant) == 4
 
 
+def test_a_view_of_a_parameter_is_read():
+    """As of learned positions and queries."""
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.project, self.head = nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(x + self.project(self.embedding.weight[:4]).relu())
+
+    model = Positions()
+    with torch.no_grad():
+        model.project.weight[:3] = 0
+    smaller, report = compress(model, torch.randn(2, 4, 8))
+    assert report.flops.before == report.flops.after == 2 * (4 * 8 * 8 + 2 * 4 * 8 * 2)
+    assert all(parameter.requires_grad for parameter in (*model.parameters(), *smaller.parameters()))
+
+
 def test_a_constant_that_is_not_finite_stays():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     with torch.no_grad():
@@ -638,6 +656,12 @@ def _hooked() -> nn.Module:
     return model
 
 
+def _with_another_forward() -> nn.Module:
+    model = _Shared(lambda m, x: m.two(m.one(x)))
+    model.two.forward = lambda input, before=model.two.forward: before(input)
+    return model
+
+
 def _pruned() -> nn.Module:
     model = nn.Sequential(nn.Linear(9, 3))
     prune.l1_unstructured(model[0], "weight", 0.5)
@@ -660,6 +684,7 @@ _REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "wrong input": (lambda: nn.Linear(8, 3), ValueError, "the model cannot be called with the example: mat1"),
     "tied weights": (_tied, ValueError, "two.weight and one.weight are one tensor"),
     "a hook": (_hooked, ValueError, "two has a hook"),
+    "a forward that was replaced": (_with_another_forward, ValueError, "the forward of two was replaced"),
     "a pruning hook": (_pruned, ValueError, r"0 has a hook.*prune\.remove"),
     "a parametrization": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(9, 3))), ValueError,
                           "0 has a parametrization"),

@@ -113,6 +113,11 @@ class _Backwards(nn.LSTM):
         return super().forward(input.flip(0), hx)
 
 
+def _replaced(layer: nn.Module) -> nn.Module:
+    layer.forward = lambda input, before=layer.forward: before(2 * input)
+    return layer
+
+
 @pytest.mark.parametrize(("kind", "words", "call"), [
     (TypeError, "_Standardised has a forward of its own, which would be lost",
      lambda: dropoutlib.FastDropoutConv2d.from_conv(_Standardised(4, 6, 3))),
@@ -120,6 +125,13 @@ class _Backwards(nn.LSTM):
      lambda: dropoutlib.DropConnectConv2d.from_conv(_Flipped(4, 6, 3))),
     (TypeError, "DropConnectLinear has a forward of its own",
      lambda: dropoutlib.FastDropoutLinear.from_linear(dropoutlib.DropConnectLinear(4, 6))),
+    (TypeError, "Linear has a forward of its own",
+     lambda: dropoutlib.DropConnectLinear.from_linear(_replaced(nn.Linear(4, 4)))),
+    (TypeError, "Linear has a forward of its own", lambda: dropoutlib.LoRALinear.from_linear(
+        _replaced(nn.Linear(4, 4)), rank=2)),
+    (TypeError, "Conv1d has a forward of its own",
+     lambda: dropoutlib.DropConnectConv1d.from_conv(_replaced(nn.Conv1d(4, 4, 3)))),
+    (TypeError, "LSTM has a forward of its own", lambda: dropoutlib.ZoneoutLSTM.from_rnn(_replaced(nn.LSTM(4, 4)))),
     (TypeError, "_Backwards has a forward of its own", lambda: dropoutlib.ZoneoutLSTM.from_rnn(_Backwards(4, 6))),
     (TypeError, r"stride is that of the Conv2d, \(1, 1\), and cannot be given",
      lambda: dropoutlib.VariationalDropoutConv2d.from_conv(nn.Conv2d(4, 6, 3), stride=2)),

@@ -81,14 +81,15 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     Functions of :mod:`dropoutlib.functional` draw where they are told ``training=True``, for each example; they are
     refused with other ``masks``. What it cannot see stays off: those that are told ``training=False``, functions of
     torch in a method of the model that is called instead of the model, what code runs behind ``if self.training:``,
-    such as stochastic depth of other libraries, kernels that are no functions of torch, modules that the model calls
-    without holding them. At the end everything is as it was, also after an error. Contexts nest; for a module that is
-    in several, the innermost one counts, and of contexts that take turns, in generators or coroutines, the one that was
-    entered last. A compiled model runs uncompiled: its graph was made without the noise; compile it before. Other
-    threads may call the model, too, and meet its dropout as well, if their calls end before the context does; none may
-    enter a context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are not followed;
-    those of ``copy``, and what is pickled, are as the model was before the context. Under activation checkpointing
-    masks have to be those of examples, and ``backward`` has to run in the context, too.
+    such as stochastic depth of other libraries, kernels that are no functions of torch. Modules that the model
+    calls without holding them, as in a plain list, stay as they are: one in training draws, for each example. At
+    the end everything is as it was, also after an error. Contexts nest; for a module that is in several, the
+    innermost one counts, and of contexts that take turns, in generators or coroutines, the one that was entered
+    last. A compiled model runs uncompiled: its graph was made without the noise; compile it before. Other threads
+    may call the model, too, and meet its dropout as well, if their calls end before the context does; none may
+    enter a context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are not
+    followed; those of ``copy``, and what is pickled, are as the model was before the context. Under activation
+    checkpointing masks have to be those of examples, and ``backward`` has to run in the context, too.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -109,7 +110,8 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
 
     Yields:
         list: places that have drawn so far, as names of modules, each once. Empty for the model itself. A layer whose
-            noise was given drew none; a function that drops in a hook counts for the module of the hook.
+            noise was given drew none; a function that drops in a hook counts for the module of the hook, and a module
+            that the model does not hold for the one that calls it.
 
     Warns:
         UserWarning: where a function that may drop gets a rate of 0 in evaluation, and the module that calls it has one
@@ -122,7 +124,8 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
             depend on their example, such as :class:`~dropoutlib.StandoutLinear`; if the model has lazy layers that have
             no weights yet.
         RuntimeError: in calls of the model as long as no noise was drawn or given; with shared masks where a kernel of
-            torch would draw, or under activation checkpointing; if the model is in a context of another thread.
+            torch would draw, or a module that the model does not hold, or under activation checkpointing; if the model
+            is in a context of another thread.
 
     Source:
         Gal and Ghahramani, *Dropout as a Bayesian Approximation* (2016), section 4.
@@ -245,7 +248,9 @@ class _Noise(TorchFunctionMode):
             for module in self.awake:
                 module.training = True
             for handle in self._hooks():
-                stack.callback(handle.remove)
+                # which the handle does through weak references; in what is collected as garbage they are gone
+                for hooks in (handle.hooks_dict_ref(), *(ref() for ref in handle.extra_dict_ref)):
+                    stack.callback(hooks.pop, handle.id, None)
             stack.enter_context(_layer_by_layer())
             stack.enter_context(self)
             stack.callback(DRAWING.remove, self._follow)
@@ -296,6 +301,8 @@ class _Noise(TorchFunctionMode):
 
     def _follow(self) -> None:
         """A function of this library that draws, in a module that is none of its layers."""
+        if self._is_in_another():
+            self._note_another()
         if not self.stack or not self._counts(self.stack[-1]) or isinstance(self.stack[-1], NoisyLayer):
             return
         if self.masks != "example":
@@ -365,8 +372,26 @@ class _Noise(TorchFunctionMode):
             raise RuntimeError(f"nothing in the model {type(self.model).__name__} drew: it has no dropout with p > 0 "
                                "that this call reached and monte_carlo can turn on")
 
+    @property
+    def _holder(self) -> nn.Module:
+        """The innermost module of the model that is being called."""
+        return next(module for module in reversed(self.stack) if module in self.names)
+
     def _place(self) -> str:
-        return self.names[self.stack[-1]]
+        return self.names[self._holder]
+
+    def _is_in_another(self) -> bool:
+        """Whether a module is called that the model does not hold, in no context of its own."""
+        return (bool(self.stack) and self.stack[-1] not in self.names and not _CONTEXTS.get(self.stack[-1])
+                and self._counts(self._holder))
+
+    def _note_another(self) -> None:
+        """It draws as it would without the context, and nobody sees to it that examples share its masks."""
+        if self.masks != "example":
+            raise RuntimeError(f"masks has to be 'example', but got {self.masks!r}: {self._place() or 'the model'} "
+                               f"calls a {type(self.stack[-1]).__name__} that the model does not hold, which is in "
+                               "training and draws masks of its own: make it a part of the model, as by nn.ModuleList")
+        self._note()
 
     def _note(self) -> None:
         """Before each draw."""
@@ -375,7 +400,7 @@ class _Noise(TorchFunctionMode):
             self.places.append(self._place())
 
     def _tell_contexts(self) -> None:
-        for context in _CONTEXTS[self.stack[-1]]:
+        for context in _CONTEXTS[self._holder]:
             context.is_noisy = True
 
     def _shared(self, name: str, settings: str, draw: Callable[[], Any], shape: torch.Size | None = None) -> Any:
@@ -425,10 +450,15 @@ class _Noise(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if not self.stack or not self._counts(self.stack[-1]):
+        is_in_another = self._is_in_another()
+        if not is_in_another and (not self.stack or not self._counts(self.stack[-1])):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "").partition(".")[0]  # of an operator: dropout.default
         p, key, position = _switch(name, args, kwargs)
+        if is_in_another:
+            if p > 0 and (not key or _argument(args, kwargs, key, position, True)):
+                self._note_another()
+            return func(*args, **kwargs)
         if p == 0:
             # attention that is told no rate at all has none in training either
             if name in _DROPPING and (key or len(args) > 4 or "dropout_p" in kwargs):
@@ -603,8 +633,11 @@ class Prediction:
 
     @property
     def stacked(self) -> Tensor:
-        """A view of the samples along the batch axis, ``(num_samples * N, ...)``, as torch-uncertainty takes them."""
-        return self.samples.flatten(0, 1)
+        """A view of the samples along the batch axis, ``(num_samples * N, ...)``, as torch-uncertainty takes them.
+
+        Of an output without axes it is ``(num_samples,)``.
+        """
+        return self.samples.flatten(0, 1) if self.samples.dim() > 1 else self.samples
 
 
 @dataclass(frozen=True)

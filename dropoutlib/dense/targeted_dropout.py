@@ -35,11 +35,12 @@ def _candidates(weight: Tensor, target_fraction: float, mode: str) -> Tensor:
     if mode == "unit":
         # half precision gives many units one norm, or inf, and so do squares of very small and large weights in single
         size, axis = torch.linalg.vector_norm(size, dim=1, keepdim=True, dtype=torch.float64), 0
-    count = math.floor(round(target_fraction * size.shape[axis], 9))  # 0.29 * 100 is 28.999999999999996
+    whole = int(size.shape[axis])   # a tensor in torch.jit.trace
+    count = math.floor(round(target_fraction * whole, 9))  # 0.29 * 100 is 28.999999999999996
     chosen = torch.zeros_like(size, dtype=torch.bool)
-    if count == size.shape[axis]:
+    if count == whole:
         return ~chosen
-    return chosen.scatter(axis, size.topk(count, axis, largest=False, sorted=False).indices, True)
+    return chosen.scatter(axis, size.topk(count, axis, largest=False, sorted=False).indices, 1)  # jit.trace has no True
 
 
 def _coins(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, target_fraction: float, mode: str, *,

@@ -180,8 +180,8 @@ class LoRALinear(FromLinear, NoisyLayer, nn.Linear):
             generator.
 
         Raises:
-            TypeError: if ``linear`` is no linear layer, or of a class with a forward of its own, or an option is one
-                of those that it decides, or none at all.
+            TypeError: if ``linear`` is no linear layer, or it or its class has a forward of its own, or an option is
+                one of those that it decides, or none at all.
             ValueError: if it has no weights yet, or they are computed from other parameters, as by weight norm.
         """
         return super().from_linear(linear, **options)._start()

@@ -1519,6 +1519,7 @@ def test_metrics_of_others_take_the_layout():
     p = predict(model, x, 25, task="classification")
     assert p.stacked.shape == (1000, 3) and p.stacked.data_ptr() == p.samples.data_ptr()
     assert torch.equal(p.stacked.view(25, 40, 3), p.samples)
+    assert predict(Of(lambda self, x: self.drop(x).sum(), drop=nn.Dropout()), x, 25).stacked.shape == (25,)
     accuracy = metrics.MulticlassAccuracy(3, average="micro")(p.mean, labels)
     assert accuracy == (p.mean.argmax(1) == labels).float().mean()
     assert 0 <= metrics.MulticlassCalibrationError(3)(p.mean, labels) <= 1
@@ -2266,7 +2267,7 @@ def test_settings_of_the_process_come_back_when_the_last_context_ends(first):
 
 
 @pytest.mark.timeout(60)    # without it, a lock would wait for ever for the thread that holds it
-def test_an_abandoned_context_may_be_collected_while_another_one_begins_or_ends(monkeypatch):
+def test_an_abandoned_context_may_be_collected_while_another_one_begins_or_ends(monkeypatch, request):
     def samples(model):
         with monte_carlo(model):
             yield model(torch.ones(2, 3))
@@ -2277,6 +2278,8 @@ def test_an_abandoned_context_may_be_collected_while_another_one_begins_or_ends(
         abandoned.append(abandoned)     # a cycle: it ends when garbage is collected
         return model
 
+    gc.disable()
+    request.addfinalizer(gc.enable)
     forgotten = [abandon(nn.Sequential(nn.Dropout())) for _ in range(2)]
     real, settings = torch.backends.mha.set_fastpath_enabled, []
 
@@ -2293,6 +2296,8 @@ def test_an_abandoned_context_may_be_collected_while_another_one_begins_or_ends(
     gc.collect()
     assert model.training and forgotten[0].training and torch.backends.mha.get_fastpath_enabled()
     assert settings == [False, False, True]
+    assert not any((*model._forward_hooks, *forgotten[0]._forward_hooks, *forgotten[0][0]._forward_pre_hooks,
+                    *nn.modules.module._global_forward_hooks, *nn.modules.module._global_forward_pre_hooks))
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(), dropoutlib.Dropout()], ids=["torch's", "ours"])
@@ -2311,6 +2316,48 @@ def test_a_module_that_the_model_does_not_hold_stays_as_it_is(layer):
     with torch.no_grad(), monte_carlo(student) as places:
         (one, fixed), (other, again) = student(x), student(x)
     assert torch.equal(fixed, again) and not torch.equal(one, other) and places == ["drop"]
+
+
+NOT_HELD = {"torch's": nn.Dropout, "alpha": nn.AlphaDropout, "ours": dropoutlib.Dropout,
+            "Gaussian": dropoutlib.GaussianDropout, "weights": partial(dropoutlib.DropConnectLinear, 8, 8),
+            "within": lambda: nn.Sequential(nn.ReLU(), nn.Dropout()),
+            "attention": partial(nn.TransformerEncoderLayer, 8, 2, 16, 0.5, batch_first=True),
+            "recurrent": lambda: Of(lambda self, x: self.rnn(x)[0], rnn=nn.LSTM(8, 8, 2, dropout=0.5))}
+
+
+@pytest.mark.parametrize("make", NOT_HELD.values(), ids=NOT_HELD)
+def test_a_module_in_training_that_the_model_does_not_hold_draws_for_examples(make):
+    parts, x = [make()], numbers(1, 3, 8)
+    part = Of(lambda self, x: parts[0](x))
+    model = nn.Sequential(nn.Linear(8, 8), part).eval()
+    with monte_carlo(model) as places, torch.no_grad():
+        assert not torch.equal(model(x), model(x)) and places == ["1"]
+    assert len(predict(model, x, 5).samples.unique(dim=0)) == 5
+    for masks in ("call", "fixed"):
+        with (monte_carlo(model, masks),
+              pytest.raises(RuntimeError, match=f"got '{masks}': 1 calls a .* that the model does not hold")):
+            model(x)
+    parts[0].eval()
+    with monte_carlo(model), pytest.raises(RuntimeError, match="nothing in the model Sequential drew"):
+        model(x)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_module_that_the_model_does_not_hold_may_be_in_a_context_of_its_own(order):
+    part, x = nn.Sequential(nn.Dropout()), numbers(2, 8)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1), Of(lambda self, x: parts[0](x)))
+    parts = [part]
+    one, other = [part, model][::order]
+    with monte_carlo(one, "fixed"), monte_carlo(other, "fixed"), torch.no_grad():
+        assert torch.equal(model(x), model(x))
+
+
+def test_a_layer_that_is_put_in_during_a_context_draws_if_it_is_in_training():
+    model, x = nn.Sequential(nn.Linear(3, 30), nn.Dropout()), numbers(2, 3)
+    with monte_carlo(model) as places:
+        model[1] = dropoutlib.Dropout()
+        assert not torch.equal(model(x), model(x)) and places == [""]
+    assert model.training and model[1].training
 
 
 @pytest.mark.parametrize("masks", ["call", "fixed"])

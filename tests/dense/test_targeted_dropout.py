@@ -213,6 +213,14 @@ def test_with_the_other_tools() -> None:
     assert model[0].p == 0
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", MODES)
+def test_it_can_be_traced_in_evaluation(mode: str) -> None:
+    layer = TargetedDropoutLinear(6, 4, mode=mode).eval()
+    traced, x = torch.jit.trace(layer, torch.randn(4, 6)), torch.randn(9, 6)
+    assert torch.equal(traced(x), layer(x))
+
+
 def test_examples_share_the_mask_under_vmap() -> None:
     layer, x = made("weight"), torch.randn(5, 4, dtype=torch.float64)
     keep = layer.draw(x)
