@@ -1099,8 +1099,8 @@ _ROWS = (
                  "loss [the penalty falls on the adapter "
                  "alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured here*: [how the "
                  "noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) in training, and "
-                 "a gain on turned digits with some wrong labels, part of which stopping in time has, too, and at p = "
-                 "0.1 dropout in front of the whole layer. *Literature*: the adapter by {cite:t}`hu2022lora`.",
+                 "a gain on turned digits with some wrong labels; stopping in time has a part of it, and dropout in "
+                 "front of the whole layer, at p = 0.1, as much. *Literature*: the adapter by {cite:t}`hu2022lora`.",
     ),
     Method(
         name="nested_dropout",
