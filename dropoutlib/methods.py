@@ -1099,8 +1099,8 @@ _ROWS = (
                  "loss [the penalty falls on the adapter "
                  "alone](/book/training/lora_dropout.ipynb#a-penalty-on-the-adapter-alone). *Measured here*: [how the "
                  "noise grows from zero](/book/training/lora_dropout.ipynb#what-it-does-in-practice) in training, and "
-                 "a gain on turned digits with some wrong labels, part of which stopping in time has, too, and at p = "
-                 "0.1 dropout in front of the whole layer. *Literature*: the adapter by {cite:t}`hu2022lora`.",
+                 "a gain on turned digits with some wrong labels; stopping in time has a part of it, and dropout in "
+                 "front of the whole layer, at p = 0.1, as much. *Literature*: the adapter by {cite:t}`hu2022lora`.",
     ),
     Method(
         name="nested_dropout",
@@ -1226,9 +1226,9 @@ _ROWS = (
                  "covariances, and to [second order](/book/training/r_drop_loss.ipynb#small-noise), in a linear "
                  "classifier, the loss has 1 + alpha times the penalty of dropout. *Measured here*: on "
                  "[digits](/book/training/r_drop_loss.ipynb#what-it-does-in-practice) no difference in accuracy from a "
-                 "matched higher rate is seen; two passes agree more, but with the same masks about as much in both, "
-                 "partly because both are less sure. *Literature*: {cite:t}`liang2021rdrop` report gains on 18 data "
-                 "sets of five tasks.",
+                 "matched higher rate is seen; two passes agree more, but with the same masks about as much in both, a "
+                 "small part of it because both are less sure. *Literature*: {cite:t}`liang2021rdrop` report gains on "
+                 "18 data sets of five tasks.",
     ),
 )
 
