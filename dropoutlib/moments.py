@@ -491,10 +491,20 @@ def _with_diagonal(covariance: Tensor, variance: Tensor) -> Tensor:
 
 
 def _quadrature(off_diagonal: list[float]) -> list[tuple[float, float]]:
-    """Nodes and weights (of sum 1) of a Gauss rule: eigenvalues of its Jacobi matrix (Golub and Welsch, 1969)."""
+    """Nodes and weights (of sum 1) of a Gauss rule: eigenvalues of its Jacobi matrix (Golub and Welsch, 1969).
+
+    A weight is 1 over the sum of the squares of the orthonormal polynomials at its node: of eigenvectors, the smallest
+    weights, which high powers need, would be rounding.
+    """
     off = torch.tensor(off_diagonal, dtype=torch.float64, device="cpu")
-    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    return list(zip(nodes.tolist(), (vectors[0] ** 2).tolist(), strict=True))
+    rule = []
+    for node in torch.linalg.eigvalsh(torch.diag(off, 1) + torch.diag(off, -1)).tolist():
+        before, now, of_before, total = 0.0, 1.0, 0.0, 1.0
+        for factor in off_diagonal:
+            before, now, of_before = now, (node * now - of_before * before) / factor, factor
+            total += now ** 2
+        rule.append((node, 1 / total))
+    return rule
 
 
 _HERMITE = _quadrature([math.sqrt(k) for k in range(1, 32)])

@@ -58,7 +58,13 @@ def masked_image(axes: Axes, values: Tensor, keep: Tensor | None = None, *, titl
         keep: keep mask of the same shape; ``None`` keeps everything.
         title: title of the picture.
         limits: values of the lightest and of the darkest blue.
+
+    Raises:
+        ValueError: if ``keep`` has another shape than ``values``.
     """
+    if keep is not None and keep.shape != values.shape:
+        raise ValueError(f"keep has to be of the shape {tuple(values.shape)} of the values, but got "
+                         f"{tuple(keep.shape)}")
     keep = torch.ones_like(values, dtype=torch.bool) if keep is None else keep.bool()
     axes.imshow(torch.where(keep, values.detach(), float("nan")).cpu().numpy(), vmin=limits[0], vmax=limits[1])
     rows, columns = (~keep).cpu().nonzero(as_tuple=True)

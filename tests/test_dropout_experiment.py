@@ -157,6 +157,15 @@ def test_a_table_of_something_else_is_left_alone(tmp_path, capsys) -> None:
     assert "table.csv is no table of this program" in capsys.readouterr().err
 
 
+def test_a_rate_of_many_digits_is_found_again(tmp_path, capsys) -> None:
+    file = tmp_path / "table.csv"
+    command = ["--runs", "1", "--output", str(file), *QUICK, "--max-norm", "2.1234567", "--learning-rate", "0.01234567"]
+    for rate, missing in (("0.3333333", 1), ("0.3333333", 0), ("0.333333", 1)):
+        assert main([*command, "--dropout", rate]) == 0
+        assert f"{missing} of 1 runs are missing" in capsys.readouterr().err
+    assert [row["dropout"] for row in rows(file)] == ["0.3333333", "0.333333"]
+
+
 def test_a_table_that_ends_within_a_row_is_gone_on_with(tmp_path, capsys) -> None:
     file = tmp_path / "table.csv"
     command = ["--runs", "2", "--output", str(file), *QUICK]
@@ -167,6 +176,9 @@ def test_a_table_that_ends_within_a_row_is_gone_on_with(tmp_path, capsys) -> Non
     capsys.readouterr()
     assert main(command) == 0
     assert "mean accuracy (2 runs): " in capsys.readouterr().out
+    file.write_text(first + second + second.splitlines()[-1].rpartition(",")[0] + ",")
+    assert main(command) == 0 and main(command) == 0
+    assert "0 of 2 runs are missing" in capsys.readouterr().err
     assert {**rows(file)[-1], "seconds": ""} == {**whole[-1], "seconds": ""}
     file.write_text("")
     assert main(["--runs", "1", "--output", str(file), *QUICK]) == 0

@@ -193,6 +193,14 @@ def joint(mean, covariance, device="cpu"):
                                 torch.tensor(covariance, dtype=torch.float64, device=device))
 
 
+@pytest.mark.parametrize("power", [2, 20, 40, 62])
+def test_powers_have_the_expectation_of_the_rule_to_the_last_digits(power):
+    value = moments.Moments(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    expected = math.prod(range(1, power, 2))    # of a standard normal number
+    found = moments.expectation(lambda z: z ** power, value).item()
+    assert found == pytest.approx(expected, rel=1e-13)
+
+
 def pair(one, two, correlation):
     (mean, std), (other_mean, other_std) = one, two
     product = correlation * std * other_std

@@ -67,4 +67,6 @@ def test_what_cannot_be_drawn_is_named():
     for keep in ([None], [None, torch.ones(3)]):
         with pytest.raises(ValueError, match=r"keep has to hold a mask, or None, for each layer of \[2, 2\] units"):
             plotting.network(axes, [2, 2], keep)
+    with pytest.raises(ValueError, match=r"keep has to be of the shape \(2, 2\) of the values, but got \(2,\)"):
+        plotting.masked_image(axes, torch.ones(2, 2), torch.ones(2))
     plotting.masked_image(axes, torch.ones(2, 2, requires_grad=True))

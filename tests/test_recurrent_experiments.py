@@ -167,6 +167,25 @@ def test_a_short_run_is_recorded_resumed_and_read_back(experiment, short, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["table.txt"]
 
 
+def test_numbers_are_those_that_were_written():
+    scores = {("a network", "a noise", p, "a place"): {0: 0.5} for p in (1 / 3, 0.333333, 1e-7 / 3, 0.0, 1.0)}
+    assert paired.read_scores(paired.write_scores(scores)) == scores
+    assert "  1  " in paired.write_scores(scores)
+
+
+def test_a_table_that_is_not_whole_is_named(short, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recurrent, "SCHEMES", {"memory": recurrent.SCHEMES["memory"][:1]})
+    output = tmp_path / "a table.txt"
+    command = ["memory", "--seeds", "1", "--output", str(output)]
+    assert recurrent.main(command) == 0
+    text = output.read_text()
+    assert f"--output '{output}'" in text.splitlines()[0]
+    output.write_text(text[:-12])
+    with pytest.raises(SystemExit):
+        recurrent.main(command)
+    assert f"{output} is no table of scores, or is not whole: a row of" in capsys.readouterr().err
+
+
 def test_long_names_stay_apart():
     scores = {("a network of many, many words", "recurrent dropout", 0.25, "in all of the places at once"): {0: 0.5}}
     assert paired.read_scores(paired.write_scores(scores)) == scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if options.output is not None:
         words = sys.argv[1:] if arguments is None else arguments
-        command = " ".join(["python -m dropoutlib.benchmark", *words])
+        command = f"python -m dropoutlib.benchmark {shlex.join(words)}".rstrip()
         options.output.write_text(f"`{command}`\n\n{text}\n", encoding="utf-8")
 
 

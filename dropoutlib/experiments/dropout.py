@@ -31,7 +31,7 @@ from dropoutlib.methods import catalogue
 
 from .data import Split, digits, mnist
 from .networks import LENET, he_normal, lenet, place_of, put, rate_of
-from .paired import attempts, count, file_in_folder, positive_number, probability, write_whole
+from .paired import attempts, count, file_in_folder, positive_number, probability, shortest, write_whole
 from .training import fit
 
 __all__ = ["METHODS", "Outcome", "Run", "Settings", "main", "network", "plot", "read_outcomes", "score"]
@@ -61,7 +61,7 @@ class Settings(NamedTuple):
 
     def __str__(self) -> str:
         usual = Settings()
-        said = [f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
+        said = [f"{name.replace('_', ' ')} {shortest(value) if isinstance(value, float) else value}"
                 for name, value in self._asdict().items() if value != getattr(usual, name) and name != "method"]
         return ", ".join([self.method if self.dropout or self.method != usual.method else "no dropout", *said])
 
@@ -183,8 +183,10 @@ _VERSIONS = {"torch": torch.__version__, "dropoutlib": dropoutlib.__version__}
 
 
 def _row(run: Run, outcome: Outcome) -> dict[str, str]:
-    cells = {**run.settings._asdict(), "seed": run.seed, **_VERSIONS, **outcome._asdict()}
-    return {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in cells.items()}
+    settings = {name: shortest(value) if isinstance(value, float) else str(value)
+                for name, value in run.settings._asdict().items()}
+    found = {name: f"{value:.6g}" for name, value in outcome._asdict().items()}
+    return {**settings, "seed": str(run.seed), **_VERSIONS, **found}
 
 
 def read_outcomes(file: Path) -> dict[Run, Outcome]:
@@ -208,8 +210,11 @@ def read_outcomes(file: Path) -> dict[Run, Outcome]:
             raise ValueError(f"{file} is no table of this program: its columns are {reader.fieldnames}")
         for row in reader:
             if all(row[name] == version for name, version in _VERSIONS.items()):
-                settings = Settings(*(type(usual)(row[name]) for name, usual in Settings()._asdict().items()))
-                found[Run(settings, int(row["seed"]))] = Outcome(*(float(row[name]) for name in Outcome._fields))
+                try:
+                    settings = Settings(*(type(usual)(row[name]) for name, usual in Settings()._asdict().items()))
+                    found[Run(settings, int(row["seed"]))] = Outcome(*(float(row[name]) for name in Outcome._fields))
+                except (TypeError, ValueError):     # a row that is not whole is done again
+                    continue
     return found
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from . import dropout
 from .dropout import Settings
-from .paired import Key, Plan, arguments_of, count, fill, positive_number
+from .paired import Key, Plan, arguments_of, count, fill, positive_number, shortest
 
 __all__ = ["DROPOUT", "MAX_NORM", "RATES", "RECTIFIED", "Run", "main", "rectified", "runs", "score"]
 
@@ -47,8 +47,8 @@ def runs(seeds: int, rates: Sequence[float]) -> Iterator[Run]:
 
 
 def _keys(run: Run) -> list[Key]:
-    norm = "no max-norm" if run.max_norm == math.inf else f"max-norm {run.max_norm:g}"
-    network = f"{'rectified scores, ' if run.is_rectified else ''}learning rate {run.learning_rate:g}"
+    norm = "no max-norm" if run.max_norm == math.inf else f"max-norm {shortest(run.max_norm)}"
+    network = f"{'rectified scores, ' if run.is_rectified else ''}learning rate {shortest(run.learning_rate)}"
     return [(network, norm, run.dropout, measure) for measure in _MEASURES]
 
 

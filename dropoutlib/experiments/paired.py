@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from dropoutlib.arguments import positive
 from dropoutlib.noise import Bernoulli
 
 __all__ = ["Key", "Plan", "Row", "Scores", "arguments_of", "attempts", "compare", "count", "file_in_folder", "fill",
-           "positive_number", "probability", "read_scores", "write_scores", "write_whole"]
+           "positive_number", "probability", "read_scores", "shortest", "write_scores", "write_whole"]
 
 Key: TypeAlias = tuple[str, str, float, str]
 Scores: TypeAlias = Mapping[int, float]  # by seed
@@ -68,13 +69,19 @@ def _row(key: Key, values: Tensor, comparisons: int) -> Row:
     return Row(*key, score, gain, gain - one, gain + one, gain - every, gain + every)
 
 
+def shortest(value: float) -> str:
+    """A number as it is read, with six digits or as many as say which number it is: a table is asked for it again."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 def write_scores(scores: Mapping[Key, Scores]) -> str:
     """Writes scores as plain text, a line for each key and a column for each seed, with four decimals."""
     seeds = sorted(set().union(*scores.values()))
     lines = [("network", "noise", "p", "placement", *map(str, seeds))]
     for (network, noise, p, placement), values in scores.items():
         cells = (f"{values[seed]:.4f}" if seed in values else "-" for seed in seeds)
-        lines.append((network, noise, f"{p:g}", placement, *cells))
+        lines.append((network, noise, shortest(p), placement, *cells))
     usual, columns = (26, 10, 6, 22, *[8 for _ in seeds]), zip(*lines, strict=True)
     widths = [max(width, *(len(cell) + 2 for cell in cells)) for width, cells in zip(usual, columns, strict=True)]
     return "\n".join("".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -82,11 +89,21 @@ def write_scores(scores: Mapping[Key, Scores]) -> str:
 
 
 def read_scores(text: str) -> dict[Key, dict[int, float]]:
-    """Reads scores that :func:`write_scores` wrote; lines that begin with ``#`` are left out."""
+    """Reads scores that :func:`write_scores` wrote; lines that begin with ``#`` are left out.
+
+    Raises:
+        ValueError: if a line is no row of such a table.
+    """
     header, *lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if not line.startswith("#")]
-    return {(network, noise, float(p), placement):
-            {int(seed): float(cell) for seed, cell in zip(header[4:], cells, strict=True) if cell != "-"}
-            for network, noise, p, placement, *cells in lines}
+    scores = {}
+    for line in lines:
+        try:
+            network, noise, p, placement, *cells = line
+            scores[network, noise, float(p), placement] = {
+                int(seed): float(cell) for seed, cell in zip(header[4:], cells, strict=True) if cell != "-"}
+        except ValueError:
+            raise ValueError(f"a row of {len(header)} cells was expected, but got {'  '.join(line)!r}") from None
+    return scores
 
 
 class Plan(NamedTuple):
@@ -216,7 +233,7 @@ def fill(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
         int: 0, or 1 if a run failed; what failed is reported on stderr, and the others are done.
 
     Raises:
-        SystemExit: if the file is a table of other settings, or of another version of torch.
+        SystemExit: if the file is a table of other settings, or of another version of torch, or is not whole.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
@@ -228,7 +245,10 @@ def fill(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
         if (other := text.splitlines()[1:len(header) + 1]) != header:
             parser.error(f"{output} is a table of something else, so that nothing can be added to it: it has\n"
                          + "\n".join(other) + "\nand not\n" + "\n".join(header))
-        found = read_scores(text)
+        try:
+            found = read_scores(text)
+        except ValueError as error:
+            parser.error(f"{output} is no table of scores, or is not whole: {error}")
     scores: dict[Key, dict[int, float]] = {key: {} for run in runs for key in keys(run)} | found
     missing = [run for run in runs if not all(run.seed in scores[key] for key in keys(run))]
     print(f"{output}: {len(missing)} of {len(runs)} runs are missing", file=sys.stderr)
@@ -238,7 +258,7 @@ def fill(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
             scores[key][run.seed] = value
         finished += 1
         rows = write_scores({key: by_seed for key, by_seed in scores.items() if by_seed})
-        write_whole(output, "\n".join([f"# {parser.prog} {' '.join(given)}".rstrip(), *header, rows, ""]))
+        write_whole(output, "\n".join([f"# {parser.prog} {shlex.join(given)}".rstrip(), *header, rows, ""]))
     return int(finished < len(missing))
 
 

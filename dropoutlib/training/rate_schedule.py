@@ -118,14 +118,20 @@ class RateSchedule:
 
         Raises:
             TypeError: if the schedule gives no real number for its step; nothing is changed then.
-            ValueError: if it has the rates of other layers, or that number is outside of [0, 1]; nothing is changed
-                then.
+            ValueError: if it is no state of a schedule, or has the rates of other layers, or that number is outside of
+                [0, 1]; nothing is changed then.
         """
+        if not isinstance(state_dict, Mapping) or state_dict.keys() != self.state_dict().keys():
+            raise ValueError(f"state_dict has to hold {' and '.join(map(repr, self.state_dict()))}, as that of a "
+                             f"schedule does, but got {state_dict!r}")
         rates = state_dict["rates"]
         if set(rates) != set(self._rates):
             raise ValueError(f"state_dict has to hold the rates {sorted(self._rates)}, but got {sorted(rates)}: make "
                              "the schedule of a model that is wrapped as that one was")
-        self._assign(state_dict["step"], dict(rates))
+        step = state_dict["step"]
+        if not isinstance(step, int) or step < 0:
+            raise ValueError(f"the step in state_dict has to be a whole number of at least 0, but got {step!r}")
+        self._assign(step, dict(rates))
 
     def __repr__(self) -> str:
         return f"RateSchedule({len(self._layers)} rates, step={self._step}, factor={self.factor:.4g})"

@@ -239,6 +239,15 @@ def test_in_the_state_of_other_layers_nothing_changes() -> None:
     assert schedule.state_dict() == before
 
 
+@pytest.mark.parametrize("state", [{}, None, {"step": 3}, {"step": -1, "rates": {"0.p": 0.2, "3.p": 0.5}},
+                                   {"step": 1.5, "rates": {"0.p": 0.2, "3.p": 0.5}}])
+def test_what_is_no_state_is_named(state) -> None:
+    schedule = RateSchedule(network(), early(4))
+    with pytest.raises(ValueError, match="state_dict has to "):
+        schedule.load_state_dict(state)
+    assert schedule.state_dict()["step"] == 0
+
+
 def test_repr() -> None:
     schedule = RateSchedule(network(), early(4))
     schedule.step()
