@@ -242,7 +242,8 @@ def plot(outcomes: Mapping[Run, Outcome], file: Path) -> None:
         axis.plot([place + shift for shift in spread], values, "o", color=plotting.BLUE, alpha=0.6)
         axis.plot([place - 0.3, place + 0.3], [statistics.fmean(values)] * 2, color=plotting.ORANGE)
     axis.set(ylabel="test accuracy, %, and mean", xlim=(-0.6, len(groups) - 0.4))
-    axis.set_xticks(range(len(groups)), [str(settings) for settings in groups], rotation=30, ha="right", fontsize=8)
+    names = [str(settings).replace(", ", ",\n") for settings in groups]
+    axis.set_xticks(range(len(groups)), names, rotation=30, ha="right", fontsize=8)
     figure.savefig(file, dpi=150)
 
 
