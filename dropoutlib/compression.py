@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
-from .bayesian.mc_dropout import _CONTEXTS
 from .channels import Flow, Run, Units, fold_scales, name_of
+from .from_torch import method_of_its_own
+from .generators import global_generators_kept
 from .plain_layers import Scale, exchanged
-from .surgery import _call, _copied, _has_hooks_for_all_modules, _is_exported, _require_values, _tensors
+from .surgery import _CONTEXTS, _call, _copied, _has_hooks_for_all_modules, _is_exported, _require_values, _tensors
 
 __all__ = ["Change", "Compressed", "CompressionReport", "compress"]
 
@@ -142,7 +143,7 @@ def compress(model: nn.Module, example: Any) -> Compressed:
     for tensor in _tensors(example):
         if not tensor.numel():
             raise ValueError(f"example has to hold numbers, but got a tensor of shape {tuple(tensor.shape)}")
-    with torch.random.fork_rng(devices=_devices(model)):
+    with global_generators_kept():
         given = copy.deepcopy(model).eval()
         try:
             expected = _outputs(given, example)
@@ -199,8 +200,8 @@ def _require_what_can_be_copied(model: Any) -> None:
         if any(hooks):
             raise ValueError(f"{place} has a hook, which may do anything: remove it (torch.nn.utils.prune.remove and "
                              "remove_weight_norm do so for theirs)")
-        if "forward" in vars(module):
-            raise ValueError(f"the forward of {place} was replaced, which may do anything: put that of its class back")
+        if method := method_of_its_own(module, type(module)):
+            raise ValueError(f"the {method} of {place} was replaced, which may do anything: put that of its class back")
         if parametrize.is_parametrized(module):
             raise ValueError(f"{place} has a parametrization: call torch.nn.utils.parametrize.remove_parametrizations")
     _require_values(model)
@@ -302,10 +303,6 @@ def _arguments(example: Any) -> tuple[Any, ...]:
 
 
 # Comparing and measuring
-
-
-def _devices(model: nn.Module) -> list[torch.device]:
-    return list({tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda})
 
 
 def _in_order(graph: fx.Graph, example: Any) -> list[Any]:

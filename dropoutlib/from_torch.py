@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from .arguments import boolean, for_every_axis, positive_integer, require_channels, require_features
 from .local_reparameterization import Product, convolution, padded
 
-__all__ = ["FromConv", "FromLinear", "FromRNN"]
+__all__ = ["FromConv", "FromLinear", "FromRNN", "method_of_its_own"]
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
@@ -138,10 +138,28 @@ class FromRNN(nn.Module):
 def _require_kind(name: str, layer: Any, kind: type[nn.Module]) -> None:
     if not isinstance(layer, kind):
         raise TypeError(f"{name} has to be a torch.nn.{kind.__name__}, but got {type(layer).__name__}")
-    for method in ("forward", "_conv_forward"):
-        if getattr(type(layer), method, None) is not getattr(kind, method, None) or method in vars(layer):
-            raise TypeError(f"{name} has to compute what torch.nn.{kind.__name__} does, but {type(layer).__name__} has "
-                            f"a {method} of its own, which would be lost")
+    if method := method_of_its_own(layer, kind):
+        raise TypeError(f"{name} has to compute what torch.nn.{kind.__name__} does, but {type(layer).__name__} has a "
+                        f"{method} of its own, which would be lost")
+
+
+def method_of_its_own(layer: nn.Module, kind: type[nn.Module]) -> str:
+    """The method by which a layer computes something else than a class, its own or one that it inherits from.
+
+    Args:
+        layer: its class may define the method anew, or it may be set on the layer itself. One that was put back there,
+            as tools do that replace methods for a while, is that of the class.
+        kind: the class.
+
+    Returns:
+        The name of the first one, empty if there is none.
+    """
+    for name in ("forward", "_conv_forward"):
+        usual, method = getattr(type(layer), name, None), vars(layer).get(name)
+        if usual is not getattr(kind, name, None) or (method is not None and not (
+                getattr(method, "__func__", None) is usual and getattr(method, "__self__", None) is layer)):
+            return name
+    return ""
 
 
 def _with_weights_of(layer: Any, kind: type[_Layer], decided: tuple[str, ...], options: dict[str, Any]) -> _Layer:

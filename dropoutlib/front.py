@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
+from dropoutlib.from_torch import method_of_its_own
 from dropoutlib.surgery import _has_hooks_for_all_modules
 
 __all__ = ["Front"]
@@ -114,11 +115,12 @@ def _is_plain(tensor: Any) -> bool:
 def _tensors_of(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from layer.named_parameters()
     yield from layer.named_buffers()
+    yield from ((name, value) for name, value in vars(layer).items() if isinstance(value, Tensor))
 
 
 def _first_plain(module: nn.Module) -> tuple[list[nn.Module], bool]:
     """Plain layers that a module begins with, and whether there is nothing else in it."""
-    if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
+    if method_of_its_own(module, type(module)) or any(getattr(module, hooks) for hooks in _HOOKS):
         return [], False
     if type(module) is not nn.Sequential:
         is_layer = type(module).__module__ in _PLACES and type(module) not in _NOT_PLAIN

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import random
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["is_given_a_generator", "random_state", "state_of_others"]
+__all__ = ["global_generators_kept", "is_given_a_generator", "random_state", "seed_global_generators",
+           "state_of_others"]
 
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
+
+
+def _in_use() -> list[tuple[Any, str]]:
+    """Modules of the accelerators that have drawn, and how their functions for all devices end."""
+    known = [(torch.cuda, "_all"), (torch.xpu, "_all"), (torch.mps, "")]
+    return [(module, end) for module, end in known
+            if module.is_available() and getattr(module, "is_initialized", lambda: True)()]
+
+
+@contextlib.contextmanager
+def global_generators_kept() -> Iterator[None]:
+    """Puts torch's global generators back at the end, those of all devices: a training may go on at another one."""
+    with torch.random.fork_rng(devices=[]):
+        states = [(module, end, getattr(module, f"get_rng_state{end}")()) for module, end in _in_use()]
+        try:
+            yield
+        finally:
+            for module, end, state in states:
+                getattr(module, f"set_rng_state{end}")(state)
+
+
+def seed_global_generators(seed: int) -> None:
+    """As ``torch.manual_seed``, which also seeds devices that are not in use yet, for when they will be."""
+    torch.default_generator.manual_seed(seed)
+    for module, end in _in_use():
+        getattr(module, f"manual_seed{end}")(seed)
 
 
 def is_given_a_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -19,7 +19,6 @@ import dropoutlib.moments as moments
 
 from .arguments import boolean, is_autocast, require_tensor
 from .bayesian.log_normal_dropout import LogNormalDropout
-from .bayesian.mc_dropout import _CONTEXTS
 from .bayesian.sparse_variational_dropout import (
     SparseVariationalConv1d,
     SparseVariationalConv2d,
@@ -31,11 +30,13 @@ from .dense.fast_dropout import FastDropoutConv1d, FastDropoutConv2d, FastDropou
 from .dense.gaussian_dropout import GaussianDropout
 from .dense.variational_dropout import VariationalDropoutConv1d, VariationalDropoutConv2d, VariationalDropoutLinear
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
+from .from_torch import method_of_its_own
 from .generators import is_given_a_generator, random_state, state_of_others
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
 from .noise.laws import DRAWING
 from .surgery import (
+    _CONTEXTS,
     _dropout_of,
     _has_hooks_for_all_modules,
     _is_noisy,
@@ -189,7 +190,8 @@ def _through(module: nn.Module, value: Tensor | _Value, place: str, joint: bool)
     """What a module makes of a value; a tensor is a value without noise."""
     module = getattr(module, "_orig_mod", module)  # of what was compiled
     kind = next((base for base in type(module).__mro__ if base in _RULES or base is nn.Sequential), None)
-    if kind is None or type(module).forward is not kind.forward or "forward" in vars(module):
+    replaced = method_of_its_own(module, type(module))
+    if kind is None or method_of_its_own(module, kind):
         kind = None
     if kind is nn.Sequential:
         _refuse_hooks(module, place)
@@ -206,8 +208,7 @@ def _through(module: nn.Module, value: Tensor | _Value, place: str, joint: bool)
             if kind is None and not _is_noisy(module):
                 raise _Refused("it has dropout inside, and only sequences are followed")
         if kind is None:
-            raise _Refused("its forward was replaced" if "forward" in vars(module)
-                           else "no rule for its moments is known")
+            raise _Refused(f"its {replaced} was replaced" if replaced else "no rule for its moments is known")
         _refuse_hooks(module, place)
         _refuse_noisy_parametrizations(module)
         return _RULES[kind](module, _without_noise(value, joint) if isinstance(value, Tensor) else value)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from types import MemberDescriptorType
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from dropoutlib.generators import global_generators_kept, seed_global_generators
 from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import Layer, catalogue, facts
 from dropoutlib.rates import assigned_rates
@@ -204,7 +206,7 @@ def audit(model: nn.Module, x: Any) -> Report:
                  if not _cuts_codes(model.get_submodule(place))]
     if not any(one.kind == "noise in evaluation" for one in findings):
         with _left_as_it_was(model):
-            torch.manual_seed(torch.initial_seed() + 1)  # other random numbers than in the first run
+            seed_global_generators(torch.initial_seed() + 1)  # other random numbers than in the first run
             again = _call(model, _copied(x))
         if any(_differ(one, other) for one, other in zip(_tensors(output), _tensors(again), strict=True)):
             findings.append(_finding("noise in evaluation", "", "Two runs in evaluation differ: a function that is not "
@@ -243,7 +245,8 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
             parameter was shared with another module, and a new module with parameters has neither it nor a copy of it.
 
     Raises:
-        ValueError: if the model has no module of the classes (in the places), or no module of a name in ``places``.
+        ValueError: if the model has no module of the classes (in the places), or no module of a name in ``places``; in
+            a context of :func:`~dropoutlib.monte_carlo`, which knows the old modules.
         TypeError: if the model is no module, a class no module class, a factory no function, or if one returns no
             module; if ``places`` is a single text.
 
@@ -264,6 +267,9 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     _check_factories(factories)
+    if any(_CONTEXTS.get(module) for module in model.modules()):
+        raise ValueError(f"the model {type(model).__name__} is in a context of monte_carlo, which knows the old "
+                         "modules: leave it first")
     places = None if places is None else _names(places)
     if places == []:  # nothing was found
         return model
@@ -807,6 +813,8 @@ def _require_values(model: nn.Module) -> None:
             raise ValueError(f"{name} has no values: it lies on the device meta")
 
 
+# The contexts of monte_carlo that a module is in; the innermost one counts.
+_CONTEXTS: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 _STARTING = threading.RLock()    # what collects garbage may end an abandoned context in the middle of another one
 _watched = 0                # contexts of any thread in which models run layer by layer
 _fast_path_before = True
@@ -843,11 +851,10 @@ def _layer_by_layer() -> Iterator[None]:
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Sets a model to evaluation; keeps its modes, its buffers and the random numbers; has every layer called."""
     modes = {module: module.training for module in model.modules()}
-    devices = {tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         model.eval()
-        with torch.random.fork_rng(devices=sorted(devices)), _layer_by_layer():
+        with global_generators_kept(), _layer_by_layer():
             yield
     finally:
         for module, mode in modes.items():

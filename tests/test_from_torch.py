@@ -113,6 +113,34 @@ class _Backwards(nn.LSTM):
         return super().forward(input.flip(0), hx)
 
 
+@pytest.mark.parametrize("method", ["forward", "_conv_forward"])
+def test_a_method_that_was_put_back_is_that_of_the_class(method: str) -> None:
+    conv = nn.Conv1d(4, 4, 3)
+    before = getattr(conv, method)
+    setattr(conv, method, lambda *inputs: before(*inputs))
+    with pytest.raises(TypeError, match=f"has a {method} of its own"):
+        dropoutlib.DropConnectConv1d.from_conv(conv)
+    with pytest.raises(ValueError, match=f"the {method} of 0 was replaced"):
+        dropoutlib.compress(nn.Sequential(conv), torch.randn(2, 4, 9))
+    with pytest.raises(NotImplementedError, match=f"its {method} was replaced"):
+        dropoutlib.propagate_moments(nn.Sequential(nn.Dropout(), conv), torch.randn(2, 4, 9))
+    setattr(conv, method, before)
+    assert method in vars(conv)
+    assert dropoutlib.DropConnectConv1d.from_conv(conv).weight is conv.weight
+    dropoutlib.compress(nn.Sequential(conv), torch.randn(2, 4, 9))
+    dropoutlib.propagate_moments(nn.Sequential(nn.Dropout(), conv), torch.randn(2, 4, 9))
+
+
+def test_moments_are_not_those_of_a_convolution_with_another_weight() -> None:
+    with pytest.raises(NotImplementedError, match="_Flipped.*no rule for its moments is known"):
+        dropoutlib.propagate_moments(nn.Sequential(nn.Dropout(), _Flipped(4, 6, 3)), torch.randn(2, 4, 9, 9))
+
+
+def test_an_adapter_with_another_forward_is_not_merged() -> None:
+    with pytest.raises(TypeError, match="has a forward of its own"):
+        _replaced(dropoutlib.LoRALinear(4, 4, rank=2)).merge()
+
+
 def _replaced(layer: nn.Module) -> nn.Module:
     layer.forward = lambda input, before=layer.forward: before(2 * input)
     return layer

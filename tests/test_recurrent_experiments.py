@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -169,6 +170,7 @@ def test_a_short_run_is_recorded_resumed_and_read_back(experiment, short, tmp_pa
 
 def test_numbers_are_those_that_were_written():
     scores = {("a network", "a noise", p, "a place"): {0: 0.5} for p in (1 / 3, 0.333333, 1e-7 / 3, 0.0, 1.0)}
+    scores["a network", "a noise", np.float64(2 / 3), "a place"] = {0: 0.5}
     assert paired.read_scores(paired.write_scores(scores)) == scores
     assert "  1  " in paired.write_scores(scores)
 
@@ -180,6 +182,10 @@ def test_a_table_that_is_not_whole_is_named(short, tmp_path, monkeypatch, capsys
     assert recurrent.main(command) == 0
     text = output.read_text()
     assert f"--output '{output}'" in text.splitlines()[0]
+    output.write_text("\n".join(text.splitlines()[:3]))
+    with pytest.raises(SystemExit):
+        recurrent.main(command)
+    assert "is not whole: it has no rows" in capsys.readouterr().err
     output.write_text(text[:-12])
     with pytest.raises(SystemExit):
         recurrent.main(command)

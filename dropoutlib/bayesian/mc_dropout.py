@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from types import CodeType
 from typing import Any, Literal, overload
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +22,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dropoutlib.arguments import integer, is_eager, one_of, positive, positive_integer, require_callable
 from dropoutlib.front import Front
+from dropoutlib.generators import global_generators_kept, seed_global_generators
 from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import describe, facts
 from dropoutlib.noise.given import in_checkpoint
 from dropoutlib.noise.laws import DRAWING
 from dropoutlib.rates import assigned_rates
 from dropoutlib.surgery import (
+    _CONTEXTS,
     _OF_ELEMENTS,
     _OF_MAPS,
     _argument,
@@ -50,8 +51,6 @@ _DROPPING = {*_OF_ELEMENTS, *_OF_MAPS, "multi_head_attention_forward", "scaled_d
 _PREDICTING = threading.RLock()     # contexts change a model, and a seed is that of the process
 _ENTERING = threading.RLock()
 _COPYING = ("__reduce_ex__", "__deepcopy__")    # set on modules in a context, whose copies are as they were before
-# The contexts that a module is in; the innermost one counts.
-_CONTEXTS: WeakKeyDictionary[nn.Module, list[_Noise]] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -82,14 +81,15 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     refused with other ``masks``. What it cannot see stays off: those that are told ``training=False``, functions of
     torch in a method of the model that is called instead of the model, what code runs behind ``if self.training:``,
     such as stochastic depth of other libraries, kernels that are no functions of torch. Modules that the model
-    calls without holding them, as in a plain list, stay as they are: one in training draws, for each example. At
-    the end everything is as it was, also after an error. Contexts nest; for a module that is in several, the
-    innermost one counts, and of contexts that take turns, in generators or coroutines, the one that was entered
-    last. A compiled model runs uncompiled: its graph was made without the noise; compile it before. Other threads
-    may call the model, too, and meet its dropout as well, if their calls end before the context does; none may
-    enter a context for it meanwhile: layers are shared. Copies, as ``nn.DataParallel`` makes them, are not
-    followed; those of ``copy``, and what is pickled, are as the model was before the context. Under activation
-    checkpointing masks have to be those of examples, and ``backward`` has to run in the context, too.
+    calls without holding them, as in a plain list, stay as they are: one in training draws, for each example;
+    unseen if it is scripted, or called in another thread. At the end everything is as it was, also after an error.
+    Contexts nest; for a module that is in several, the innermost one counts, and of contexts that take turns, in
+    generators or coroutines, the one that was entered last. A compiled model runs uncompiled: its graph was made
+    without the noise; compile it before. Other threads may call the model, too, and meet its dropout as well, if
+    their calls end before the context does; none may enter a context for it meanwhile: layers are shared. Copies,
+    as ``nn.DataParallel`` makes them, are not followed; those of ``copy``, and what is pickled, are as the model
+    was before the context. Under activation checkpointing masks have to be those of examples, and ``backward`` has
+    to run in the context, too.
 
     Recurrent layers draw their masks anew at every call. To generate step by step with the masks of a sequence kept,
     use ``masks="fixed"``, or hand on what you drew: ``layer(x, state, noise=noise)`` with ``noise = layer.draw(x)``.
@@ -307,7 +307,7 @@ class _Noise(TorchFunctionMode):
             return
         if self.masks != "example":
             raise RuntimeError(f"masks has to be 'example', but got {self.masks!r}: a function of dropoutlib in "
-                               f"{self._place() or 'the model'} draws masks of its own, one an example; use its layer")
+                               f"{self._place() or 'the model'} draws masks of its own; use a layer in its place")
         self._note()
 
     def _enter(self, module: nn.Module, *_: Any) -> None:
@@ -381,16 +381,16 @@ class _Noise(TorchFunctionMode):
         return self.names[self._holder]
 
     def _is_in_another(self) -> bool:
-        """Whether a module is called that the model does not hold, in no context of its own."""
-        return (bool(self.stack) and self.stack[-1] not in self.names and not _CONTEXTS.get(self.stack[-1])
-                and self._counts(self._holder))
+        """Whether a module is called that the model does not hold."""
+        return bool(self.stack) and self.stack[-1] not in self.names and self._counts(self._holder)
 
     def _note_another(self) -> None:
-        """It draws as it would without the context, and nobody sees to it that examples share its masks."""
-        if self.masks != "example":
+        """It draws as it would without the context; only one of its own may see to it that examples share masks."""
+        if self.masks != "example" and not _CONTEXTS.get(self.stack[-1]):
             raise RuntimeError(f"masks has to be 'example', but got {self.masks!r}: {self._place() or 'the model'} "
-                               f"calls a {type(self.stack[-1]).__name__} that the model does not hold, which is in "
-                               "training and draws masks of its own: make it a part of the model, as by nn.ModuleList")
+                               f"calls a {type(self.stack[-1]).__name__} that the model does not hold, or did not when "
+                               "the context began; it is in training, and draws masks of its own: make it a part of "
+                               "the model before, as by nn.ModuleList")
         self._note()
 
     def _note(self) -> None:
@@ -755,13 +755,13 @@ def predict(model: nn.Module, x: Any, num_samples: int = 100, task: str = "regre
     if any(tensor.is_nested for tensor in _tensors(x)):
         raise ValueError("x has to be a tensor or several, not nested ones: call the model under monte_carlo, once for "
                          "every sample")
-    with _PREDICTING, torch.no_grad(), _drawing_from(generator, model):
+    with _PREDICTING, torch.no_grad(), _drawing_from(generator):
         samples = _samples(model, x, int(num_samples), masks, progress)
         return _summary(samples, precision) if task == "regression" else _class_summary(samples, class_axis)
 
 
 @contextlib.contextmanager
-def _drawing_from(generator: torch.Generator | None, model: nn.Module) -> Iterator[None]:
+def _drawing_from(generator: torch.Generator | None) -> Iterator[None]:
     """Has everything that draws begin where a generator says; torch's global state is then left as it was."""
     if generator is None:
         yield
@@ -769,13 +769,9 @@ def _drawing_from(generator: torch.Generator | None, model: nn.Module) -> Iterat
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator has to be a torch.Generator, but got {type(generator).__name__}")
     seed = torch.randint(2 ** 63 - 1, (), generator=generator, device=generator.device).item()
-    with torch.random.fork_rng(_gpus(model)):
-        torch.manual_seed(int(seed))
+    with global_generators_kept():
+        seed_global_generators(int(seed))
         yield
-
-
-def _gpus(model: nn.Module) -> list[int]:
-    return sorted({tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda})
 
 
 def _samples(model: nn.Module, x: Any, num_samples: int, masks: str,

@@ -72,7 +72,7 @@ def _row(key: Key, values: Tensor, comparisons: int) -> Row:
 def shortest(value: float) -> str:
     """A number as it is read, with six digits or as many as say which number it is: a table is asked for it again."""
     short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+    return short if float(short) == value else repr(float(value))
 
 
 def write_scores(scores: Mapping[Key, Scores]) -> str:
@@ -94,7 +94,10 @@ def read_scores(text: str) -> dict[Key, dict[int, float]]:
     Raises:
         ValueError: if a line is no row of such a table.
     """
-    header, *lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if not line.startswith("#")]
+    written = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if not line.startswith("#")]
+    if not written:
+        raise ValueError("it has no rows")
+    header, *lines = written
     scores = {}
     for line in lines:
         try:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import boolean, is_autocast, positive_integer, real, require_features, require_tensor
-from ..from_torch import FromLinear
+from ..from_torch import FromLinear, method_of_its_own
 from ..layer import NoisyLayer, draws
 from ..methods import describe
 from ..moments import sum_variance
@@ -205,7 +205,13 @@ class LoRALinear(FromLinear, NoisyLayer, nn.Linear):
         Returns:
             nn.Linear: with the sum of weight and adapter and a copy of the bias, which can be trained; in training or
             evaluation as this layer is.
+
+        Raises:
+            TypeError: if the layer or its class has a forward of its own.
         """
+        if method := method_of_its_own(self, LoRALinear):
+            raise TypeError(f"merge gives what LoRALinear computes, but this {type(self).__name__} has a {method} of "
+                            "its own, which would be lost")
         merged = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         merged.weight = nn.Parameter((self.weight + self.update()).detach())
         if self.bias is not None:

@@ -125,6 +125,9 @@ class RateSchedule:
             raise ValueError(f"state_dict has to hold {' and '.join(map(repr, self.state_dict()))}, as that of a "
                              f"schedule does, but got {state_dict!r}")
         rates = state_dict["rates"]
+        if not isinstance(rates, Mapping) or not all(isinstance(rate, (int, float)) and 0 <= rate <= 1
+                                                     for rate in rates.values()):
+            raise ValueError(f"the rates in state_dict have to be numbers in [0, 1], by names, but got {rates!r}")
         if set(rates) != set(self._rates):
             raise ValueError(f"state_dict has to hold the rates {sorted(self._rates)}, but got {sorted(rates)}: make "
                              "the schedule of a model that is wrapped as that one was")

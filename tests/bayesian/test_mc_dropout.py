@@ -2352,6 +2352,78 @@ def test_a_module_that_the_model_does_not_hold_may_be_in_a_context_of_its_own(or
         assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize("held", [list, nn.ModuleList])
+@pytest.mark.parametrize("masks", ["example", "call", "fixed"])
+def test_a_model_may_sample_others_by_itself(held, masks):
+    def forward(self, x):
+        with monte_carlo(self.parts[0], masks):
+            return self.parts[0](x)
+
+    model = Of(forward, parts=held([nn.Sequential(nn.Linear(8, 8), nn.Dropout(), dropoutlib.Dropout())])).eval()
+    for mine in ("example", "call", "fixed"):
+        with monte_carlo(model, mine) as places, torch.no_grad():
+            y, again = model(numbers(1, 8).expand(4, 8)), model(numbers(1, 8).expand(4, 8))
+        assert not torch.equal(y, again) and bool(places) is (held is list)
+        assert torch.equal(y, y[:1].expand(4, 8)) is (masks != "example")
+
+
+@pytest.mark.parametrize("method", ["forward", "_conv_forward"])
+def test_a_front_of_a_sequence_whose_method_was_replaced_is_computed_each_time(method):
+    conv = nn.Conv1d(1, 4, 3)
+    before = getattr(conv, method)
+    setattr(conv, method, lambda input, *rest: before(F.dropout(input, 0.5, True), *rest))
+    model, x = nn.Sequential(conv, nn.Flatten(), nn.Dropout(0.1)).eval(), numbers(2, 1, 9)
+    torch.manual_seed(0)
+    samples = predict(model, x, 5).samples
+    torch.manual_seed(0)
+    with monte_carlo(model), torch.no_grad():
+        assert torch.equal(samples, torch.stack([model(x) for _ in range(5)]))
+
+
+def test_a_plain_tensor_of_the_front_may_be_set_anew():
+    first, x = nn.Linear(8, 8), numbers(2, 8)
+    raw = first.weight.detach()
+    del first.weight
+    first.weight = raw
+
+    def forward(self, x):
+        first.weight = F.dropout(raw, 0.5, True)
+        return self.drop(x)
+
+    model = nn.Sequential(first, Of(forward, drop=nn.Dropout(0.1))).eval()
+    torch.manual_seed(0)
+    samples = predict(model, x, 5).samples
+    first.weight = raw
+    torch.manual_seed(0)
+    with monte_carlo(model), torch.no_grad():
+        assert torch.equal(samples, torch.stack([model(x) for _ in range(5)]))
+
+
+def test_no_device_is_seeded_but_those_in_use_and_they_are_put_back(monkeypatch):
+    model, x, asked = nn.Sequential(nn.Linear(3, 3), nn.Dropout()), numbers(2, 3), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: asked.append("seed"))
+    predict(model, x, 3, generator=torch.Generator())
+    dropoutlib.audit(model, x)
+    dropoutlib.compress(model, x)
+    assert not asked or torch.cuda.is_initialized()
+    if torch.cuda.is_available():
+        return
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: "state")
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", asked.append)
+    with dropoutlib.generators.global_generators_kept():
+        dropoutlib.generators.seed_global_generators(3)
+    assert asked == ["seed", "state"] and torch.initial_seed() != 3
+
+
+def test_layers_are_not_replaced_in_a_context():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout())
+    with monte_carlo(model), pytest.raises(ValueError, match="Sequential is in a context of monte_carlo"):
+        dropoutlib.replace(model, {nn.Dropout: lambda old: dropoutlib.Dropout(old.p)})
+    assert type(model[1]) is nn.Dropout and model[1].training
+
+
 def test_a_layer_that_is_put_in_during_a_context_draws_if_it_is_in_training():
     model, x = nn.Sequential(nn.Linear(3, 30), nn.Dropout()), numbers(2, 3)
     with monte_carlo(model) as places:
