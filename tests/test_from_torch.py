@@ -132,7 +132,7 @@ def test_a_method_that_was_put_back_is_that_of_the_class(method: str) -> None:
 
 
 def test_moments_are_not_those_of_a_convolution_with_another_weight() -> None:
-    with pytest.raises(NotImplementedError, match="_Flipped.*no rule for its moments is known"):
+    with pytest.raises(NotImplementedError, match=r"_Flipped.*no rule for its moments is known"):
         dropoutlib.propagate_moments(nn.Sequential(nn.Dropout(), _Flipped(4, 6, 3)), torch.randn(2, 4, 9, 9))
 
 

@@ -245,7 +245,7 @@ def test_in_the_state_of_other_layers_nothing_changes() -> None:
                                    {"step": 1, "rates": {"0.p": 5.0, "3.p": 0.5}}])
 def test_what_is_no_state_is_named(state) -> None:
     schedule = RateSchedule(network(), early(4))
-    with pytest.raises(ValueError, match="state_dict ha(s|ve) to "):
+    with pytest.raises(ValueError, match=r"state_dict ha(s|ve) to "):
         schedule.load_state_dict(state)
     assert schedule.state_dict()["step"] == 0
 
