@@ -104,7 +104,7 @@ def compress(model: nn.Module, example: Any) -> Compressed:
     largest output if this is above 1.
 
     While a model is traced, :mod:`torch.fx` replaces what a call of a module is for the whole process: no other thread
-    may call one then, or compress another model.
+    may call one then, or draw random numbers, or compress another model.
 
     Args:
         model: any model that :mod:`torch.fx` can trace. Only what it does in evaluation counts.

@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from .arguments import boolean, for_every_axis, positive_integer, require_channels, require_features
+from .generators import global_generators_kept
 from .local_reparameterization import Product, convolution, padded
 
 __all__ = ["FromConv", "FromLinear", "FromRNN", "method_of_its_own"]
@@ -27,7 +27,7 @@ class FromLinear(nn.Module):
         """Makes a layer of a linear layer, whose weight and bias it takes: the parameters themselves, not copies.
 
         So what was tied to them stays tied, and an optimizer that has them goes on. Hooks stay with the old layer. No
-        random number is drawn from torch's global generators.
+        random number is drawn from torch's global generators, if no other thread draws meanwhile.
 
         Args:
             linear: may be trained.
@@ -69,7 +69,7 @@ class FromConv(nn.Module):
         """Makes a layer of a convolution, whose weight and bias it takes: the parameters themselves, not copies.
 
         So what was tied to them stays tied, and an optimizer that has them goes on. Hooks stay with the old layer. No
-        random number is drawn from torch's global generators.
+        random number is drawn from torch's global generators, if no other thread draws meanwhile.
 
         Args:
             conv: of as many axes as this layer; it may be trained.
@@ -112,7 +112,7 @@ class FromRNN(nn.Module):
         """Makes a layer of one of torch's, whose weights and biases it takes: the parameters themselves, not copies.
 
         So an optimizer that has them goes on. Hooks stay with the old layer. No random number is drawn from torch's
-        global generators.
+        global generators, if no other thread draws meanwhile.
 
         Args:
             rnn: a :class:`torch.nn.LSTM`, or :class:`torch.nn.GRU` for a class of that name; it may be trained.
@@ -137,7 +137,9 @@ class FromRNN(nn.Module):
 
 def _require_kind(name: str, layer: Any, kind: type[nn.Module]) -> None:
     if not isinstance(layer, kind):
-        raise TypeError(f"{name} has to be a torch.nn.{kind.__name__}, but got {type(layer).__name__}")
+        got = type(layer)
+        where = f"{got.__module__}." if got.__name__ == kind.__name__ else ""
+        raise TypeError(f"{name} has to be a torch.nn.{kind.__name__}, but got {where}{got.__name__}")
     if method := method_of_its_own(layer, kind):
         raise TypeError(f"{name} has to compute what torch.nn.{kind.__name__} does, but {type(layer).__name__} has a "
                         f"{method} of its own, which would be lost")
@@ -178,7 +180,7 @@ def _made(kind: type[_Layer], layer: nn.Module, taken: dict[str, Any], options: 
             raise TypeError(f"{name} is that of the {type(layer).__name__}, {taken[name]!r}, and cannot be given")
         if name not in inspect.signature(kind).parameters:
             raise TypeError(f"{kind.__name__} has no argument {name!r}")
-    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+    with global_generators_kept():
         return kind(**taken, **options)
 
 

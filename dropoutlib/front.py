@@ -53,13 +53,17 @@ class Front:
     @contextlib.contextmanager
     def computed_once(self) -> Iterator[None]:
         """Within it, the model is called in this thread, once after each :meth:`begin`."""
-        for place, layer in enumerate(self._layers):
-            vars(layer)["forward"] = self._forward(place, layer.forward)
+        before = [vars(layer).get("forward") for layer in self._layers]
+        ours = [self._forward(place, layer.forward) for place, layer in enumerate(self._layers)]
+        for layer, forward in zip(self._layers, ours, strict=True):
+            vars(layer)["forward"] = forward
         try:
             yield
         finally:
-            for layer in self._layers:
-                vars(layer).pop("forward", None)
+            for layer, forward, was in zip(self._layers, ours, before, strict=True):
+                if vars(layer).get("forward") is forward:   # and not one that the model has set
+                    del vars(layer)["forward"]
+                    vars(layer).update({} if was is None else {"forward": was})
 
     def begin(self) -> None:
         """Before each call."""
@@ -90,7 +94,7 @@ class Front:
         for layer in self._layers:
             state += [(name, id(tensor), _version(tensor)) for name, tensor in _tensors_of(layer)]
             state += [type(layer), *((name, value) for name, value in vars(layer).items()
-                                     if isinstance(value, (bool, int, float, str, tuple)))]
+                                     if name == "_conv_forward" or isinstance(value, (bool, int, float, str, tuple)))]
             # those that monte_carlo itself has are there from the beginning
             state += [tuple(getattr(layer, hooks)) for hooks in _HOOKS]
         return state

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["global_generators_kept", "is_given_a_generator", "random_state", "seed_global_generators",
            "state_of_others"]
@@ -19,10 +20,19 @@ _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 
 
 def _in_use() -> list[tuple[Any, str]]:
-    """Modules of the accelerators that have drawn, and how their functions for all devices end."""
-    known = [(torch.cuda, "_all"), (torch.xpu, "_all"), (torch.mps, "")]
-    return [(module, end) for module, end in known
-            if module.is_available() and getattr(module, "is_initialized", lambda: True)()]
+    """Modules of the accelerators that may have drawn, and how their functions for all devices end.
+
+    Whether CUDA is available is no question to ask before: after it, a forked process cannot use it.
+    """
+    found = []
+    for name in ("cuda", "xpu", "mtia", "mps", torch._C._get_privateuse1_backend_name()):
+        module = getattr(torch, name, None)
+        is_used = getattr(module, "is_initialized", getattr(module, "is_available", None))
+        ends = [end for end in ("_all", "") if all(hasattr(module, f"{function}{end}") for function in (
+            "manual_seed", "get_rng_state", "set_rng_state"))]
+        if is_used is not None and ends and is_used():
+            found.append((module, ends[0]))
+    return found
 
 
 @contextlib.contextmanager
@@ -38,7 +48,12 @@ def global_generators_kept() -> Iterator[None]:
 
 
 def seed_global_generators(seed: int) -> None:
-    """As ``torch.manual_seed``, which also seeds devices that are not in use yet, for when they will be."""
+    """As ``torch.manual_seed``, which also seeds devices that are not in use yet, for when they will be.
+
+    Args:
+        seed: any number; it is taken modulo 2^63.
+    """
+    seed %= 2 ** 63
     torch.default_generator.manual_seed(seed)
     for module, end in _in_use():
         getattr(module, f"manual_seed{end}")(seed)
@@ -53,8 +68,11 @@ def random_state() -> list[Any]:
     """Of the global generators of torch."""
     with torch._C._DisableFuncTorch():
         states: list[Any] = [torch.default_generator.get_state().numpy().tobytes()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states += [(generator.initial_seed(), generator.get_offset()) for generator in torch.cuda.default_generators]
+    for module, end in _in_use():
+        if module is torch.cuda:
+            states += [(one.initial_seed(), one.get_offset()) for one in torch.cuda.default_generators]
+        else:
+            states += [one.cpu().numpy().tobytes() for one in tree_leaves(getattr(module, f"get_rng_state{end}")())]
     return states
 
 

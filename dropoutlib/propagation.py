@@ -88,10 +88,11 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool) -> Momen
 def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) -> Moments | JointMoments:
     """Mean and variance of the output of a sequential network under its dropout, from one pass and without a draw.
 
-    The noise is that of training, all else is as in evaluation: batch norm has its stored statistics, whatever mode the
-    model is in. It is left as it was. What lies in front of the first noise is certain, and any modules may stand
-    there, as long as they hold no dropout, call none and draw no random numbers in training (they run twice, once as in
-    training, to see that). :class:`~dropoutlib.Cutout` is an augmentation, and left out. From there on are followed
+    The noise is that of training, all else is as in evaluation: batch norm has its stored statistics, whatever mode
+    the model is in. It is left as it was, and torch's random numbers, too, which no other thread may draw
+    meanwhile. What lies in front of the first noise is certain, and any modules may stand there, as long as they
+    hold no dropout, call none and draw no random numbers in training (they run twice, once as in training, to see
+    that). :class:`~dropoutlib.Cutout` is an augmentation, and left out. From there on are followed
 
     * ``nn.Sequential``, also one in another, ``Linear``, ``Conv1d/2d/3d`` padded with zeros, ``BatchNorm1d/2d/3d``,
       ``AvgPool1d/2d/3d``, ``AdaptiveAvgPool1d/2d/3d``, ``Flatten``, ``Unflatten`` and ``Identity``, exactly;

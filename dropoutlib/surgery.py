@@ -157,7 +157,7 @@ def audit(model: nn.Module, x: Any) -> Report:
     not the ``dropout=`` inside of attention and recurrent layers. A tensor whose axes are rearranged (``view``,
     ``permute``, ...) counts as a feature map again behind the next convolution only. Dropout with p = 0 does not count.
     What was compiled is run uncompiled. The model runs twice and is left as it was: its mode, its buffers, the input
-    and torch's random numbers.
+    and torch's random numbers, which no other thread may draw meanwhile.
 
     Args:
         model: any module.
@@ -245,8 +245,8 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
             parameter was shared with another module, and a new module with parameters has neither it nor a copy of it.
 
     Raises:
-        ValueError: if the model has no module of the classes (in the places), or no module of a name in ``places``; in
-            a context of :func:`~dropoutlib.monte_carlo`, which knows the old modules.
+        ValueError: if the model has no module of the classes (in the places), or no module of a name in ``places``; if
+            a module to exchange is in a context of :func:`~dropoutlib.monte_carlo`.
         TypeError: if the model is no module, a class no module class, a factory no function, or if one returns no
             module; if ``places`` is a single text.
 
@@ -267,9 +267,6 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     if not isinstance(model, nn.Module):
         raise TypeError(f"model has to be a module, but got {type(model).__name__}")
     _check_factories(factories)
-    if any(_CONTEXTS.get(module) for module in model.modules()):
-        raise ValueError(f"the model {type(model).__name__} is in a context of monte_carlo, which knows the old "
-                         "modules: leave it first")
     places = None if places is None else _names(places)
     if places == []:  # nothing was found
         return model
@@ -278,6 +275,9 @@ def replace(model: nn.Module, factories: Mapping[type[nn.Module], Callable[[Any]
     new: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
         if type(module) in factories and module in among:
+            if _CONTEXTS.get(module):
+                raise ValueError(f"{name or 'the model'} is in a context of monte_carlo, which knows the old module: "
+                                 "leave it first")
             new[module] = _made(factories[type(module)], module, name)
     others = [] if places is None else [f"{place or 'the model'} ({type(module).__name__})"
                                         for place, module in chosen.items() if module not in new]

@@ -376,6 +376,12 @@ def test_audit_where_values_cannot_be_compared() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_audit_after_the_largest_seed() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(-1)
+        assert audit(nn.Sequential(nn.Linear(6, 2)), VECTORS) == ()
+
+
 def test_audit_refuses_what_it_cannot_follow() -> None:
     traced = torch.jit.trace(nn.Linear(6, 2), VECTORS)
     with pytest.raises(TypeError, match=r"0 is one: use the model before it is scripted"):

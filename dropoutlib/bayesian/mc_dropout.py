@@ -389,8 +389,8 @@ class _Noise(TorchFunctionMode):
         if self.masks != "example" and not _CONTEXTS.get(self.stack[-1]):
             raise RuntimeError(f"masks has to be 'example', but got {self.masks!r}: {self._place() or 'the model'} "
                                f"calls a {type(self.stack[-1]).__name__} that the model does not hold, or did not when "
-                               "the context began; it is in training, and draws masks of its own: make it a part of "
-                               "the model before, as by nn.ModuleList")
+                               "the context began, and that draws masks of its own: make it a part of the model "
+                               "before, as by nn.ModuleList")
         self._note()
 
     def _note(self) -> None:
@@ -429,7 +429,7 @@ class _Noise(TorchFunctionMode):
 
     def _require_the_same_sizes(self, kept: Any, draw: Callable[[], Any]) -> None:
         """A mask that is shared over time fits any length; another one would be shared over what it has not seen."""
-        with torch.random.fork_rng(sorted({part.device.index for part in tree_leaves(kept) if part.is_cuda})):
+        with global_generators_kept():
             now = draw()
         for before, after in zip(tree_leaves(kept), tree_leaves(now), strict=True):
             if _sizes(before) != _sizes(after):
@@ -571,7 +571,7 @@ def _factor_and_shift(func: Callable[..., Any], name: str, x: Tensor, p: float) 
     if "alpha" not in name:
         factor = func(ones, p, True)
         return factor, torch.zeros_like(factor)
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with global_generators_kept():
         shift = func(torch.zeros_like(ones), p, True)
     return func(ones, p, True) - shift, shift
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -124,17 +125,18 @@ class RateSchedule:
         if not isinstance(state_dict, Mapping) or state_dict.keys() != self.state_dict().keys():
             raise ValueError(f"state_dict has to hold {' and '.join(map(repr, self.state_dict()))}, as that of a "
                              f"schedule does, but got {state_dict!r}")
-        rates = state_dict["rates"]
-        if not isinstance(rates, Mapping) or not all(isinstance(rate, (int, float)) and 0 <= rate <= 1
-                                                     for rate in rates.values()):
-            raise ValueError(f"the rates in state_dict have to be numbers in [0, 1], by names, but got {rates!r}")
+        step, rates = state_dict["step"], state_dict["rates"]
+        try:
+            step, rates = operator.index(step), {name: float(rate) for name, rate in rates.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError("state_dict has to hold a whole number, and numbers by the names of rates, but got "
+                             f"{step!r} and {rates!r}") from None
         if set(rates) != set(self._rates):
             raise ValueError(f"state_dict has to hold the rates {sorted(self._rates)}, but got {sorted(rates)}: make "
                              "the schedule of a model that is wrapped as that one was")
-        step = state_dict["step"]
-        if not isinstance(step, int) or step < 0:
-            raise ValueError(f"the step in state_dict has to be a whole number of at least 0, but got {step!r}")
-        self._assign(step, dict(rates))
+        if step < 0:
+            raise ValueError(f"state_dict has to hold a step of at least 0, but got {step}")
+        self._assign(step, rates)
 
     def __repr__(self) -> str:
         return f"RateSchedule({len(self._layers)} rates, step={self._step}, factor={self.factor:.4g})"

@@ -2408,7 +2408,6 @@ def test_no_device_is_seeded_but_those_in_use_and_they_are_put_back(monkeypatch)
     assert not asked or torch.cuda.is_initialized()
     if torch.cuda.is_available():
         return
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: "state")
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", asked.append)
@@ -2417,9 +2416,73 @@ def test_no_device_is_seeded_but_those_in_use_and_they_are_put_back(monkeypatch)
     assert asked == ["seed", "state"] and torch.initial_seed() != 3
 
 
+def test_a_device_of_another_library_follows_the_generator(monkeypatch):
+    """Registered as the backends of others are: with a module in torch that has its generator."""
+    device = SimpleNamespace(is_initialized=lambda: True, manual_seed_all=lambda seed: drawn.manual_seed(seed),
+                             get_rng_state_all=lambda: [drawn.get_state()],
+                             set_rng_state_all=lambda states: drawn.set_state(states[0]))
+    monkeypatch.setattr(torch, torch._C._get_privateuse1_backend_name(), device, raising=False)
+    drawn = torch.Generator().manual_seed(7)
+    before = drawn.get_state()
+    model = Of(lambda self, x: self.drop(x) + torch.rand(3, generator=drawn), drop=nn.Dropout(0.1))
+    one, other = (predict(model, torch.ones(1, 3), 4, generator=torch.Generator().manual_seed(5)).samples
+                  for _ in range(2))
+    assert torch.equal(one, other) and torch.equal(drawn.get_state(), before)
+    state = dropoutlib.generators.random_state()
+    torch.rand(1, generator=drawn)
+    assert dropoutlib.generators.random_state() != state
+
+
+def test_cuda_is_not_asked_for_before_it_is_in_use(monkeypatch):
+    """After torch.cuda.is_available() a forked process cannot use it."""
+    if torch.cuda.is_initialized():
+        pytest.skip("it is in use")
+
+    def ask():
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(torch.cuda, "is_available", ask)
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Linear(3, 3)), numbers(2, 3)
+    predict(model, x, 3, generator=torch.Generator())
+    dropoutlib.audit(model, x)
+    dropoutlib.compress(model, x)
+    dropoutlib.propagate_moments(model, x)
+    dropoutlib.FastDropoutLinear.from_linear(model[0])
+
+
+def test_predict_leaves_a_forward_that_was_put_back():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Dropout(), Of(lambda self, x: change(x)))
+    put_back = model[0].forward = model[0].forward
+
+    def change(x):
+        model[1].forward = other
+        return x
+
+    def other(x):
+        return x
+
+    predict(model, numbers(2, 3), 3)
+    assert vars(model[0])["forward"] == put_back and vars(model[1])["forward"] is other
+
+
+def test_a_convolution_that_changes_between_two_samples_is_computed_anew():
+    conv = nn.Conv1d(1, 1, 1)
+    usual, calls = conv._conv_forward, []
+
+    def forward(self, x):
+        calls.append(len(calls) + 1)
+        times = calls[-1]
+        conv._conv_forward = lambda *given: times * usual(*given)
+        return self.drop(x)
+
+    model, x = nn.Sequential(conv, Of(forward, drop=nn.Dropout(1e-9))), torch.ones(1, 1, 1)
+    ratios = predict(model, x, 4).samples.flatten() / usual(x, conv.weight, conv.bias).detach().flatten()
+    torch.testing.assert_close(ratios, torch.tensor([1.0, 1, 2, 3]))
+
+
 def test_layers_are_not_replaced_in_a_context():
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout())
-    with monte_carlo(model), pytest.raises(ValueError, match="Sequential is in a context of monte_carlo"):
+    with monte_carlo(model), pytest.raises(ValueError, match="1 is in a context of monte_carlo"):
         dropoutlib.replace(model, {nn.Dropout: lambda old: dropoutlib.Dropout(old.p)})
     assert type(model[1]) is nn.Dropout and model[1].training
 
