@@ -94,7 +94,7 @@ def compress(model: nn.Module, example: Any) -> Compressed:
     products and ``cat``. Whatever else is in the model stays as it is, and what it reads and gives keeps its size; the
     notes of the report name it. So do inputs and outputs of the model. A constant does not move through zero padding,
     where the border of a map sees less of it, and of tensors that are added a channel goes in all of them or in none.
-    A layer whose units could all go keeps one.
+    A layer whose units could all go keeps one, a convolution with a group for each channel those of one group.
 
     What comes back is a copy of the model with smaller layers under the same names: of the class of ``model``, except
     where a ``view`` says the old size in a number, or ``forward`` reads one of a layer (``layer.out_features``) that it

@@ -423,7 +423,7 @@ def logistic_loss(value: Moments | JointMoments, target: Tensor) -> Tensor:
     widening = _widening(value)
     logits = value.mean / widening
     target = _as_target(target, logits)
-    if is_eager(target) and target.is_cpu and bool(((target < 0) | (target > 1)).any()):
+    if is_eager(target) and target.is_cpu and not bool(((target >= 0) & (target <= 1)).all()):
         raise ValueError("target has to hold probabilities, from 0 to 1, but goes from "
                          f"{target.min().item():g} to {target.max().item():g}")
     return widening * F.binary_cross_entropy_with_logits(logits, target, reduction="none")

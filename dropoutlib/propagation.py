@@ -229,9 +229,11 @@ def _has_noise(module: nn.Module) -> bool:
 def _require_certain(module: nn.Module, call: Callable[[], Any]) -> None:
     """Runs what is to be certain as in training, with the layers of torch and of this library in evaluation: no draw.
 
-    A module may drop by a function that is told ``self.training``, or multiply by random numbers.
+    But for RReLU, which draws in training and is no dropout. A module may drop by a function that is told
+    ``self.training``, or multiply by random numbers.
     """
-    own = [part for part in module.modules() if type(part).__module__.partition(".")[0] not in ("torch", "dropoutlib")]
+    own = [part for part in module.modules() if isinstance(part, nn.RReLU)
+           or type(part).__module__.partition(".")[0] not in ("torch", "dropoutlib")]
     for part in own:
         part.training = True
     DRAWING.append(_refuse_draw)

@@ -147,7 +147,7 @@ def audit(model: nn.Module, x: Any) -> Report:
     * a noisy layer of this library that nothing calls: its place is that of a module whose p is read by code that drops
       by itself, such as the attention of other libraries,
     * a layer with weights and a test rule inside of ``nn.TransformerEncoderLayer``, whose fast path in evaluation takes
-      the weights and leaves the test rule out, or one that scales there, which it skips.
+      the weights and leaves the test rule out, or one that changes its input there, which it skips.
 
     A finding is a question, not a verdict. It says so where the dropout is the call of a function, which
     :func:`~dropoutlib.replace` cannot exchange; its place is the module that calls. Noise that is added to a tensor
@@ -194,7 +194,7 @@ def audit(model: nn.Module, x: Any) -> Report:
         output = trace.run(_copied(x))
         known = [trace.facts(tensor) for tensor in _tensors(output)]
     findings += trace.findings()
-    findings += _skipped_test_rules(model)
+    findings += _skipped_test_rules(model, trace.in_transformers)
     findings += [_finding("noise that nothing calls", name, f"Nothing calls this {type(module).__name__} in "
                           "evaluation: code that reads its p and drops by itself applies another noise, or fails.")
                  for name, module in model.named_modules()
@@ -410,25 +410,36 @@ def _of_recurrent_layers(model: nn.Module) -> Iterator[Finding]:
 
 
 _SLOW_PATH = "torch.backends.mha.set_fastpath_enabled(False)"
-_SCALE_IN_EVALUATION = ("WeightScalingDropout", "LogNormalDropout")
 
 
-def _skipped_test_rules(model: nn.Module) -> Iterator[Finding]:
+def _skipped_test_rules(model: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """Of layers inside of a transformer, by what they were given in evaluation."""
     for name, block in model.named_modules():
         if not isinstance(block, nn.TransformerEncoderLayer) or not torch.backends.mha.get_fastpath_enabled():
             continue
         for part, module in block.named_modules():
-            layer = facts(type(module))
+            layer, place = facts(type(module)), _joined(name, part)
             if layer is None or not isinstance(module, NoisyLayer):
                 continue
             if layer.has_weights:
-                yield _finding("weights that torch takes", _joined(name, part), "torch's fast path may multiply by the "
+                yield _finding("weights that torch takes", place, "torch's fast path may multiply by the "
                                f"weights of this {type(module).__name__} in evaluation instead of calling it: call "
                                f"{_SLOW_PATH}.")
-            elif layer.name in _SCALE_IN_EVALUATION:
-                yield _finding("test rule that torch skips", _joined(name, part), "torch's fast path may leave out "
-                               f"this {type(module).__name__} in evaluation, where it changes its input: call "
+            elif place in inputs and _changes_in_evaluation(module, inputs[place]):
+                yield _finding("test rule that torch skips", place, "torch's fast path may leave out this "
+                               f"{type(module).__name__} in evaluation, where it changes its input: call "
                                f"{_SLOW_PATH}, or use Dropout.")
+
+
+@torch.no_grad()
+def _changes_in_evaluation(layer: NoisyLayer, like: Tensor) -> bool:
+    """Whether a layer is no identity there."""
+    was, ones = layer.training, torch.ones_like(like)
+    try:
+        output = layer.eval()(ones.clone())
+    finally:
+        layer.training = was
+    return not isinstance(output, Tensor) or output.shape != ones.shape or _differ(output, ones)
 
 
 class _Drop(NamedTuple):
@@ -458,6 +469,9 @@ class _Trace(TorchFunctionMode):
         self.stack: list[str] = []
         self.noted: set[str] = set()
         self.called: set[str] = set()
+        self.in_transformers: dict[str, Tensor] = {}    # what a layer was given inside of one of torch's
+        self.within = {_joined(name, part) for name, block in model.named_modules()
+                       if isinstance(block, nn.TransformerEncoderLayer) for part, _ in block.named_modules()}
         self.before_batch_norm: set[str] = set()
         self.on_states: dict[str, int] = {}     # the call of a dropout whose noise a cell's state had
         self.taken: set[_Drop] = set()  # by a layer with weights, so that they are not on the output alone
@@ -495,6 +509,8 @@ class _Trace(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Layers that are no more than an identity in evaluation call no function: the module itself is noted."""
         place = self.stack.pop()
+        if place in self.within and isinstance(module, NoisyLayer):
+            self.in_transformers[place] = next(_tensors((args, kwargs)))
         if isinstance(module, RecurrentNetwork):    # it gives the last state, too
             output = next(_tensors(output))
         if not _is_noisy(module) or place in self.noted or not isinstance(output, Tensor) or _never_drops(module):

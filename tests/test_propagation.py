@@ -658,3 +658,9 @@ def test_weights_without_values_are_named():
     model = nn.Sequential(Dropout(0.5), nn.Linear(8, 1, device="meta"))
     with pytest.raises(ValueError, match=r"1\.weight has no values: it lies on the device meta"):
         propagate_moments(model, torch.ones(1, 8))
+
+
+@pytest.mark.parametrize("front", [nn.RReLU(), nn.Sequential(nn.Tanh(), nn.RReLU())], ids=["alone", "in a sequence"])
+def test_a_layer_of_torch_that_draws_in_training_and_is_no_dropout_is_refused(front):
+    with pytest.raises(NotImplementedError, match=r"\(RReLU\) cannot be followed: it draws random numbers in training"):
+        propagate_moments(nn.Sequential(front, nn.Dropout()), -torch.ones(2, 3))

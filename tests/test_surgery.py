@@ -205,6 +205,13 @@ CASES = {
     "one without weights": (replace(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.2),
                                     {nn.Dropout: lambda old: dropoutlib.WeightScalingDropout(old.p)}), SEQUENCES,
                             [(place, SKIPPED) for place in ("dropout", "dropout1", "dropout2")]),
+    "stochastic depth without a scale": (replace(
+        nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.2),
+        {nn.Dropout: lambda old: nn.Sequential(dropoutlib.DropPath(old.p, scale_by_keep=False))}), SEQUENCES,
+        [(place, SKIPPED) for place in ("dropout.0", "dropout1.0", "dropout2.0")]),
+    "a code that is cut": (replace(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.2),
+                                   {nn.Dropout: lambda old: dropoutlib.NestedDropout(old.p, dim=-1, length=2)}),
+                           SEQUENCES, [(place, SKIPPED) for place in ("dropout", "dropout1", "dropout2")]),
     "one that is the identity": (replace(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.2),
                                          {nn.Dropout: lambda old: dropoutlib.Dropout(old.p)}), SEQUENCES, []),
     # Recurrent

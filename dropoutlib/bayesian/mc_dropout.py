@@ -98,15 +98,16 @@ def monte_carlo(model: nn.Module, masks: Literal["example", "call", "fixed"] = "
     Args:
         model: any module that is not scripted, traced or exported.
         masks: ``"example"``: every example has masks of its own, as in training. ``"call"``: all examples of a call
-            share theirs. ``"fixed"``: they share them, and the calls that follow in the context, too: the model is one
-            function, drawn from the posterior. A part that one call of the model uses twice has masks for each of its
-            uses; enter the context for that part to share them. For the last two, the first axis of what a layer gets
+            share theirs. ``"fixed"``: they share them, and the calls that follow in the context, too: the model is
+            one function, drawn from the posterior. A part that one call of the model uses twice has masks for each
+            of its uses; enter the context for that part to share them; under ``torch.vmap`` with
+            ``randomness="different"`` each slice is a call. For the last two, the first axis of what a layer gets
             is the batch; the second is it for recurrent layers without ``batch_first`` alone, not for the dropout
-            behind them: use ``batch_first=True``. A dropout has to be called in the same order each time, for inputs
-            of one size; where a step has masks of its own, for as many steps. Where a rate, or another setting of a
-            layer, is changed in between, its masks are drawn anew. Coroutines that each enter ``"fixed"`` for one
-            model, and wait in the context, meet the function of the one that entered last: enter it once, around all of
-            them.
+            behind them: use ``batch_first=True``. A dropout has to be called in the same order each time, for
+            inputs of one size; where a step has masks of its own, for as many steps. Where a rate, or another
+            setting of a layer, is changed in between, its masks are drawn anew. Coroutines that each enter
+            ``"fixed"`` for one model, and wait in the context, meet the function of the one that entered last:
+            enter it once, around all of them.
 
     Yields:
         list: places that have drawn so far, as names of modules, each once. Empty for the model itself. A layer whose

@@ -107,7 +107,10 @@ def guidance(conditional: Tensor, unconditional: Tensor, w: float) -> Tensor:
     if conditional.shape != unconditional.shape:
         raise RuntimeError(f"unconditional has to be of the shape {tuple(conditional.shape)} of conditional, but got "
                            f"the shape {tuple(unconditional.shape)}")
-    return conditional + real("w", w) * (conditional - unconditional)
+    w = real("w", w)
+    if w in (0, -1):    # where the other one may be infinite
+        return conditional if w == 0 else unconditional
+    return conditional + w * (conditional - unconditional)
 
 
 @describe("condition_dropout", condition_dropout)

@@ -25,6 +25,11 @@ def made(shape: int | tuple[int, ...] = 3, p: float = 0.3) -> ConditionDropout:
     return layer
 
 
+def test_guidance_is_one_of_its_predictions_beside_infinities() -> None:
+    one, other = torch.tensor([1.0, -math.inf, 2.0]), torch.tensor([-math.inf, -math.inf, 3.0])
+    assert torch.equal(guidance(one, other, w=0), one) and torch.equal(guidance(one, other, w=-1.0), other)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8, 1.0])
 def test_mean_and_covariance_are_those_of_the_chapter(p: float) -> None:
     """p(1 - p) (c_aj - n_j)(c_ak - n_k) in an example, and nothing between two."""
