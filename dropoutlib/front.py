@@ -22,6 +22,7 @@ _PLACES = {f"torch.nn.modules.{name}" for name in (
     "activation", "batchnorm", "channelshuffle", "conv", "flatten", "instancenorm", "linear", "normalization",
     "padding", "pixelshuffle", "pooling", "upsampling")}
 _NOT_PLAIN = {nn.MultiheadAttention, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d}
+_METHODS = ("forward", "_conv_forward")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -42,6 +43,7 @@ class Front:
     def __init__(self, model: nn.Module, input: Any) -> None:
         times = Counter(module for _, module in model.named_modules(remove_duplicate=False))
         self._layers: list[nn.Module] = []
+        self._sequences = [part for part in model.modules() if type(part) is nn.Sequential]
         self._input = input
         if _is_plain(input) and not _has_hooks_for_all_modules() and not _is_watched():
             self._layers += itertools.takewhile(lambda layer: times[layer] == 1, _first_plain(model)[0])
@@ -54,7 +56,8 @@ class Front:
     def computed_once(self) -> Iterator[None]:
         """Within it, the model is called in this thread, once after each :meth:`begin`."""
         before = [vars(layer).get("forward") for layer in self._layers]
-        ours = [self._forward(place, layer.forward) for place, layer in enumerate(self._layers)]
+        ours = [self._forward(place, layer, was)
+                for place, (layer, was) in enumerate(zip(self._layers, before, strict=True))]
         for layer, forward in zip(self._layers, ours, strict=True):
             vars(layer)["forward"] = forward
         try:
@@ -69,7 +72,11 @@ class Front:
         """Before each call."""
         self._next = 0
 
-    def _forward(self, place: int, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def _forward(self, place: int, layer: nn.Module, was: Callable[[Tensor], Tensor] | None
+                 ) -> Callable[[Tensor], Tensor]:
+        def forward(input: Tensor) -> Any:
+            return type(layer).forward(layer, input) if was is None else was(input)
+
         def once(input: Tensor) -> Tensor:
             if (threading.get_ident() != self._thread or place != self._next
                     or (place == 0 and self._kept is not None and self._state() != self._before)):
@@ -90,12 +97,15 @@ class Front:
 
     def _state(self) -> list[Any]:
         """What the output depends on: which tensors there are, how often they were written, and what else is set."""
-        state: list[Any] = [(id(self._input), self._input._version)]
+        state: list[Any] = [(id(self._input), self._input._version), _has_hooks_for_all_modules()]
+        for sequence in self._sequences:
+            state += [list(sequence), vars(sequence).get("forward")]
+            state += [tuple(getattr(sequence, hooks)) for hooks in _HOOKS]
         for layer in self._layers:
             state += [(name, id(tensor), _version(tensor)) for name, tensor in _tensors_of(layer)]
-            state += [type(layer), *((name, value) for name, value in vars(layer).items()
-                                     if name == "_conv_forward" or isinstance(value, (bool, int, float, str, tuple)))]
-            # those that monte_carlo itself has are there from the beginning
+            state += [type(layer), *((name, value) for name, value in vars(layer).items() if name in _METHODS
+                                     or isinstance(value, (bool, int, float, str, tuple)))]
+            # hooks that monte_carlo itself has, and the forward that is set here, are there from the beginning
             state += [tuple(getattr(layer, hooks)) for hooks in _HOOKS]
         return state
 

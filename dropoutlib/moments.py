@@ -410,7 +410,7 @@ def logistic_loss(value: Moments | JointMoments, target: Tensor) -> Tensor:
 
     Raises:
         TypeError: if ``value`` is no Moments or ``target`` no tensor.
-        ValueError: if the shapes differ, a variance is negative, or a target is not between 0 and 1.
+        ValueError: if the shapes differ, a variance is negative, or a target is below 0 or above 1.
 
     Example:
         >>> import torch
@@ -423,7 +423,7 @@ def logistic_loss(value: Moments | JointMoments, target: Tensor) -> Tensor:
     widening = _widening(value)
     logits = value.mean / widening
     target = _as_target(target, logits)
-    if is_eager(target) and target.is_cpu and not bool(((target >= 0) & (target <= 1)).all()):
+    if is_eager(target) and target.is_cpu and bool(((target < 0) | (target > 1)).any()):
         raise ValueError("target has to hold probabilities, from 0 to 1, but goes from "
                          f"{target.min().item():g} to {target.max().item():g}")
     return widening * F.binary_cross_entropy_with_logits(logits, target, reduction="none")

@@ -232,7 +232,7 @@ def _require_certain(module: nn.Module, call: Callable[[], Any]) -> None:
     But for RReLU, which draws in training and is no dropout. A module may drop by a function that is told
     ``self.training``, or multiply by random numbers.
     """
-    own = [part for part in module.modules() if isinstance(part, nn.RReLU)
+    own = [part for part in module.modules() if (isinstance(part, nn.RReLU) and part.lower < part.upper)
            or type(part).__module__.partition(".")[0] not in ("torch", "dropoutlib")]
     for part in own:
         part.training = True

@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from types import MemberDescriptorType
 from typing import Any, NamedTuple, TypeVar
@@ -194,7 +195,7 @@ def audit(model: nn.Module, x: Any) -> Report:
         output = trace.run(_copied(x))
         known = [trace.facts(tensor) for tensor in _tensors(output)]
     findings += trace.findings()
-    findings += _skipped_test_rules(model, trace.in_transformers)
+    findings += _skipped_test_rules(model, trace.changing)
     findings += [_finding("noise that nothing calls", name, f"Nothing calls this {type(module).__name__} in "
                           "evaluation: code that reads its p and drops by itself applies another noise, or fails.")
                  for name, module in model.named_modules()
@@ -412,8 +413,8 @@ def _of_recurrent_layers(model: nn.Module) -> Iterator[Finding]:
 _SLOW_PATH = "torch.backends.mha.set_fastpath_enabled(False)"
 
 
-def _skipped_test_rules(model: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[Finding]:
-    """Of layers inside of a transformer, by what they were given in evaluation."""
+def _skipped_test_rules(model: nn.Module, changing: set[nn.Module]) -> Iterator[Finding]:
+    """Of layers inside of a transformer, where they are among those that changed their input in evaluation."""
     for name, block in model.named_modules():
         if not isinstance(block, nn.TransformerEncoderLayer) or not torch.backends.mha.get_fastpath_enabled():
             continue
@@ -425,21 +426,10 @@ def _skipped_test_rules(model: nn.Module, inputs: Mapping[str, Tensor]) -> Itera
                 yield _finding("weights that torch takes", place, "torch's fast path may multiply by the "
                                f"weights of this {type(module).__name__} in evaluation instead of calling it: call "
                                f"{_SLOW_PATH}.")
-            elif place in inputs and _changes_in_evaluation(module, inputs[place]):
+            elif module in changing:
                 yield _finding("test rule that torch skips", place, "torch's fast path may leave out this "
                                f"{type(module).__name__} in evaluation, where it changes its input: call "
                                f"{_SLOW_PATH}, or use Dropout.")
-
-
-@torch.no_grad()
-def _changes_in_evaluation(layer: NoisyLayer, like: Tensor) -> bool:
-    """Whether a layer is no identity there."""
-    was, ones = layer.training, torch.ones_like(like)
-    try:
-        output = layer.eval()(ones.clone())
-    finally:
-        layer.training = was
-    return not isinstance(output, Tensor) or output.shape != ones.shape or _differ(output, ones)
 
 
 class _Drop(NamedTuple):
@@ -469,9 +459,10 @@ class _Trace(TorchFunctionMode):
         self.stack: list[str] = []
         self.noted: set[str] = set()
         self.called: set[str] = set()
-        self.in_transformers: dict[str, Tensor] = {}    # what a layer was given inside of one of torch's
-        self.within = {_joined(name, part) for name, block in model.named_modules()
-                       if isinstance(block, nn.TransformerEncoderLayer) for part, _ in block.named_modules()}
+        self.within = {part for block in model.modules() if isinstance(block, nn.TransformerEncoderLayer)
+                       for part in block.modules() if isinstance(part, NoisyLayer)}
+        self.given: dict[nn.Module, Tensor] = {}        # copies of what these get
+        self.changing: set[nn.Module] = set()           # those of them that gave something else
         self.before_batch_norm: set[str] = set()
         self.on_states: dict[str, int] = {}     # the call of a dropout whose noise a cell's state had
         self.taken: set[_Drop] = set()  # by a layer with weights, so that they are not on the output alone
@@ -490,7 +481,7 @@ class _Trace(TorchFunctionMode):
     def run(self, x: Any) -> Any:
         hooks = []
         for name, module in self.model.named_modules():
-            hooks += [module.register_forward_pre_hook(lambda *_, name=name: self._enter(name), prepend=True),
+            hooks += [module.register_forward_pre_hook(partial(self._enter, name), prepend=True),
                       module.register_forward_hook(self._leave, with_kwargs=True)]
         try:
             for tensor in _tensors(x):
@@ -501,7 +492,10 @@ class _Trace(TorchFunctionMode):
             for hook in hooks:
                 hook.remove()
 
-    def _enter(self, name: str) -> None:
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module in self.within and args and isinstance(args[0], Tensor):
+            with torch._C.DisableTorchFunction():
+                self.given[module] = args[0].detach().clone()
         self.stack.append(name)
         self.called.add(name)
         self.noted.discard(name)
@@ -509,8 +503,11 @@ class _Trace(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Layers that are no more than an identity in evaluation call no function: the module itself is noted."""
         place = self.stack.pop()
-        if place in self.within and isinstance(module, NoisyLayer):
-            self.in_transformers[place] = next(_tensors((args, kwargs)))
+        if module in self.given and isinstance(output, Tensor):
+            given = self.given.pop(module)
+            with torch._C.DisableTorchFunction():
+                if given.shape != output.shape or _differ(given, output):
+                    self.changing.add(module)
         if isinstance(module, RecurrentNetwork):    # it gives the last state, too
             output = next(_tensors(output))
         if not _is_noisy(module) or place in self.noted or not isinstance(output, Tensor) or _never_drops(module):

@@ -383,6 +383,41 @@ def test_audit_where_values_cannot_be_compared() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+class Scaled(dropoutlib.Dropout):
+    """With a batch norm, a counter and a second argument."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+        self.norm = nn.BatchNorm1d(6)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, input: Tensor, scale: float) -> Tensor:
+        self.calls += 1
+        return super().forward(self.norm(input.flatten(0, -2)).view_as(input)) * scale
+
+
+class CallsItWithAScale(nn.TransformerEncoderLayer):
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return self.dropout2(self.linear2(self.activation(self.linear1(x))), 0.5)
+
+
+def test_audit_of_layers_in_a_transformer_leaves_them_as_they_were() -> None:
+    block = CallsItWithAScale(6, 2, 8, batch_first=True)
+    block.dropout2 = Scaled()
+    model = nn.Sequential(block, nn.Linear(6, 2))
+    assert [one.place for one in audit(model, SEQUENCES) if one.kind == SKIPPED] == ["0.dropout2"]
+    assert block.dropout2.calls == 0 and all(module.training for module in model.modules())
+
+
+def test_audit_of_one_layer_that_stands_in_two_transformers_and_in_front() -> None:
+    layer = dropoutlib.WeightScalingDropout(0.5)
+    model = nn.Sequential(layer, *(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True) for _ in range(2)),
+                          nn.Linear(6, 2))
+    model[1].dropout1 = model[2].dropout1 = layer
+    found = [one.place for one in audit(model, SEQUENCES) if one.kind == SKIPPED]
+    assert found == ["1.dropout1", "2.dropout1"]
+
+
 def test_audit_after_the_largest_seed() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(-1)

@@ -109,7 +109,7 @@ def guidance(conditional: Tensor, unconditional: Tensor, w: float) -> Tensor:
                            f"the shape {tuple(unconditional.shape)}")
     w = real("w", w)
     if w in (0, -1):    # where the other one may be infinite
-        return conditional if w == 0 else unconditional
+        return torch.where(torch.full(conditional.shape, w == 0, device=conditional.device), conditional, unconditional)
     return conditional + w * (conditional - unconditional)
 
 

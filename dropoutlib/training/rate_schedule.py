@@ -128,12 +128,14 @@ class RateSchedule:
         step, rates = state_dict["step"], state_dict["rates"]
         try:
             step, rates = operator.index(step), {name: float(rate) for name, rate in rates.items()}
-        except (AttributeError, TypeError, ValueError):
+            if not all(map(math.isfinite, rates.values())):
+                raise ValueError
+        except (AttributeError, OverflowError, TypeError, ValueError):
             raise ValueError("state_dict has to hold a whole number, and numbers by the names of rates, but got "
                              f"{step!r} and {rates!r}") from None
         if set(rates) != set(self._rates):
-            raise ValueError(f"state_dict has to hold the rates {sorted(self._rates)}, but got {sorted(rates)}: make "
-                             "the schedule of a model that is wrapped as that one was")
+            raise ValueError(f"state_dict has to hold the rates {sorted(self._rates)}, but got "
+                             f"{sorted(map(str, rates))}: make the schedule of a model that is wrapped as that one was")
         if step < 0:
             raise ValueError(f"state_dict has to hold a step of at least 0, but got {step}")
         self._assign(step, rates)

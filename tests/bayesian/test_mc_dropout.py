@@ -2465,6 +2465,43 @@ def test_predict_leaves_a_forward_that_was_put_back():
     assert vars(model[0])["forward"] == put_back and vars(model[1])["forward"] is other
 
 
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+CHANGES = {
+    "forward": lambda model: setattr(model[2], "forward", lambda x: 2 * nn.Linear.forward(model[2], x)),
+    "class": lambda model: setattr(model[2], "__class__", Doubled),
+    "class of the first": lambda model: setattr(model[0], "__class__", Doubled),
+    "layer": lambda model: model.__setitem__(1, nn.Tanh()),
+    "one more layer": lambda model: model.insert(1, nn.Tanh()),
+    "forward of the sequence": lambda model: setattr(model, "forward", lambda x: nn.Sequential.forward(model, 2 * x)),
+    "hook of the sequence": lambda model: model.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
+}
+
+
+@pytest.mark.parametrize("put_back", [False, True])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_front_that_changes_between_two_samples_is_computed_anew(change, put_back):
+    def made():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Dropout(0.5)).eval()
+        if put_back:
+            model[2].forward = model[2].forward
+        return model
+
+    x, model, loop = numbers(4, 4), made(), []
+    with torch.no_grad(), monte_carlo(model):
+        for done in range(1, 5):
+            loop.append(model(x))
+            if done == 2:
+                change(model)
+    model = made()
+    samples = predict(model, x, 4, progress=lambda done, _: change(model) if done == 2 else None).samples
+    assert torch.equal(samples, torch.stack(loop)) and not torch.equal(*samples[1:3])
+
+
 def test_a_convolution_that_changes_between_two_samples_is_computed_anew():
     conv = nn.Conv1d(1, 1, 1)
     usual, calls = conv._conv_forward, []

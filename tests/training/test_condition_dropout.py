@@ -28,6 +28,11 @@ def made(shape: int | tuple[int, ...] = 3, p: float = 0.3) -> ConditionDropout:
 def test_guidance_is_one_of_its_predictions_beside_infinities() -> None:
     one, other = torch.tensor([1.0, -math.inf, 2.0]), torch.tensor([-math.inf, -math.inf, 3.0])
     assert torch.equal(guidance(one, other, w=0), one) and torch.equal(guidance(one, other, w=-1.0), other)
+    guidance(one, other, w=0).zero_()
+    assert one[0] == 1 and guidance(one.half(), other, w=0).dtype == torch.float32
+    one, other = (torch.ones(2, requires_grad=True) for _ in range(2))
+    gradients = torch.autograd.grad(guidance(one, other, w=0).sum(), [one, other])
+    assert [gradient.tolist() for gradient in gradients] == [[1, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8, 1.0])

@@ -243,7 +243,10 @@ def test_in_the_state_of_other_layers_nothing_changes() -> None:
 @pytest.mark.parametrize("state", [{}, None, {"step": 3}, {"step": -1, "rates": {"0.p": 0.2, "3.p": 0.5}},
                                    {"step": 1.5, "rates": {"0.p": 0.2, "3.p": 0.5}}, {"step": 1, "rates": None},
                                    {"step": 1, "rates": ["0.p", "3.p"]}, {"step": 1, "rates": {"0.p": "a", "3.p": 0.5}},
-                                   {"step": 1, "rates": {"0.p": None, "3.p": 0.5}}])
+                                   {"step": 1, "rates": {"0.p": None, "3.p": 0.5}},
+                                   {"step": 1, "rates": {"0.p": math.nan, "3.p": 0.5}},
+                                   {"step": 1, "rates": {"0.p": 10 ** 400, "3.p": 0.5}},
+                                   {"step": 1, "rates": {1: 1, "3.p": 0.5}}])
 def test_what_is_no_state_is_named(state) -> None:
     schedule = RateSchedule(network(), early(4))
     with pytest.raises(ValueError, match="state_dict has to hold "):
