@@ -17,6 +17,7 @@ from .local_reparameterization import Product, convolution, padded
 __all__ = ["FromConv", "FromLinear", "FromRNN", "method_of_its_own"]
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
+_METHODS = ("forward", "_conv_forward")     # by which layers of torch compute
 
 
 class FromLinear(nn.Module):
@@ -156,7 +157,7 @@ def method_of_its_own(layer: nn.Module, kind: type[nn.Module]) -> str:
     Returns:
         The name of the first one, empty if there is none.
     """
-    for name in ("forward", "_conv_forward"):
+    for name in _METHODS:
         usual, method = getattr(type(layer), name, None), vars(layer).get(name)
         if usual is not getattr(kind, name, None) or (method is not None and not (
                 getattr(method, "__func__", None) is usual and getattr(method, "__self__", None) is layer)):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from dropoutlib.from_torch import method_of_its_own
+from dropoutlib.from_torch import _METHODS, method_of_its_own
 from dropoutlib.surgery import _has_hooks_for_all_modules
 
 __all__ = ["Front"]
@@ -22,7 +22,6 @@ _PLACES = {f"torch.nn.modules.{name}" for name in (
     "activation", "batchnorm", "channelshuffle", "conv", "flatten", "instancenorm", "linear", "normalization",
     "padding", "pixelshuffle", "pooling", "upsampling")}
 _NOT_PLAIN = {nn.MultiheadAttention, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d}
-_METHODS = ("forward", "_conv_forward")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -65,8 +64,10 @@ class Front:
         finally:
             for layer, forward, was in zip(self._layers, ours, before, strict=True):
                 if vars(layer).get("forward") is forward:   # and not one that the model has set
-                    del vars(layer)["forward"]
-                    vars(layer).update({} if was is None else {"forward": was})
+                    if was is None:
+                        del vars(layer)["forward"]
+                    else:
+                        vars(layer)["forward"] = was
 
     def begin(self) -> None:
         """Before each call."""

@@ -48,7 +48,7 @@ def global_generators_kept() -> Iterator[None]:
 
 
 def seed_global_generators(seed: int) -> None:
-    """As ``torch.manual_seed``, which also seeds devices that are not in use yet, for when they will be.
+    """Seeds those of the CPU and of devices in use; ``torch.manual_seed`` would set what others begin with later, too.
 
     Args:
         seed: any number; it is taken modulo 2^63.
