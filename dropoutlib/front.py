@@ -98,16 +98,17 @@ class Front:
 
     def _state(self) -> list[Any]:
         """What the output depends on: which tensors there are, how often they were written, and what else is set."""
-        state: list[Any] = [(id(self._input), self._input._version), _has_hooks_for_all_modules()]
-        for sequence in self._sequences:
-            state += [list(sequence), vars(sequence).get("forward")]
-            state += [tuple(getattr(sequence, hooks)) for hooks in _HOOKS]
-        for layer in self._layers:
-            state += [(name, id(tensor), _version(tensor)) for name, tensor in _tensors_of(layer)]
-            state += [type(layer), *((name, value) for name, value in vars(layer).items() if name in _METHODS
-                                     or isinstance(value, (bool, int, float, str, tuple)))]
-            # hooks that monte_carlo itself has, and the forward that is set here, are there from the beginning
-            state += [tuple(getattr(layer, hooks)) for hooks in _HOOKS]
+        with torch._C.DisableTorchFunction():   # else a mode is asked for each number that is read
+            state: list[Any] = [(id(self._input), self._input._version), _has_hooks_for_all_modules()]
+            for sequence in self._sequences:
+                state += [dict(sequence._modules), vars(sequence).get("forward")]
+                state += [tuple(getattr(sequence, hooks)) for hooks in _HOOKS]
+            for layer in self._layers:
+                state += [(name, id(tensor), _version(tensor)) for name, tensor in _tensors_of(layer)]
+                state += [type(layer), *((name, value) for name, value in vars(layer).items() if name in _METHODS
+                                         or isinstance(value, (bool, int, float, str, tuple)))]
+                # hooks that monte_carlo itself has, and the forward that is set here, are there from the beginning
+                state += [tuple(getattr(layer, hooks)) for hooks in _HOOKS]
         return state
 
 

@@ -302,9 +302,12 @@ class _Noise(TorchFunctionMode):
 
     def _follow(self) -> None:
         """A function of this library that draws, in a module that is none of its layers."""
-        if self._is_in_another():
+        if not self.stack or not self._counts(self._holder):
+            return
+        if self.stack[-1] not in self.names:
             self._note_another()
-        if not self.stack or not self._counts(self.stack[-1]) or isinstance(self.stack[-1], NoisyLayer):
+            return
+        if isinstance(self.stack[-1], NoisyLayer):
             return
         if self.masks != "example":
             raise RuntimeError(f"masks has to be 'example', but got {self.masks!r}: a function of dropoutlib in "
@@ -381,12 +384,11 @@ class _Noise(TorchFunctionMode):
     def _place(self) -> str:
         return self.names[self._holder]
 
-    def _is_in_another(self) -> bool:
-        """Whether a module is called that the model does not hold."""
-        return bool(self.stack) and self.stack[-1] not in self.names and self._counts(self._holder)
-
     def _note_another(self) -> None:
-        """It draws as it would without the context; only one of its own may see to it that examples share masks."""
+        """Of a module that the model does not hold: it draws as it would without the context.
+
+        Only a context of its own may see to it that examples share masks.
+        """
         if self.masks != "example" and not _CONTEXTS.get(self.stack[-1]):
             raise RuntimeError(f"masks has to be 'example', but got {self.masks!r}: {self._place() or 'the model'} "
                                f"calls a {type(self.stack[-1]).__name__} that the model does not hold, or did not when "
@@ -451,12 +453,12 @@ class _Noise(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        is_in_another = self._is_in_another()
-        if not is_in_another and (not self.stack or not self._counts(self.stack[-1])):
+        stack = self.stack
+        if not stack or not self._counts(self._holder):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "").partition(".")[0]  # of an operator: dropout.default
         p, key, position = _switch(name, args, kwargs)
-        if is_in_another:
+        if stack[-1] not in self.names:
             if p > 0 and (not key or _argument(args, kwargs, key, position, True)):
                 self._note_another()
             return func(*args, **kwargs)
