@@ -61,7 +61,7 @@ class Settings(NamedTuple):
 
     def __str__(self) -> str:
         usual = Settings()
-        said = [f"{name.replace('_', ' ')} {shortest(value) if isinstance(value, float) else value}"
+        said = [f"{name.replace('_', ' ')} {shortest(value)}"
                 for name, value in self._asdict().items() if value != getattr(usual, name) and name != "method"]
         return ", ".join([self.method if self.dropout or self.method != usual.method else "no dropout", *said])
 
@@ -183,8 +183,7 @@ _VERSIONS = {"torch": torch.__version__, "dropoutlib": dropoutlib.__version__}
 
 
 def _row(run: Run, outcome: Outcome) -> dict[str, str]:
-    settings = {name: shortest(value) if isinstance(value, float) else str(value)
-                for name, value in run.settings._asdict().items()}
+    settings = {name: shortest(value) for name, value in run.settings._asdict().items()}
     found = {name: f"{value:.6g}" for name, value in outcome._asdict().items()}
     return {**settings, "seed": str(run.seed), **_VERSIONS, **found}
 

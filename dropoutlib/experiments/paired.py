@@ -69,8 +69,10 @@ def _row(key: Key, values: Tensor, comparisons: int) -> Row:
     return Row(*key, score, gain, gain - one, gain + one, gain - every, gain + every)
 
 
-def shortest(value: float) -> str:
-    """A number as it is read, with six digits or as many as say which number it is: a table is asked for it again."""
+def shortest(value: object) -> str:
+    """A value as it is read, a float with six digits or as many as tell which it is: a table is asked for it again."""
+    if not isinstance(value, float):
+        return str(value)
     short = f"{value:g}"
     return short if float(short) == value else repr(float(value))
 
