@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pickle
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["global_generators_kept", "is_given_a_generator", "random_state", "seed_global_generators",
-           "state_of_others"]
+__all__ = ["OF_ALL_MODULES", "global_generators_kept", "is_given_a_generator", "random_state", "rewinding",
+           "seed_global_generators", "state_of_others"]
 
-_OF_ALL_MODULES = frozenset(vars(nn.Module()))
+OF_ALL_MODULES = frozenset(vars(nn.Module()))   # names of the attributes that every module has
 
 
 def _in_use() -> list[tuple[Any, str]]:
@@ -76,12 +78,26 @@ def random_state() -> list[Any]:
     return states
 
 
+def rewinding(generator: Any) -> Callable[[], Any] | None:
+    """What takes a generator of torch, Python or NumPy back to the state it is in; of anything else, None."""
+    numpy: Any = sys.modules.get("numpy")
+    if isinstance(generator, torch.Generator):
+        return partial(generator.set_state, generator.get_state())
+    if isinstance(generator, random.Random) and not isinstance(generator, random.SystemRandom):
+        return partial(generator.setstate, generator.getstate())
+    if numpy and isinstance(generator, numpy.random.Generator):
+        return partial(setattr, generator.bit_generator, "state", copy.deepcopy(generator.bit_generator.state))
+    if numpy and isinstance(generator, numpy.random.RandomState):
+        return partial(generator.set_state, generator.get_state())
+    return None
+
+
 def state_of_others(model: nn.Module) -> list[Any]:
     """Of generators of Python and NumPy: the global ones, and those that are attributes of modules."""
     numpy: Any = sys.modules.get("numpy")  # a model that draws with it has loaded it
     kinds = (random.Random, *((numpy.random.Generator, numpy.random.RandomState) if numpy else ()))
     held = [value for module in model.modules() for name, value in vars(module).items()
-            if name not in _OF_ALL_MODULES and isinstance(value, kinds)]
+            if name not in OF_ALL_MODULES and isinstance(value, kinds)]
     return [random.getstate(), pickle.dumps(numpy and numpy.random.get_state()), *map(_state, held)]
 
 

@@ -35,8 +35,10 @@ from .generators import is_given_a_generator, random_state, state_of_others
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
 from .noise.laws import DRAWING
+from .state import state_kept
 from .surgery import (
     _CONTEXTS,
+    _copied,
     _dropout_of,
     _has_hooks_for_all_modules,
     _is_noisy,
@@ -181,14 +183,14 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
         _require_values(model)
     with _left_as_it_was(model):
         value = _through(model, x.clone(), "", joint)  # a layer may write into its input
-    if isinstance(value, Tensor):
+    if not isinstance(value, (Moments, JointMoments)):
         raise ValueError(f"the model {type(model).__name__} has no noise whose moments could be carried: no dropout "
                          "layer with a rate above 0")
     return _flat(value)
 
 
-def _through(module: nn.Module, value: Tensor | _Value, place: str, joint: bool) -> Tensor | _Value:
-    """What a module makes of a value; a tensor is a value without noise."""
+def _through(module: nn.Module, value: Any, place: str, joint: bool) -> Any:
+    """What a module makes of a value; what is no moments is a value without noise, in most models a tensor."""
     module = getattr(module, "_orig_mod", module)  # of what was compiled
     kind = next((base for base in type(module).__mro__ if base in _RULES or base is nn.Sequential), None)
     replaced = method_of_its_own(module, type(module))
@@ -200,11 +202,22 @@ def _through(module: nn.Module, value: Tensor | _Value, place: str, joint: bool)
         for name, part in parts.items():
             value = _through(part, value, _joined(place, name), joint)
         return value
-    when = "" if isinstance(value, Tensor) else " behind noise"
+    is_certain = not isinstance(value, (Moments, JointMoments))
+    when = "" if is_certain else " behind noise"
     try:
-        if isinstance(value, Tensor):
+        if is_certain:
             if not _has_noise(module):
-                _require_certain(module, lambda: module(value.clone()))
+                def copied() -> Any:
+                    return value.clone() if isinstance(value, Tensor) else _copied(value)
+
+                try:
+                    _require_certain(module, lambda: module(copied()))
+                except (RuntimeError, ValueError) as error:
+                    if not isinstance(error, _Refused):
+                        module(copied())    # what fails in evaluation, too, says so by itself
+                        raise _Refused(f"it fails where it runs as in training, to see whether it draws: {error}"
+                                       ) from error
+                    raise
                 return module(value)
             if kind is None and not _is_noisy(module):
                 raise _Refused("it has dropout inside, and only sequences are followed")
@@ -212,7 +225,7 @@ def _through(module: nn.Module, value: Tensor | _Value, place: str, joint: bool)
             raise _Refused(f"its {replaced} was replaced" if replaced else "no rule for its moments is known")
         _refuse_hooks(module, place)
         _refuse_noisy_parametrizations(module)
-        return _RULES[kind](module, _without_noise(value, joint) if isinstance(value, Tensor) else value)
+        return _RULES[kind](module, _without_noise(value, joint) if is_certain else value)
     except _Refused as error:
         raise NotImplementedError(f"{place or 'the model'} ({type(module).__name__}) cannot be followed{when}: "
                                   f"{error}") from None
@@ -234,19 +247,20 @@ def _require_certain(module: nn.Module, call: Callable[[], Any]) -> None:
     """
     own = [part for part in module.modules() if (isinstance(part, nn.RReLU) and part.lower < part.upper)
            or type(part).__module__.partition(".")[0] not in ("torch", "dropoutlib")]
-    for part in own:
-        part.training = True
-    DRAWING.append(_refuse_draw)
-    before = random_state(), state_of_others(module)
-    try:
-        with _NoDropout():
-            call()
-        if (random_state(), state_of_others(module)) != before:
-            _refuse_draw()
-    finally:
-        DRAWING.remove(_refuse_draw)
+    with state_kept(module, with_values=True):
         for part in own:
-            part.training = False
+            part.training = True
+        DRAWING.append(_refuse_draw)
+        before = random_state(), state_of_others(module)
+        try:
+            with _NoDropout():
+                call()
+            if (random_state(), state_of_others(module)) != before:
+                _refuse_draw()
+        finally:
+            DRAWING.remove(_refuse_draw)
+            for part in own:
+                part.training = False
 
 
 def _refuse_draw() -> None:
@@ -284,7 +298,9 @@ def _refuse_hooks(module: nn.Module, place: str) -> None:
                                   "change its weights, its input or its output")
 
 
-def _without_noise(x: Tensor, joint: bool) -> _Value:
+def _without_noise(x: Any, joint: bool) -> _Value:
+    if not isinstance(x, Tensor):
+        raise _Refused(f"it gets a {type(x).__name__}, and noise is followed through tensors")
     elements = x.shape[1:].numel()
     return JointMoments(x, x.new_zeros(len(x), elements, elements)) if joint else Moments(x, torch.zeros_like(x))
 

@@ -29,6 +29,7 @@ from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import Layer, catalogue, facts
 from dropoutlib.rates import assigned_rates
 from dropoutlib.recurrent_network import RecurrentNetwork
+from dropoutlib.state import state_kept
 
 __all__ = ["Finding", "Report", "audit", "replace"]
 
@@ -157,8 +158,10 @@ def audit(model: nn.Module, x: Any) -> Report:
     into a part of a tensor; of the functions in :mod:`dropoutlib.functional` only that they go on in evaluation; and
     not the ``dropout=`` inside of attention and recurrent layers. A tensor whose axes are rearranged (``view``,
     ``permute``, ...) counts as a feature map again behind the next convolution only. Dropout with p = 0 does not count.
-    What was compiled is run uncompiled. The model runs twice and is left as it was: its mode, its buffers, the input
-    and torch's random numbers, which no other thread may draw meanwhile.
+    What was compiled is run uncompiled. The model runs twice and is left as it was: its mode, its buffers and other
+    attributes with what lies in containers, the input, and torch's random numbers, which no other thread may draw
+    meanwhile. What a call writes into parameters stays, as ``nn.Embedding(max_norm=)`` does, and what it changes in
+    objects of other classes.
 
     Args:
         model: any module.
@@ -212,7 +215,7 @@ def audit(model: nn.Module, x: Any) -> Report:
         if any(_differ(one, other) for one, other in zip(_tensors(output), _tensors(again), strict=True)):
             findings.append(_finding("noise in evaluation", "", "Two runs in evaluation differ: a function that is not "
                                      "told of eval(), a layer that is meant to sample (inference='sampled'), or a "
-                                     "state outside of the buffers that changes with every call."))
+                                     "state in other objects that changes with every call."))
     return Report(dict.fromkeys(findings))
 
 
@@ -862,17 +865,12 @@ def _layer_by_layer() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Sets a model to evaluation; keeps its modes, its buffers and the random numbers; has every layer called."""
+    """Sets a model to evaluation; keeps its modes, its state and the random numbers; has every layer called."""
     modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        model.eval()
-        with global_generators_kept(), _layer_by_layer():
+    with state_kept(model), global_generators_kept(), _layer_by_layer():
+        try:
+            model.eval()
             yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers and buffer.shape == buffers[name].shape and _differ(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
+        finally:
+            for module, mode in modes.items():
+                module.training = mode

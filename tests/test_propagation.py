@@ -631,6 +631,81 @@ def test_a_module_that_is_certain_runs_in_evaluation():
     assert torch.equal(norm.running_mean, before)
 
 
+class Norm(nn.BatchNorm1d):
+    """As other libraries have it, with a class of their own."""
+
+
+class Codes(nn.Module):
+    """Goes to the nearest of some vectors, which follow what comes in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.codes, self.steps = nn.Parameter(randn(3, 4)), 0
+
+    def forward(self, x):
+        nearest = torch.cdist(x, self.codes).argmin(1)
+        if self.training:
+            self.steps += 1
+            self.codes.data[nearest] += 0.5 * (x.detach() - self.codes.detach()[nearest])
+            self.codes = nn.Parameter(self.codes.detach() * 2)
+        return self.codes[nearest] / (1 + self.steps)
+
+
+@pytest.mark.parametrize("front", [Norm, lambda size: nn.Sequential(nn.Linear(size, size), Norm(size)),
+                                   lambda size: Codes()])
+def test_what_learns_from_a_call_in_training_has_not_learned_from_it(front):
+    model, x = sequential(front(4), Dropout(0.3), nn.Linear(4, 2)).eval(), randn(5, 4)
+    state, expected = str(model.state_dict()), model(x)
+    found = propagate_moments(model, x)
+    torch.testing.assert_close(found.mean, expected, rtol=1e-12, atol=1e-12)
+    found.mean.sum().backward()
+    assert str(model.state_dict()) == state
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+def test_a_parametrization_that_learns_has_not_learned():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("steps", torch.zeros(()))
+
+        def forward(self, weight):
+            if self.training:
+                self.steps += 1
+            return weight / (1 + self.steps)
+
+    model, x = sequential(nn.Linear(4, 4), Dropout(0.3), nn.Linear(4, 2)).eval(), randn(5, 4)
+    for place in (0, 2):
+        torch.nn.utils.parametrize.register_parametrization(model[place], "weight", Counts())
+    torch.testing.assert_close(propagate_moments(model, x).mean, model(x), rtol=1e-12, atol=1e-12)
+
+
+class First(nn.Module):
+    def forward(self, values):
+        return values[0]
+
+
+@pytest.mark.parametrize("front", [[nn.GRU(4, 4), First()], [nn.GRU(4, 4), nn.Identity(), First()],
+                                   [nn.Sequential(nn.LSTM(4, 4)), First()]])
+def test_parts_in_front_may_give_several_values(front):
+    model, x = sequential(*front, Dropout(0.3), nn.Linear(4, 2)).eval(), randn(5, 4)
+    torch.testing.assert_close(propagate_moments(model, x).mean, model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_several_values_without_noise_are_no_moments():
+    with pytest.raises(ValueError, match="the model GRU has no noise"):
+        propagate_moments(nn.GRU(4, 4), torch.ones(2, 4))
+    with pytest.raises(NotImplementedError, match=r"1 \(Dropout\) cannot be followed: it gets a tuple"):
+        propagate_moments(nn.Sequential(nn.GRU(4, 4), Dropout(0.5)), torch.ones(2, 4))
+
+
+def test_a_front_that_fails_in_training_alone_is_refused():
+    with pytest.raises(NotImplementedError, match=r"it fails where it runs as in training.*more than 1 value per"):
+        propagate_moments(nn.Sequential(Norm(4), Dropout(0.5)), torch.ones(1, 4))
+    with pytest.raises(RuntimeError, match="running_mean should contain 5 elements"):
+        propagate_moments(nn.Sequential(Norm(4), Dropout(0.5)), torch.ones(3, 5))
+
+
 @pytest.mark.parametrize("noise", [nn.Dropout(0.5), Dropout(0.5),
                                    Drops(lambda self, w: nn.functional.dropout(w, 0.5, self.training)),
                                    Drops(lambda self, w: functional.dropout(w, 0.5, self.training))])
