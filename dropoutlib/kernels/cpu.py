@@ -143,7 +143,7 @@ def _scaled_rows(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     first = kept.cumsum(0).sub_(kept.view(torch.uint8))  # of each bag
     output = torch.nn.functional.embedding_bag(index, x.view(kept.numel(), -1), first, mode="sum",
                                                per_sample_weights=x.new_full(index.shape, scale))
-    return output.view(x.shape)
+    return output.resize_(x.shape)  # a view could not be written into where autograd sees it
 
 
 class Selector:

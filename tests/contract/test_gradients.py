@@ -63,6 +63,16 @@ def check_same_mask(layer: Layer, device: torch.device) -> None:
                 assert_homogeneous(layer, x, actual, y, gradient)
 
 
+def check_output_may_be_written_into(layer: Layer, device: torch.device) -> None:
+    """As ReLU(inplace=True) behind the layer does it."""
+    many = (4, 8, *(round(1024 ** (1 / len(layer.axes))) for _ in layer.axes)) if layer.axes else (16, 1024)
+    for shape in ((6, 5, *layer.axes), many):
+        x = example(shape, device, torch.float32).requires_grad_()
+        output = layer(0.3, x)(x)
+        output.mul_(2).sum().backward()
+        assert x.grad is not None
+
+
 CHECKS = checks_in(globals())
 
 
