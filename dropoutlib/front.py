@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class Front:
             for layer in self._layers:
                 state += [(name, id(tensor), _version(tensor)) for name, tensor in _tensors_of(layer)]
                 state += [type(layer), *((name, value) for name, value in vars(layer).items() if name in _METHODS
-                                         or isinstance(value, (bool, int, float, str, tuple)))]
+                                         or isinstance(value, (Real, str, tuple)))]
                 # hooks that monte_carlo itself has, and the forward that is set here, are there from the beginning
                 state += [tuple(getattr(layer, hooks)) for hooks in _HOOKS]
         return state

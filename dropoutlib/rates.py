@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Real
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -19,7 +20,7 @@ _OF_A_LAW = {"low", "high", "rate_mean", "rate_std"}    # all of them times a fa
 def assigned_rates(layer: nn.Module) -> Iterator[str]:
     """Names of the attributes of a layer that are assigned rates; the p of a norm (nn.TripletMarginLoss) is none."""
     for name, value in vars(layer).items():
-        if isinstance(value, int | float) and (
+        if isinstance(value, Real) and (
                 name == "drop_prob"
                 or (name == "p" and isinstance(layer, _DropoutNd | NoisyLayer))
                 or (name.startswith("p_") and isinstance(layer, NoisyLayer))

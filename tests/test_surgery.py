@@ -11,6 +11,7 @@ from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,8 @@ CASES = {
                          drop=nn.Dropout(), head=nn.Linear(4, 2)), IMAGES, []),
     "on attention": (Calls(lambda m, x: m.head(F.dropout((x[:, None] @ x[:, None].mT).softmax(-1), 0.1, m.training)),
                            head=nn.Linear(5, 2)), SEQUENCES, []),
-    "without noise": (convolution(nn.Dropout(0.0), dropoutlib.Dropout(0.0), *head()), IMAGES, []),
+    "without noise": (convolution(nn.Dropout(0.0), dropoutlib.Dropout(0.0), nn.Dropout(np.float32(0)), *head()),
+                      IMAGES, []),
     # Dropout of maps without maps
     "maps of vectors": (nn.Sequential(nn.Linear(6, 4), dropoutlib.SpatialDropout1d(), nn.Linear(4, 2)), VECTORS,
                         [("1", NO_MAPS)]),

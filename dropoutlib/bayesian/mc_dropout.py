@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from types import CodeType
 from typing import Any, Literal, overload
 
@@ -168,7 +169,7 @@ def _rates(module: nn.Module) -> dict[str, float]:
             for key, rate in (part if isinstance(part, Mapping) else getattr(part, "__dict__", {})).items()}
     layers = {name: getattr(part, "p", None) for name, part in module.named_children()}
     return {name: float(rate) for name, rate in {**own, **held, **layers}.items()
-            if isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 <= rate <= 1
+            if isinstance(rate, Real) and not isinstance(rate, bool) and 0 <= float(rate) <= 1
             and re.search(r"drop[^.]*$|(^|\.)p$", name)}
 
 
@@ -583,7 +584,7 @@ def _settings(module: nn.Module) -> str:
     """What the law of its noise may depend on, as far as it is assigned: rates, and arguments that it was made with."""
     names = {*inspect.signature(type(module)).parameters, *assigned_rates(module)}
     return str(sorted((name, value) for name, value in vars(module).items()
-                      if name in names and isinstance(value, (bool, int, float, str, tuple, list))))
+                      if name in names and isinstance(value, (Real, str, tuple, list))))
 
 
 def _sizes(mask: Tensor) -> list[int]:
@@ -668,6 +669,11 @@ def predict(model: nn.Module, x: Any, num_samples: int = ..., task: Literal["reg
             ) -> Prediction: ...
 @overload
 def predict(model: nn.Module, x: Any, num_samples: int = ..., *, task: Literal["classification"],
+            class_axis: int = ..., masks: Literal["example", "call"] = ...,
+            progress: Callable[[int, int], Any] | None = ..., generator: torch.Generator | None = ...
+            ) -> ClassPrediction: ...
+@overload
+def predict(model: nn.Module, x: Any, num_samples: int, task: Literal["classification"], *,
             class_axis: int = ..., masks: Literal["example", "call"] = ...,
             progress: Callable[[int, int], Any] | None = ..., generator: torch.Generator | None = ...
             ) -> ClassPrediction: ...

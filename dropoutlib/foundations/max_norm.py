@@ -266,6 +266,9 @@ _hook: RemovableHandle | None = None
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    if found_inf is not None and found_inf.any():   # a gradient scaler calls a fused optimizer, which skips the step
+        return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for constraint in tuple(_constraints):
         model = constraint._model()

@@ -40,6 +40,11 @@ def _sum(input: Tensor, dropped: Tensor, weight: Tensor, lora_A: Tensor, lora_B:
     return F.linear(input, weight, bias) + scale * F.linear(F.linear(dropped, lora_A), lora_B)
 
 
+def _drawn(lora_A: Tensor) -> Tensor:
+    """Fills it as torch draws a weight."""
+    return nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
+
+
 def _mask(input: Tensor, weight: Tensor, lora_A: Tensor, lora_B: Tensor, bias: Tensor | None, p: float, *,
           generator: torch.Generator | None) -> Tensor:
     _require_factors(input, weight, lora_A, lora_B, bias)
@@ -143,11 +148,11 @@ class LoRALinear(FromLinear, NoisyLayer, nn.Linear):
         self._start()
 
     def _start(self) -> Self:
-        """Freezes the weight, and begins with an adapter that adds nothing; A is drawn as torch draws a weight."""
+        """Freezes the weight, and begins with an adapter that adds nothing."""
         for frozen in (self.weight, self.bias):
             if frozen is not None:
                 frozen.requires_grad_(False)
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        _drawn(self.lora_A)
         nn.init.zeros_(self.lora_B)
         return self
 
@@ -157,12 +162,18 @@ class LoRALinear(FromLinear, NoisyLayer, nn.Linear):
         if hasattr(self, "lora_A"):     # torch calls it before there is one
             self._start()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any],
+                              *arguments: Any) -> None:
         keys = [f"{prefix}lora_A", f"{prefix}lora_B"]
         of_torch = f"{prefix}weight" in state_dict and not any(key in state_dict for key in keys)
         if of_torch:    # a plain layer has no adapter: one that adds nothing
-            state_dict.update(zip(keys, (self.lora_A.detach().clone(), torch.zeros_like(self.lora_B)), strict=True))
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+            weight, lora_A = state_dict[f"{prefix}weight"], self.lora_A.detach().clone()
+            if lora_A.is_meta and not weight.is_meta:
+                lora_A = _drawn(torch.empty_like(lora_A, device=weight.device))
+            if local_metadata.get("assign_to_params_buffers", False):   # the weight's type is that of the layer then
+                lora_A = lora_A.to(weight)
+            state_dict.update(zip(keys, (lora_A, lora_A.new_zeros(self.lora_B.shape)), strict=True))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
         if of_torch:
             for key in keys:
                 del state_dict[key]

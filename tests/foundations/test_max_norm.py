@@ -260,11 +260,12 @@ def test_an_optimizer_with_a_closure() -> None:
     assert largest_norm(model) == pytest.approx(0.5)
 
 
-def test_a_step_that_the_gradient_scaler_skips_changes_nothing() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_gradient_scaler_skips_changes_nothing(fused: bool) -> None:
     model = network()
     with torch.no_grad():
         model[0].weight.mul_(100)
-    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1.0), torch.amp.GradScaler("cpu")
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1.0, fused=fused), torch.amp.GradScaler("cpu")
     MaxNorm(model, 0.5)
     before = model[0].weight.detach().clone()
     for loss, changed in ((math.inf, False), (1.0, True)):

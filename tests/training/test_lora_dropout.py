@@ -104,6 +104,21 @@ def test_the_weights_of_a_plain_layer_load_and_mean_the_same() -> None:
         layer.load_state_dict({**before, "lora_B": layer.lora_B})
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_weights_of_a_plain_layer_can_be_assigned(device: str, dtype: torch.dtype) -> None:
+    plain, x = nn.Linear(5, 4, dtype=dtype), random(3, 5).to(dtype)
+    model = nn.Sequential(LoRALinear(5, 4, rank=2, device=device))
+    assert str(model.load_state_dict({f"0.{name}": value for name, value in plain.state_dict().items()}, assign=True)
+               ) == "<All keys matched successfully>"
+    layer = model[0]
+    assert {(part.device.type, part.dtype) for part in layer.parameters()} == {("cpu", dtype)}
+    assert torch.equal(model.eval()(x), plain(x)) and layer.lora_A.std() > 0.1
+    assert layer.lora_A.requires_grad and layer.lora_B.requires_grad
+    model.train()(x).sum().backward()
+    assert layer.lora_B.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_merging_gives_a_plain_layer_that_can_be_trained(bias: bool) -> None:
     layer = LoRALinear(5, 4, bias=bias, rank=2)

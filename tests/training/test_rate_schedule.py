@@ -21,6 +21,7 @@ from dropoutlib.training import curriculum, early, late
 
 LAYERS = {
     "torch": (lambda: nn.Dropout(0.4), ["p"]),
+    "a number of NumPy": (lambda: nn.Dropout(np.float32(0.4)), ["p"]),
     "torch's maps": (lambda: nn.Dropout2d(0.4), ["p"]),
     "alpha": (lambda: nn.AlphaDropout(0.4), ["p"]),
     "torch's LSTM": (lambda: nn.LSTM(2, 3, 2, dropout=0.4), ["dropout"]),
@@ -50,7 +51,7 @@ def test_every_assigned_rate_is_multiplied(name: str) -> None:
     assert [getattr(layer, rate) for rate in names] == [0] * len(names)
     schedule.step()
     schedule.step()
-    assert [getattr(layer, rate) for rate in names] == [0.4] * len(names)
+    assert [getattr(layer, rate) for rate in names] == pytest.approx([0.4] * len(names))
     assert set(schedule.state_dict()["rates"]) >= set(names)
 
 
