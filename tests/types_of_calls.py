@@ -21,3 +21,10 @@ def calls(x: torch.Tensor, layer: dropoutlib.Dropout) -> None:
     dropoutlib.VariationalDropoutLinear(8, 4, kind="C")  # type: ignore[arg-type]
     functional.dropout(x, nosie=3)  # type: ignore[call-arg]
     functional.dropout(x, 0.5, True, False, x)  # type: ignore[call-arg]
+
+
+def predictions(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    return [dropoutlib.predict(model, x, task="classification").entropy,
+            dropoutlib.predict(model, x, 10, "classification", class_axis=1).entropy,
+            dropoutlib.predict(model, x, 10, "regression", precision=1.0).entropy,  # type: ignore[attr-defined]
+            dropoutlib.predict(model, x, 10, "regression").samples]
