@@ -76,6 +76,17 @@ def test_a_draw_of_zero_is_dropped(monkeypatch):
     assert Bernoulli(0.0).sample(torch.empty(3)).tolist() == [True, True, True]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("variance", [5e-324, 1e-300, 1e-45, 1e-8, 0.25])
+def test_an_infinite_value_has_an_infinite_variance_at_any_rate(variance, dtype):
+    values = torch.tensor([torch.inf, 2, 0], dtype=dtype)
+    for of_noise in (variance, *([torch.tensor(variance, dtype=dtype)] if torch.tensor(variance, dtype=dtype) else ())):
+        found = dropoutlib.noise.noise_variance(values, of_noise)
+        assert found[0] == torch.inf and found[2] == 0
+        torch.testing.assert_close(found[1], torch.tensor(4 * variance, dtype=dtype), rtol=0.02, atol=1e-6)
+    assert dropoutlib.noise.noise_variance(values, 0.0).tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.7])
 @pytest.mark.parametrize("lag", [1, 2, 7, 8, 64, 2**16])
 def test_elements_are_uncorrelated(p, lag, path, device):

@@ -502,8 +502,9 @@ class _DropConnectConv(FromConv, _DropConnect):
     {four_answers}
 
     {loads_convolution} A mask for every example makes the filters of all examples groups of one convolution: they are
-    held at once, as many numbers as the batch times the weight. Dropping selects: a dropped ``inf`` or ``nan`` weight
-    leaves nothing behind.
+    held at once, as many numbers as the batch times the weight. Such groups, over images of a size that is left open,
+    are more than the compiler of PyTorch 2.13 and 2.14 knows: ``torch.compile(dynamic=False)`` compiles anew for each
+    size. Dropping selects: a dropped ``inf`` or ``nan`` weight leaves nothing behind.
 
     Args:
         {in_channels} {out_channels} {kernel} {geometry}

@@ -308,6 +308,7 @@ def noise_variance(input: Tensor, variance: Tensor | float) -> Tensor:
     require_jagged(input)
     not_negative("variance", variance)
     size = input.abs()
+    least = torch.finfo(size.dtype).tiny * torch.finfo(size.dtype).eps      # an infinite value times 0 is not a number
     if isinstance(variance, Tensor):
-        return torch.where(variance > 0, (variance.sqrt().to(size) * size).square(), nothing(size))
-    return (math.sqrt(variance) * size).square() if variance > 0 else nothing(size)
+        return torch.where(variance > 0, (variance.sqrt().to(size).clamp(min=least) * size).square(), nothing(size))
+    return (max(math.sqrt(variance), least) * size).square() if variance > 0 else nothing(size)

@@ -32,6 +32,7 @@ from .transforms import outside_of_derivatives
 __all__ = ["DRAWING", "Bernoulli", "Coins", "Gaussian", "Law", "Position", "Subset", "Uniform", "announce",
            "draw_mask"]
 
+_FARTHEST = torch.finfo(torch.float32).max / 2
 DRAWING: list[Callable[[], None]] = []  # called before each draw, by contexts that follow what a model draws
 
 
@@ -123,8 +124,9 @@ class Coins:
     """Keep masks whose probabilities are tensors: computed from an input, learned or drawn themselves.
 
     Args:
-        p: probabilities of dropping, between 0 and 1, broadcastable to what is masked. Where one is ``nan`` the element
-            is kept, so that the ``nan`` is seen.
+        p: probabilities of dropping, between 0 and 1, broadcastable to what is masked. They are met to 6e-8, the step
+            of uniform numbers in float32, and to 1e-16 where what is masked is of double precision. Where one is
+            ``nan`` the element is kept, so that the ``nan`` is seen.
 
     Example:
         >>> import torch
@@ -250,7 +252,8 @@ class Uniform:
         high: the upper limit, at least ``low``. If they are equal, nothing is drawn.
 
     Raises:
-        ValueError: a limit is not finite, or ``low`` is greater than ``high``.
+        ValueError: the size of a limit is above 1.7e38, half of what float32 holds, or ``low`` is greater than
+            ``high``.
         TypeError: one of the two is not a real number.
 
     Example:
@@ -267,8 +270,9 @@ class Uniform:
     def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
         self.low = low if type(low) is float else real("low", low)
         self.high = high if type(high) is float else real("high", high)
-        if not -math.inf < self.low <= self.high < math.inf:
-            raise ValueError(f"low and high have to be finite, low <= high, but got low={low}, high={high}")
+        if not -_FARTHEST <= self.low <= self.high <= _FARTHEST:
+            raise ValueError(f"low and high have to be numbers of at most {_FARTHEST:.3g}, so that their difference is "
+                             f"finite in float32, and low <= high, but got low={low}, high={high}")
 
     def __repr__(self) -> str:
         return f"Uniform(low={self.low}, high={self.high})"

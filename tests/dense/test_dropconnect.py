@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -399,3 +400,16 @@ def test_a_variance_under_autocast_is_as_wide_as_the_input() -> None:
     with torch.autocast("cpu", torch.float16):
         torch.testing.assert_close(layer.variance(x), expected)
     assert layer.half().variance(x.half() / 1000).dtype == torch.float16
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
+@pytest.mark.parametrize("dynamic", [
+    False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="inductor, open sizes and groups"))])
+def test_a_compiled_convolution_takes_images_of_several_sizes(dynamic: bool) -> None:
+    """When the second one passes, the note on it in the documentation can go."""
+    torch._dynamo.reset()
+    layer = DropConnectConv2d(3, 4, 3, padding=1)
+    compiled = torch.compile(layer, dynamic=dynamic)
+    for size in (8, 11):
+        compiled(torch.ones(2, 3, size, size)).sum().backward()
+    assert layer.weight.grad.isfinite().all()

@@ -188,8 +188,9 @@ def test_bad_arguments_are_named() -> None:
         (TypeError, "lengths has to be a tensor", lambda: NEFTune().eval()(x, lengths=3)),
         (ValueError, r"lengths.*of the tokens", lambda: NEFTune().eval()(x, lengths=torch.tensor([3, 4]))),
         (ValueError, "noise has to be uniform numbers between -1 and 1", lambda: layer(x, noise=x + 3)),
-        (ValueError, "low and high have to be finite, low <= high, but got low=1, high=0", lambda: Uniform(1, 0)),
-        (ValueError, "low and high have to be finite", lambda: Uniform(0.0, math.inf)),
+        (ValueError, "and low <= high, but got low=1, high=0", lambda: Uniform(1, 0)),
+        (ValueError, "low and high have to be numbers of at most 1.7e", lambda: Uniform(0.0, math.inf)),
+        (ValueError, "low and high have to be numbers of at most 1.7e", lambda: Uniform(-3e38, 0.0)),
     ]:
         with pytest.raises(kind, match=words):
             call()
