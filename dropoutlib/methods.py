@@ -1133,7 +1133,7 @@ _ROWS = (
     ),
     Method(
         name="graph_dropout",
-        title="Graph dropout: DropEdge and DropNode",
+        title="Graph dropout: edges and nodes",
         part="training",
         summary="Every edge of a graph is left out with probability p before neighbours are summed or averaged; or "
                 "every node with all its edges.",
