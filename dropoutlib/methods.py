@@ -1091,7 +1091,8 @@ _ROWS = (
                 "went from 0.05 to 0",
         use="When a large trained layer is adapted to few examples for many epochs.",
         avoid="In one epoch on much data: torchtune saw no significant change, and it costs memory. In front of the "
-              "frozen weight as well, if the layer is to stay near to it: the penalty then holds the sum near to zero.",
+              "frozen weight as well, if the layer is to stay near to it: under the squared loss the penalty is then "
+              "on the sum of both.",
         first="p = 0; then 0.05 or 0.1 where the training loss falls far below that of validation.",
         evidence="*Proved*: the [mean](/book/training/lora_dropout.ipynb#mean-and-noise) is the merged layer, the "
                  "noise has [no more directions than the "
