@@ -344,8 +344,9 @@ _ROWS = (
                 "p = 0.33 and 0.66 with three quarters",
         use="When a network is to be pruned by the size of its weights afterwards, and may be trained for that.",
         avoid="Where nothing will be pruned: the whole network is no better for it, and on a CPU, with batches of less "
-              "than a few hundred, ranking the weights costs more time than the layer. With a target fraction below "
-              "what will be pruned: behind it the accuracy falls steeply.",
+              "than a few hundred, choosing and drawing the weights costs more time than the layer. With a target "
+              "fraction below what will be pruned: behind it the accuracy falls steeply, though not below that without "
+              "noise.",
         first="p = 0.5, and as target fraction what is to be pruned.",
         evidence="*Proved*: [mean and variance](/book/dense/targeted_dropout.ipynb#mean-and-variance), and for a "
                  "squared loss a [penalty](/book/dense/targeted_dropout.ipynb#a-penalty-on-small-weights) on the "
