@@ -344,8 +344,9 @@ _ROWS = (
                 "p = 0.33 and 0.66 with three quarters",
         use="When a network is to be pruned by the size of its weights afterwards, and may be trained for that.",
         avoid="Where nothing will be pruned: the whole network is no better for it, and on a CPU, with batches of less "
-              "than a few hundred, ranking the weights costs more time than the layer. With a target fraction below "
-              "what will be pruned: behind it the accuracy falls steeply.",
+              "than a few hundred, choosing and drawing the weights costs more time than the layer. With a target "
+              "fraction below what will be pruned: behind it the accuracy falls steeply, though not below that without "
+              "noise.",
         first="p = 0.5, and as target fraction what is to be pruned.",
         evidence="*Proved*: [mean and variance](/book/dense/targeted_dropout.ipynb#mean-and-variance), and for a "
                  "squared loss a [penalty](/book/dense/targeted_dropout.ipynb#a-penalty-on-small-weights) on the "
@@ -1091,7 +1092,8 @@ _ROWS = (
                 "went from 0.05 to 0",
         use="When a large trained layer is adapted to few examples for many epochs.",
         avoid="In one epoch on much data: torchtune saw no significant change, and it costs memory. In front of the "
-              "frozen weight as well, if the layer is to stay near to it: the penalty then holds the sum near to zero.",
+              "frozen weight as well, if the layer is to stay near to it: under the squared loss the penalty is then "
+              "on the sum of both.",
         first="p = 0; then 0.05 or 0.1 where the training loss falls far below that of validation.",
         evidence="*Proved*: the [mean](/book/training/lora_dropout.ipynb#mean-and-noise) is the merged layer, the "
                  "noise has [no more directions than the "
@@ -1133,7 +1135,7 @@ _ROWS = (
     ),
     Method(
         name="graph_dropout",
-        title="Graph dropout: DropEdge and DropNode",
+        title="Graph dropout: edges and nodes",
         part="training",
         summary="Every edge of a graph is left out with probability p before neighbours are summed or averaged; or "
                 "every node with all its edges.",
@@ -1226,9 +1228,9 @@ _ROWS = (
                  "covariances, and to [second order](/book/training/r_drop_loss.ipynb#small-noise), in a linear "
                  "classifier, the loss has 1 + alpha times the penalty of dropout. *Measured here*: on "
                  "[digits](/book/training/r_drop_loss.ipynb#what-it-does-in-practice) no difference in accuracy from a "
-                 "matched higher rate is seen; two passes agree more, but with the same masks about as much in both, a "
-                 "small part of it because both are less sure. *Literature*: {cite:t}`liang2021rdrop` report gains on "
-                 "18 data sets of five tasks.",
+                 "matched higher rate is seen; two passes agree more than with dropout alone, but a network trained at "
+                 "the matched rate agrees as much if its masks are then drawn at the lower one. *Literature*: "
+                 "{cite:t}`liang2021rdrop` report gains on 18 data sets of five tasks.",
     ),
 )
 
