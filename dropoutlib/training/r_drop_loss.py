@@ -108,12 +108,17 @@ class RDropLoss(nn.Module):
                              f"{tuple(first.shape)} and {tuple(second.shape)}")
         if not isinstance(target, Tensor):
             raise TypeError(f"target has to be a tensor, but got {type(target).__name__}")
-        shape = first.shape if target.is_floating_point() else (*first.shape[:1], *first.shape[2:])[:first.dim() - 1]
+        of_labels, is_probable = (*first.shape[:1], *first.shape[2:])[:first.dim() - 1], target.is_floating_point()
+        kind, shape, other = (("probabilities", first.shape, of_labels) if is_probable
+                              else ("labels", of_labels, first.shape))
         if target.shape != shape:
-            cure = (": the classes are the second axis of the logits, so transpose those of a sequence"
-                    if target.shape == first.shape[:-1] else "")
-            raise ValueError(f"target has to be of the shape {tuple(shape)} for logits of the shape "
-                             f"{tuple(first.shape)}, but got the shape {tuple(target.shape)}{cure}")
+            cure = ""
+            if target.shape == other:
+                cure = ": labels are whole numbers, and probabilities floating point numbers"
+            elif target.shape == first.shape[:-1]:
+                cure = ": the classes are the second axis of the logits, so transpose those of a sequence"
+            raise ValueError(f"target holds {kind}, as {target.dtype}, and has to be of the shape {tuple(shape)} for "
+                             f"logits of the shape {tuple(first.shape)}, but got the shape {tuple(target.shape)}{cure}")
         loss = self._cross_entropy(first, target) + self._cross_entropy(second, target)
         # a target of probabilities has no position that is ignored
         counts = (torch.ones_like(loss, dtype=torch.bool) if target.is_floating_point()

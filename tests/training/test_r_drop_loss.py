@@ -249,7 +249,11 @@ def test_a_weight_that_is_set_later_is_checked_too(alpha: float) -> None:
     (RuntimeError, r"first.*\(\)", {"first": torch.tensor(1.0)}),
     (RuntimeError, "second.*complex", {"second": torch.ones(2, 5, dtype=torch.complex64)}),
     (TypeError, "target.*list", {"target": [0, 1]}),
-    (ValueError, r"target has to be of the shape \(2,\).*\(2, 5\).*\(3,\)", {"target": torch.tensor([0, 1, 2])}),
+    (ValueError, r"target holds labels, as torch.int64, and has to be of the shape \(2,\).*\(2, 5\).*\(3,\)$",
+     {"target": torch.tensor([0, 1, 2])}),
+    (ValueError, r"target holds probabilities, as torch.float32.* labels are whole numbers",
+     {"target": torch.tensor([0.0, 1.0])}),
+    (ValueError, r"target holds labels, as torch.int64.* labels are whole numbers", {"target": torch.eye(2, 5).long()}),
 ])
 def test_bad_arguments_are_named(error, words, options) -> None:
     with pytest.raises(error, match=words):
