@@ -6,7 +6,11 @@ moments that reach them, but for ReLU, which takes its input for Gaussian, and b
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
+from types import MethodType
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 import dropoutlib.moments as moments
 
@@ -35,7 +40,6 @@ from .generators import is_given_a_generator, random_state, state_of_others
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
 from .noise.laws import DRAWING
-from .state import state_kept
 from .surgery import (
     _CONTEXTS,
     _copied,
@@ -91,10 +95,10 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
     """Mean and variance of the output of a sequential network under its dropout, from one pass and without a draw.
 
     The noise is that of training, all else is as in evaluation: batch norm has its stored statistics, whatever mode
-    the model is in. It is left as it was, and torch's random numbers, too, which no other thread may draw
+    the model is in. Its mode is left as it was, and torch's random numbers, too, which no other thread may draw
     meanwhile. What lies in front of the first noise is certain, and any modules may stand there, as long as they
-    hold no dropout, call none and draw no random numbers in training (they run twice, once as in training, to see
-    that). :class:`~dropoutlib.Cutout` is an augmentation, and left out. From there on are followed
+    hold no dropout, call none and draw no random numbers in training (a copy runs as in training, to see that).
+    :class:`~dropoutlib.Cutout` is an augmentation, and left out. From there on are followed
 
     * ``nn.Sequential``, also one in another, ``Linear``, ``Conv1d/2d/3d`` padded with zeros, ``BatchNorm1d/2d/3d``,
       ``AvgPool1d/2d/3d``, ``AdaptiveAvgPool1d/2d/3d``, ``Flatten``, ``Unflatten`` and ``Identity``, exactly;
@@ -211,13 +215,13 @@ def _through(module: nn.Module, value: Any, place: str, joint: bool) -> Any:
                     return value.clone() if isinstance(value, Tensor) else _copied(value)
 
                 try:
-                    _require_certain(module, lambda: module(copied()))
-                except (RuntimeError, ValueError) as error:
-                    if not isinstance(error, _Refused):
-                        module(copied())    # what fails in evaluation, too, says so by itself
-                        raise _Refused(f"it fails where it runs as in training, to see whether it draws: {error}"
-                                       ) from error
+                    _require_certain(module, lambda part: part(copied()))
+                except _Refused:
                     raise
+                except Exception as error:
+                    module(copied())    # what fails in evaluation, too, says so by itself
+                    raise _Refused("it fails where it runs as in training, to see whether it draws: "
+                                   f"{type(error).__name__}: {error}") from error
                 return module(value)
             if kind is None and not _is_noisy(module):
                 raise _Refused("it has dropout inside, and only sequences are followed")
@@ -239,28 +243,76 @@ def _has_noise(module: nn.Module) -> bool:
                for part in module.modules())
 
 
-def _require_certain(module: nn.Module, call: Callable[[], Any]) -> None:
+def _require_certain(module: nn.Module, call: Callable[[nn.Module], Any]) -> None:
     """Runs what is to be certain as in training, with the layers of torch and of this library in evaluation: no draw.
 
     But for RReLU, which draws in training and is no dropout. A module may drop by a function that is told
-    ``self.training``, or multiply by random numbers.
+    ``self.training``, or multiply by random numbers. It is a copy that runs: in training a module may learn from a
+    call, as norms do.
     """
-    own = [part for part in module.modules() if (isinstance(part, nn.RReLU) and part.lower < part.upper)
-           or type(part).__module__.partition(".")[0] not in ("torch", "dropoutlib")]
-    with state_kept(module, with_values=True):
-        for part in own:
-            part.training = True
-        DRAWING.append(_refuse_draw)
-        before = random_state(), state_of_others(module)
-        try:
-            with _NoDropout():
-                call()
-            if (random_state(), state_of_others(module)) != before:
-                _refuse_draw()
-        finally:
-            DRAWING.remove(_refuse_draw)
-            for part in own:
-                part.training = False
+    def own(module: nn.Module) -> list[nn.Module]:
+        return [part for part in module.modules() if (isinstance(part, nn.RReLU) and part.lower < part.upper)
+                or type(part).__module__.partition(".")[0] not in ("torch", "dropoutlib")]
+
+    copied = _replica(module) if own(module) and _can_be_copied(module) else module
+    trained = {*own(module), *own(copied)}  # of the module, too: what a copy has in common with it may be a function
+    for part in trained:
+        part.training = True
+    DRAWING.append(_refuse_draw)
+    before = random_state(), state_of_others(module)
+    try:
+        with _NoDropout():
+            call(copied)
+        if (random_state(), state_of_others(module)) != before:
+            _refuse_draw()
+    finally:
+        DRAWING.remove(_refuse_draw)
+        for part in trained:
+            part.training = False
+
+
+def _can_be_copied(module: nn.Module) -> bool:
+    """Not what is spread over processes: it agrees with others on what its parameters are."""
+    return all(type(parameter) in (Tensor, nn.Parameter) for parameter in module.parameters()) and not any(
+        type(part).__module__.startswith(("torch.distributed", "torch.nn.parallel")) for part in module.modules())
+
+
+def _replica(module: nn.Module) -> nn.Module:
+    """A module with parts, tensors and containers of its own; other objects it has in common with the first one."""
+    inside = set(module.modules())
+    known: dict[int, Any] = {}
+
+    def own(value: Any) -> Any:
+        if value is None or isinstance(value, (str, int, float)):
+            return value
+        if id(value) in known:
+            return known[id(value)]
+        result = value
+        if isinstance(value, nn.Module) and value in inside:
+            plain = getattr(value, "_orig_mod", value)      # of what was compiled
+            result = known[id(value)] = known[id(plain)] = object.__new__(type(plain))
+            vars(result).update({name: own(part) for name, part in vars(plain).items()})
+        elif type(value) is nn.Parameter:
+            result = nn.Parameter(value.detach().clone(), value.requires_grad)
+        elif type(value) is Tensor or type(value).__module__ == "numpy":
+            result = value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
+        elif type(value) in (list, tuple, set, deque):
+            result = type(value)(map(own, value))
+        elif type(value) in (dict, OrderedDict):
+            result = type(value)((key, own(part)) for key, part in value.items())
+        elif type(value) is RemovableHandle:
+            result = object.__new__(RemovableHandle)
+            result.__setstate__((own(value.hooks_dict_ref()), value.id, [own(ref()) for ref in value.extra_dict_ref]))
+        elif isinstance(value, MethodType) and value.__self__ in inside:
+            result = MethodType(value.__func__, own(value.__self__))
+        elif type(value) is partial:
+            result = partial(value.func, *map(own, value.args), **{key: own(part) for key, part in
+                                                                   value.keywords.items()})
+        known[id(value)] = result
+        return result
+
+    copied: nn.Module = own(module)
+    return copied
 
 
 def _refuse_draw() -> None:
@@ -272,7 +324,7 @@ def _refuse_noisy_parametrizations(module: nn.Module) -> None:
         parametrizations: Any = module.parametrizations
         if _has_noise(parametrizations):
             raise _Refused("its parameters are dropped by a parametrization")
-        _require_certain(parametrizations, lambda: [getattr(module, name) for name in parametrizations])
+        _require_certain(module, lambda part: [getattr(part, name) for name in parametrizations])
 
 
 class _NoDropout(TorchFunctionMode):

@@ -319,7 +319,7 @@ class _LSTM(torch.autograd.Function):
             _drop_(next_h, now.output)
             h, c = _keep_(next_h, h, now.old_state), _keep_(next_c, c, now.old_cell)
         ctx.save_for_backward(read, *start, weight, gates, tanh_c, all_h, all_c, *factors)
-        return all_h[1:], h.clone(), c.clone()
+        return all_h[1:].clone(), h.clone(), c.clone()  # a view could not be written into where autograd sees it
 
     @staticmethod
     def backward(ctx: Any, of_output: Tensor, of_h: Tensor, of_c: Tensor) -> tuple[Tensor | None, ...]:

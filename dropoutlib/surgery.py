@@ -29,7 +29,6 @@ from dropoutlib.layer import NoisyLayer
 from dropoutlib.methods import Layer, catalogue, facts
 from dropoutlib.rates import assigned_rates
 from dropoutlib.recurrent_network import RecurrentNetwork
-from dropoutlib.state import state_kept
 
 __all__ = ["Finding", "Report", "audit", "replace"]
 
@@ -158,10 +157,9 @@ def audit(model: nn.Module, x: Any) -> Report:
     into a part of a tensor; of the functions in :mod:`dropoutlib.functional` only that they go on in evaluation; and
     not the ``dropout=`` inside of attention and recurrent layers. A tensor whose axes are rearranged (``view``,
     ``permute``, ...) counts as a feature map again behind the next convolution only. Dropout with p = 0 does not count.
-    What was compiled is run uncompiled. The model runs twice and is left as it was: its mode, its buffers and other
-    attributes with what lies in containers, the input, and torch's random numbers, which no other thread may draw
-    meanwhile. What a call writes into parameters stays, as ``nn.Embedding(max_norm=)`` does, and what it changes in
-    objects of other classes.
+    What was compiled is run uncompiled. The model runs once or twice, as by ``model.eval()(x)``; what such calls
+    change in it, as a cache or a counter, they change here. Its mode, the input and torch's random numbers, which no
+    other thread may draw meanwhile, are left as they were.
 
     Args:
         model: any module.
@@ -211,11 +209,13 @@ def audit(model: nn.Module, x: Any) -> Report:
     if not any(one.kind == "noise in evaluation" for one in findings):
         with _left_as_it_was(model):
             seed_global_generators(torch.initial_seed() + 1)  # other random numbers than in the first run
+            before = _versions(model)
             again = _call(model, _copied(x))
-        if any(_differ(one, other) for one, other in zip(_tensors(output), _tensors(again), strict=True)):
+        is_same = _versions(model) == before    # a state that changes is no noise
+        if is_same and any(_differ(one, other) for one, other in zip(_tensors(output), _tensors(again), strict=True)):
             findings.append(_finding("noise in evaluation", "", "Two runs in evaluation differ: a function that is not "
                                      "told of eval(), a layer that is meant to sample (inference='sampled'), or a "
-                                     "state in other objects that changes with every call."))
+                                     "state outside of the buffers that changes with every call."))
     return Report(dict.fromkeys(findings))
 
 
@@ -610,7 +610,8 @@ class _Trace(TorchFunctionMode):
                 "map dropout without maps", place, f"{name} takes a tensor of shape {tuple(source.shape)} for one "
                 f"example with {len(source)} maps, and drops whole rows of its first axis. If that is the batch, "
                 f"element dropout is meant.{_of_call(self.model, place)}"))
-        output = output if inplace else output.view_as(output)
+        if not inplace:     # by an index the strides stay, by which kernels are chosen
+            output = output.view_as(output) if output.is_nested else output[...]
         drop = _Drop(place, call=len(self._alive))
         self._remember(output, _Facts(facts.axes, (*facts.since_weights, drop), _union((facts.ever, (place,)))))
         return output
@@ -798,6 +799,11 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return readable and not torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
+def _versions(model: nn.Module) -> list[tuple[int, int]]:
+    """Which buffers a model has, and how often they were written."""
+    return [(id(buffer), 0 if buffer.is_inference() else buffer._version) for buffer in model.buffers()]
+
+
 def _is_exported(module: nn.Module) -> bool:
     """Whether a module is what :func:`torch.export.export` makes: it has no modes, and its methods for them raise."""
     return isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)
@@ -811,7 +817,7 @@ def _require_what_can_be_followed(model: nn.Module) -> None:
         if _is_exported(module):
             raise TypeError(f"an exported program cannot be followed, but {name or 'the model'} is one: use the model "
                             "before it is exported")
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
             raise ValueError(f"{name or 'the model'} ({type(module).__name__}) has no weights yet: run the model once "
                              "before")
 
@@ -865,9 +871,12 @@ def _layer_by_layer() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Sets a model to evaluation; keeps its modes, its state and the random numbers; has every layer called."""
+    """Sets a model to evaluation; keeps its modes and the random numbers; has every layer called.
+
+    What its calls change in it, they change: a half of a state that is put back may not fit the other half.
+    """
     modes = {module: module.training for module in model.modules()}
-    with state_kept(model), global_generators_kept(), _layer_by_layer():
+    with global_generators_kept(), _layer_by_layer():
         try:
             model.eval()
             yield

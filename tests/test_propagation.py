@@ -1,5 +1,6 @@
 """Moments through whole networks: exact by enumeration where the rules are, by samples where ReLU is in between."""
 
+import copy
 import random
 import re
 
@@ -680,6 +681,52 @@ def test_a_parametrization_that_learns_has_not_learned():
     torch.testing.assert_close(propagate_moments(model, x).mean, model(x), rtol=1e-12, atol=1e-12)
 
 
+def test_a_backward_that_is_pending_and_one_through_the_result_are_not_cut():
+    class Decays(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = torch.ones(4, dtype=torch.float64)
+
+        def forward(self, x):
+            if self.training:
+                self.factor.mul_(0.5)
+            return x * self.factor
+
+    model, x = sequential(nn.Linear(4, 4), Decays(), Dropout(0.3), nn.Linear(4, 2)).eval(), randn(5, 4)
+    output = model(x).sum()
+    found = propagate_moments(model, x)
+    output.backward()
+    found.variance.sum().backward()
+    assert model[1].factor.tolist() == [1] * 4
+    torch.testing.assert_close(found.mean, model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_an_ensemble_by_vmap_may_have_classes_of_its_own():
+    class Gate(nn.Linear):
+        def forward(self, input):
+            return super().forward(input).sigmoid()
+
+    models = [sequential(Gate(4, 4), Dropout(0.3), nn.Linear(4, 2)) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(models)
+    x = randn(5, 4)
+
+    class Variance(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = copy.deepcopy(models[0])
+
+        def forward(self, x):
+            return propagate_moments(self.model, x).variance
+
+    def variance(parameters):
+        named = {f"model.{name}": part for name, part in parameters.items()}
+        return torch.func.functional_call(Variance(), named, (x,))
+
+    torch.testing.assert_close(torch.vmap(variance)(parameters),
+                               torch.stack([propagate_moments(model, x).variance for model in models]))
+    assert not buffers
+
+
 class First(nn.Module):
     def forward(self, values):
         return values[0]
@@ -702,6 +749,13 @@ def test_several_values_without_noise_are_no_moments():
 def test_a_front_that_fails_in_training_alone_is_refused():
     with pytest.raises(NotImplementedError, match=r"it fails where it runs as in training.*more than 1 value per"):
         propagate_moments(nn.Sequential(Norm(4), Dropout(0.5)), torch.ones(1, 4))
+    class Asks(nn.Module):
+        def forward(self, x):
+            assert not self.training, "no targets"
+            return x
+
+    with pytest.raises(NotImplementedError, match=r"it fails where it runs as in training.*AssertionError: no targets"):
+        propagate_moments(nn.Sequential(Asks(), Dropout(0.5)), torch.ones(1, 4))
     with pytest.raises(RuntimeError, match="running_mean should contain 5 elements"):
         propagate_moments(nn.Sequential(Norm(4), Dropout(0.5)), torch.ones(3, 5))
 

@@ -6,10 +6,12 @@ import copy
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dropoutlib
-from dropoutlib import audit, replace, surgery
+from dropoutlib import audit, propagate_moments, replace, surgery
 from dropoutlib.surgery import Finding, Report
 
 IMAGES, VECTORS, SEQUENCES = torch.ones(2, 3, 8, 8), torch.ones(4, 6), torch.ones(2, 5, 6)
@@ -292,14 +294,15 @@ def test_audit_leaves_the_model_and_the_random_numbers_alone() -> None:
 
     model = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(), Counts(), nn.Linear(6, 2))
     model[1].eval()
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    as_called = copy.deepcopy(model).eval()
+    as_called(VECTORS)      # where noise is found in the first run there is no second one
     modes, random = [module.training for module in model.modules()], torch.get_rng_state()
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     audit(model, VECTORS)
     assert torch.equal(random, torch.get_rng_state())
     assert modes == [module.training for module in model.modules()]
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
-    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert str(model.state_dict()) == str(as_called.state_dict())
     assert torch.backends.mha.get_fastpath_enabled()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         audit(model[3:], torch.ones(2, 5))
@@ -329,6 +332,97 @@ def test_audit_does_not_take_a_change_of_its_input_or_of_a_buffer_for_noise() ->
             return self.head(x) * self.calls
 
     assert audit(Counts(), x) == ()
+
+
+class Cached(nn.Module):
+    """A table that is filled in the first call, as those of rotary positions, and a number that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(8, 6), persistent=False)
+        self.filled = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.filled < len(x):
+            self.table[:len(x)] = torch.arange(len(x))[:, None].sin()
+            self.filled = len(x)
+        return x + self.table[:len(x)]
+
+
+class Grows(nn.Module):
+    """Keeps what it has seen, in a buffer that is another tensor after each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(0, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = torch.cat([self.seen, x])
+        return x + len(self.seen)
+
+
+class HooksItself(nn.Module):
+    """Has a hook from the first call on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.is_hooked = nn.Linear(6, 6), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_hooked:
+            self.linear.register_forward_hook(lambda module, args, output: output * 2)
+            self.is_hooked = True
+        return self.linear(x)
+
+
+class HooksAnew(nn.Module):
+    """Has another hook after each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.handle = self.linear.register_forward_hook(self.twice)
+
+    def twice(self, module: nn.Module, args: object, output: Tensor) -> Tensor:
+        return output * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.handle.remove()
+        self.handle = self.linear.register_forward_hook(self.twice)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("kind", [Cached, Grows, HooksItself, HooksAnew])
+@pytest.mark.parametrize("call", [audit, propagate_moments])
+def test_a_model_with_a_state_goes_on_as_after_calls(kind: Callable[[], nn.Module], call: Callable[..., Any]) -> None:
+    model = nn.Sequential(kind(), nn.Dropout(0.1), nn.Linear(6, 2))
+    called = [copy.deepcopy(model.eval())(VECTORS)]
+    again = copy.deepcopy(model)
+    for _ in range(2 if call is audit else 1):
+        again(VECTORS)
+    found = call(model, VECTORS)
+    if call is audit:
+        assert found == ()
+    else:
+        torch.testing.assert_close(found.mean, called[0])
+    assert torch.equal(model(VECTORS), again(VECTORS))
+    assert [len(part._forward_hooks) for part in model.modules()] == [len(part._forward_hooks)
+                                                                      for part in again.modules()]
+
+
+def test_audit_knows_noise_from_another_kernel_for_the_same_numbers() -> None:
+    """The strides of what a dropout gives are those that it has without the trace: a kernel is chosen by them."""
+    class Transposes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.convolution = nn.Dropout(0.1), nn.Conv2d(32, 32, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = F.silu(x.transpose(1, 2).reshape(1, 32, 4, 4))
+            return self.convolution(self.drop(maps))
+
+    torch.manual_seed(0)
+    assert audit(Transposes(), torch.randn(1, 16, 32)) == ()
 
 
 def test_audit_of_a_frozen_batch_norm() -> None:
@@ -408,7 +502,7 @@ def test_audit_of_layers_in_a_transformer_leaves_them_as_they_were() -> None:
     block.dropout2 = Scaled()
     model = nn.Sequential(block, nn.Linear(6, 2))
     assert [one.place for one in audit(model, SEQUENCES) if one.kind == SKIPPED] == ["0.dropout2"]
-    assert block.dropout2.calls == 0 and all(module.training for module in model.modules())
+    assert block.dropout2.calls == 2 and all(module.training for module in model.modules())
 
 
 def test_audit_of_one_layer_that_stands_in_two_transformers_and_in_front() -> None:
@@ -434,6 +528,10 @@ def test_audit_refuses_what_it_cannot_follow() -> None:
     with pytest.raises(ValueError, match=r"0 \(LazyLinear\) has no weights yet"):
         audit(lazy, VECTORS)
     assert lazy[0].has_uninitialized_params()
+    linear = nn.Linear(3, 3)
+    linear.weight = nn.UninitializedParameter()     # as layers of torch-geometric have it
+    with pytest.raises(ValueError, match=r"0 \(Linear\) has no weights yet"):
+        audit(nn.Sequential(linear), VECTORS)
 
 
 def test_a_report_prints_its_findings_by_kind() -> None:

@@ -308,7 +308,8 @@ def noise_variance(input: Tensor, variance: Tensor | float) -> Tensor:
     require_jagged(input)
     not_negative("variance", variance)
     size = input.abs()
-    least = torch.finfo(size.dtype).tiny * torch.finfo(size.dtype).eps      # an infinite value times 0 is not a number
+    deviation = variance.sqrt().to(size) if isinstance(variance, Tensor) else math.sqrt(variance)
+    spread = torch.where(size.isinf(), size, (deviation * size).square())   # a root may be 0 in the type of the value
     if isinstance(variance, Tensor):
-        return torch.where(variance > 0, (variance.sqrt().to(size).clamp(min=least) * size).square(), nothing(size))
-    return (max(math.sqrt(variance), least) * size).square() if variance > 0 else nothing(size)
+        return torch.where(variance > 0, spread, nothing(size))
+    return spread if variance > 0 else nothing(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -53,12 +54,13 @@ class _Truncation:
     def keep_probability(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         """For each unit the probability that it is kept: that the length reaches to it."""
         before = torch.arange(self.units, device=like.device, dtype=dtype)
-        if self.sizes is None:
+        if self.sizes is None or self.weights is None:
             shorter = before / max(self.units, 1)
         else:
-            ends = torch.tensor(self.sizes, device=like.device, dtype=dtype)
-            shares = torch.tensor(self.weights, device=like.device, dtype=dtype)
-            shorter = ((ends <= before[:, None]) * shares).sum(-1)
+            sizes, weights = zip(*sorted(zip(self.sizes, self.weights, strict=True)), strict=True)
+            ends = torch.tensor(sizes, device=like.device, dtype=dtype)
+            up_to = torch.tensor([0.0, *itertools.accumulate(weights)], device=like.device, dtype=dtype)
+            shorter = up_to[torch.searchsorted(ends, before, right=True)]
             shorter = torch.where(before < max(self.sizes), shorter, 1)  # weights sum to one up to rounding
         return (1 - self.p * shorter).view(self.shape)
 
@@ -108,7 +110,8 @@ def _law(sizes: Sequence[int] | None, weights: Sequence[float] | None
     if len(shares) != len(ends) or not all(0 < share < math.inf for share in shares):
         raise ValueError(f"weights has to hold {len(ends)} positive numbers, one for each of sizes, "
                          f"but got {weights!r}")
-    return ends, tuple(share / sum(shares) for share in shares)
+    total = sum(shares)
+    return ends, tuple(share / total for share in shares)
 
 
 def _draw_lengths(input: Tensor, p: float, sizes: Sequence[int] | None, weights: Sequence[float] | None, dim: int, *,

@@ -189,6 +189,20 @@ def test_gradients_with_the_noise_held_fixed(name: str, options: dict[str, Any],
     assert torch.autograd.gradgradcheck(function, (x, *weights), fast_mode=True)
 
 
+@every
+@pytest.mark.parametrize("training", [True, False])
+def test_the_output_may_be_written_into(name: str, options: dict[str, Any], training: bool, device: str) -> None:
+    layer, x = made(name, device, **options).train(training), sequences(device)
+    noise = layer.draw(x) if training else None
+    for batch_first in (False, True):
+        layer.batch_first = batch_first
+        given = x.transpose(0, 1) if batch_first else x
+        expected = torch.autograd.grad((3 * layer(given, noise=noise)[0]).sin().sum(), list(layer.parameters()))
+        output, _ = layer(given, noise=noise)
+        found = torch.autograd.grad(output.mul_(3).sin().sum(), list(layer.parameters()))
+        assert_same(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @every
 def test_half_precision(name: str, options: dict[str, Any], dtype: torch.dtype, device: str) -> None:

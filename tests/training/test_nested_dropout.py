@@ -98,6 +98,14 @@ def test_dropping_selects() -> None:
     assert not never.variance(torch.tensor([[1.0, math.inf]])).any()
 
 
+def test_many_sizes_take_no_square_of_memory() -> None:
+    units = 50_000
+    layer = NestedDropout(1.0, sizes=range(units, 0, -1), weights=[1.0] * units)
+    x = torch.ones(400, units)
+    assert layer.keep_probability(x)[0, ::10_000].tolist() == pytest.approx([1, 0.8, 0.6, 0.4, 0.2], abs=1e-9)
+    assert abs((layer(x) != 0).double().mean() - 0.5) < 6.5 * (1 / 12 / 400) ** 0.5
+
+
 @pytest.mark.parametrize("count", range(2, 12))
 def test_the_first_units_are_never_cut_and_those_behind_all_sizes_always(count) -> None:
     """Exactly, though weights are rounded."""
