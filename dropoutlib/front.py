@@ -17,12 +17,12 @@ from torch.overrides import _get_current_function_mode_stack
 from dropoutlib.from_torch import _METHODS, method_of_its_own
 from dropoutlib.surgery import _has_hooks_for_all_modules
 
-__all__ = ["Front"]
+__all__ = ["DRAWING_LAYERS", "Front"]
 
 _PLACES = {f"torch.nn.modules.{name}" for name in (
     "activation", "batchnorm", "channelshuffle", "conv", "flatten", "instancenorm", "linear", "normalization",
     "padding", "pixelshuffle", "pooling", "upsampling")}
-_NOT_PLAIN = {nn.MultiheadAttention, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d}
+DRAWING_LAYERS = {nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d}    # in training, or always
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -140,7 +140,7 @@ def _first_plain(module: nn.Module) -> tuple[list[nn.Module], bool]:
     if method_of_its_own(module, type(module)) or any(getattr(module, hooks) for hooks in _HOOKS):
         return [], False
     if type(module) is not nn.Sequential:
-        is_layer = type(module).__module__ in _PLACES and type(module) not in _NOT_PLAIN
+        is_layer = type(module).__module__ in _PLACES and type(module) not in {*DRAWING_LAYERS, nn.MultiheadAttention}
         return ([module], True) if is_layer and all(
             _is_plain(tensor) for _, tensor in _tensors_of(module)) else ([], False)
     layers: list[nn.Module] = []

@@ -6,19 +6,13 @@ moments that reach them, but for ReLU, which takes its input for Gaussian, and b
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict, deque
 from collections.abc import Callable
-from functools import partial
-from types import MethodType
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 import dropoutlib.moments as moments
 
@@ -36,14 +30,11 @@ from .dense.gaussian_dropout import GaussianDropout
 from .dense.variational_dropout import VariationalDropoutConv1d, VariationalDropoutConv2d, VariationalDropoutLinear
 from .foundations.standard_dropout import Dropout, WeightScalingDropout
 from .from_torch import method_of_its_own
-from .generators import is_given_a_generator, random_state, state_of_others
+from .front import DRAWING_LAYERS
 from .moments import JointMoments, Moments, _outer, _with_diagonal
 from .noise import Bernoulli, Gaussian, inverted_scale, odds
-from .noise.laws import DRAWING
 from .surgery import (
     _CONTEXTS,
-    _copied,
-    _dropout_of,
     _has_hooks_for_all_modules,
     _is_noisy,
     _joined,
@@ -65,6 +56,7 @@ _CONVOLUTIONS: dict[type[nn.Module], tuple[int, Callable[..., Tensor]]] = {
     nn.Conv1d: (1, F.conv1d), nn.Conv2d: (2, F.conv2d), nn.Conv3d: (3, F.conv3d)}
 _MAPS: dict[type[nn.Module], int] = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3, SpatialDropout1d: 1,
                                      SpatialDropout2d: 2, SpatialDropout3d: 3}
+_KNOWN = ("torch.nn.modules.", "torch.nn.utils.", "dropoutlib.")    # whose layers without noise do not draw
 _RELU = (torch.relu, F.relu, nn.ReLU)
 
 
@@ -96,9 +88,10 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
 
     The noise is that of training, all else is as in evaluation: batch norm has its stored statistics, whatever mode
     the model is in. Its mode is left as it was, and torch's random numbers, too, which no other thread may draw
-    meanwhile. What lies in front of the first noise is certain, and any modules may stand there, as long as they
-    hold no dropout, call none and draw no random numbers in training (a copy runs as in training, to see that).
-    :class:`~dropoutlib.Cutout` is an augmentation, and left out. From there on are followed
+    meanwhile. What lies in front of the first noise is certain. There any layers of ``torch.nn`` may stand that do not
+    draw; of other classes, and of hooks, that is not known: compute those before, as by
+    ``propagate_moments(model.head, model.backbone(x))``. :class:`~dropoutlib.Cutout` is an augmentation, and left out.
+    From there on are followed
 
     * ``nn.Sequential``, also one in another, ``Linear``, ``Conv1d/2d/3d`` padded with zeros, ``BatchNorm1d/2d/3d``,
       ``AvgPool1d/2d/3d``, ``AdaptiveAvgPool1d/2d/3d``, ``Flatten``, ``Unflatten`` and ``Identity``, exactly;
@@ -195,7 +188,7 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
 
 def _through(module: nn.Module, value: Any, place: str, joint: bool) -> Any:
     """What a module makes of a value; what is no moments is a value without noise, in most models a tensor."""
-    module = getattr(module, "_orig_mod", module)  # of what was compiled
+    module = module._modules.get("_orig_mod") or module     # of what was compiled
     kind = next((base for base in type(module).__mro__ if base in _RULES or base is nn.Sequential), None)
     replaced = method_of_its_own(module, type(module))
     if kind is None or method_of_its_own(module, kind):
@@ -211,24 +204,13 @@ def _through(module: nn.Module, value: Any, place: str, joint: bool) -> Any:
     try:
         if is_certain:
             if not _has_noise(module):
-                def copied() -> Any:
-                    return value.clone() if isinstance(value, Tensor) else _copied(value)
-
-                try:
-                    _require_certain(module, lambda part: part(copied()))
-                except _Refused:
-                    raise
-                except Exception as error:
-                    module(copied())    # what fails in evaluation, too, says so by itself
-                    raise _Refused("it fails where it runs as in training, to see whether it draws: "
-                                   f"{type(error).__name__}: {error}") from error
-                return module(value)
+                return _certain(module, value)
             if kind is None and not _is_noisy(module):
                 raise _Refused("it has dropout inside, and only sequences are followed")
         if kind is None:
             raise _Refused(f"its {replaced} was replaced" if replaced else "no rule for its moments is known")
         _refuse_hooks(module, place)
-        _refuse_noisy_parametrizations(module)
+        _refuse_parametrizations(module)
         return _RULES[kind](module, _without_noise(value, joint) if is_certain else value)
     except _Refused as error:
         raise NotImplementedError(f"{place or 'the model'} ({type(module).__name__}) cannot be followed{when}: "
@@ -239,104 +221,40 @@ def _through(module: nn.Module, value: Any, place: str, joint: bool) -> Any:
 
 
 def _has_noise(module: nn.Module) -> bool:
-    return any((_is_noisy(part) and not _never_drops(part)) or (isinstance(part, nn.RNNBase) and part.dropout > 0)
+    return any((_is_noisy(part) and not _never_drops(part))
+               or (isinstance(part, (nn.RNNBase, nn.MultiheadAttention)) and part.dropout > 0)
                for part in module.modules())
 
 
-def _require_certain(module: nn.Module, call: Callable[[nn.Module], Any]) -> None:
-    """Runs what is to be certain as in training, with the layers of torch and of this library in evaluation: no draw.
-
-    But for RReLU, which draws in training and is no dropout. A module may drop by a function that is told
-    ``self.training``, or multiply by random numbers. It is a copy that runs: in training a module may learn from a
-    call, as norms do.
-    """
-    def own(module: nn.Module) -> list[nn.Module]:
-        return [part for part in module.modules() if (isinstance(part, nn.RReLU) and part.lower < part.upper)
-                or type(part).__module__.partition(".")[0] not in ("torch", "dropoutlib")]
-
-    copied = _replica(module) if own(module) and _can_be_copied(module) else module
-    trained = {*own(module), *own(copied)}  # of the module, too: what a copy has in common with it may be a function
-    for part in trained:
-        part.training = True
-    DRAWING.append(_refuse_draw)
-    before = random_state(), state_of_others(module)
-    try:
-        with _NoDropout():
-            call(copied)
-        if (random_state(), state_of_others(module)) != before:
-            _refuse_draw()
-    finally:
-        DRAWING.remove(_refuse_draw)
-        for part in trained:
-            part.training = False
+def _certain(module: nn.Module, value: Any) -> Any:
+    """What torch's layers without noise make of a value without noise."""
+    for part in module.modules():
+        kind = next((base for base in type(part).__mro__ if base.__module__.startswith(_KNOWN)), nn.Module)
+        hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+        method = method_of_its_own(part, kind)
+        unknown = (f"the {method} of {type(part).__name__}" if kind is nn.Module or method else
+                   f"hooks of {type(part).__name__}" if not all(map(_is_of_torch, hooks)) else
+                   kind.__name__ if kind in DRAWING_LAYERS else "")
+        if unknown:
+            raise _Refused(f"{unknown} may draw in training; what stands in front of the noise can be computed before: "
+                           "propagate_moments(model[1:], model[0].eval()(x)), say")
+    return module(value)
 
 
-def _can_be_copied(module: nn.Module) -> bool:
-    """Not what is spread over processes: it agrees with others on what its parameters are."""
-    return all(type(parameter) in (Tensor, nn.Parameter) for parameter in module.parameters()) and not any(
-        type(part).__module__.startswith(("torch.distributed", "torch.nn.parallel")) for part in module.modules())
-
-
-def _replica(module: nn.Module) -> nn.Module:
-    """A module with parts, tensors and containers of its own; other objects it has in common with the first one."""
-    inside = set(module.modules())
-    known: dict[int, Any] = {}
-
-    def own(value: Any) -> Any:
-        if value is None or isinstance(value, (str, int, float)):
-            return value
-        if id(value) in known:
-            return known[id(value)]
-        result = value
-        if isinstance(value, nn.Module) and value in inside:
-            plain = getattr(value, "_orig_mod", value)      # of what was compiled
-            result = known[id(value)] = known[id(plain)] = object.__new__(type(plain))
-            vars(result).update({name: own(part) for name, part in vars(plain).items()})
-        elif type(value) is nn.Parameter:
-            result = nn.Parameter(value.detach().clone(), value.requires_grad)
-        elif type(value) is Tensor or type(value).__module__ == "numpy":
-            result = value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
-        elif type(value) in (list, tuple, set, deque):
-            result = type(value)(map(own, value))
-        elif type(value) in (dict, OrderedDict):
-            result = type(value)((key, own(part)) for key, part in value.items())
-        elif type(value) is RemovableHandle:
-            result = object.__new__(RemovableHandle)
-            result.__setstate__((own(value.hooks_dict_ref()), value.id, [own(ref()) for ref in value.extra_dict_ref]))
-        elif isinstance(value, MethodType) and value.__self__ in inside:
-            result = MethodType(value.__func__, own(value.__self__))
-        elif type(value) is partial:
-            result = partial(value.func, *map(own, value.args), **{key: own(part) for key, part in
-                                                                   value.keywords.items()})
-        known[id(value)] = result
-        return result
-
-    copied: nn.Module = own(module)
-    return copied
-
-
-def _refuse_draw() -> None:
-    raise _Refused("it draws random numbers in training, and only sequences are followed")
-
-
-def _refuse_noisy_parametrizations(module: nn.Module) -> None:
+def _refuse_parametrizations(module: nn.Module) -> None:
+    """But those of torch: another one may draw."""
     if parametrize.is_parametrized(module):
         parametrizations: Any = module.parametrizations
         if _has_noise(parametrizations):
             raise _Refused("its parameters are dropped by a parametrization")
-        _require_certain(module, lambda part: [getattr(part, name) for name in parametrizations])
+        for part in parametrizations.modules():
+            if not _is_of_torch(part):
+                raise _Refused(f"its parametrization {type(part).__name__} may draw in training; "
+                               "torch.nn.utils.parametrize.remove_parametrizations makes plain weights of it")
 
 
-class _NoDropout(TorchFunctionMode):
-    """Refuses functions that drop, as a module without dropout layers may call them; in evaluation, too."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(function, "__name__", "")
-        if _dropout_of(name, args, kwargs or {})[0] > 0:
-            raise _Refused(f"it calls {name}(), and only sequences are followed")
-        if is_given_a_generator(args, kwargs or {}):
-            _refuse_draw()
-        return function(*args, **(kwargs or {}))
+def _is_of_torch(part: Any) -> bool:
+    return type(part).__module__.startswith("torch.nn.")
 
 
 def _refuse_hooks(module: nn.Module, place: str) -> None:

@@ -881,5 +881,20 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
             model.eval()
             yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
+            set_modes(modes)
+
+
+def set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Puts modules back into modes, parents first, as ``train()`` and ``eval()`` of classes that do more there.
+
+    Some merge weights, clear a cache or exchange a graph.
+    """
+    special = [module for module in modes if {"train", "eval"} & vars(module).keys()
+               or (type(module).train, type(module).eval) != (nn.Module.train, nn.Module.eval)]
+    exact = {part: part.training for module in special for part in module.modules()} | dict(modes)
+    try:
+        for module in special:
+            module.train() if modes[module] else module.eval()
+    finally:
+        for module, mode in exact.items():
+            module.training = mode

@@ -42,6 +42,7 @@ from dropoutlib.surgery import (
     _never_drops,
     _require_what_can_be_followed,
     _tensors,
+    set_modes,
 )
 
 __all__ = ["ClassPrediction", "Prediction", "monte_carlo", "predict"]
@@ -239,10 +240,10 @@ class _Noise(TorchFunctionMode):
                 if any(other.thread != self.thread for module in self.names for other in _CONTEXTS.get(module, [])):
                     raise RuntimeError(f"the model {type(self.model).__name__} is in a context of another thread, "
                                        "which has its layers draw: leave that first")
+                stack.callback(self._put_back)
                 for module in self.names:
-                    self.modes[module] = module.training
-                    stack.callback(self._put_back, module)
                     _CONTEXTS.setdefault(module, []).append(self)
+                    self.modes[module] = module.training
                     vars(module)["__reduce_ex__"] = partial(_reduced, module)   # which copy and pickle ask for
                     if hasattr(type(module), "__deepcopy__"):   # as parametrised modules have it
                         vars(module)["__deepcopy__"] = partial(_deepcopied, module)
@@ -259,21 +260,24 @@ class _Noise(TorchFunctionMode):
             DRAWING.append(self._follow)
             yield
 
-    def _put_back(self, module: nn.Module) -> None:
-        """Takes a module out of the context; where another one was entered later, that one knows its mode from now on.
+    def _put_back(self) -> None:
+        """Takes modules out of the context; where another one was entered later, that one knows their mode from now on.
 
         Contexts of generators and coroutines end in any order.
         """
-        contexts = _CONTEXTS[module]
-        place = contexts.index(self)
-        del contexts[place]
-        if not contexts:
-            for name in _COPYING:
-                vars(module).pop(name, None)
-        if place == len(contexts):
-            module.training = self.modes[module]
-        else:
-            contexts[place].modes[module] = self.modes[module]
+        last: dict[nn.Module, bool] = {}
+        for module, mode in self.modes.items():
+            contexts = _CONTEXTS[module]
+            place = contexts.index(self)
+            del contexts[place]
+            if not contexts:
+                for name in _COPYING:
+                    vars(module).pop(name, None)
+            if place == len(contexts):
+                last[module] = mode
+            else:
+                contexts[place].modes[module] = mode
+        set_modes(last)
 
     @property
     def stack(self) -> list[nn.Module]:

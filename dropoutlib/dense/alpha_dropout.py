@@ -167,7 +167,7 @@ class AlphaDropout(_AlphaDropout):
     {no_draw}
 
     Args:
-        {p} {assigned} {inplace}
+        {p} {assigned} {inplace} Torch's module has the argument, and does not do it.
 
     Shape:
         {any_shape}
@@ -211,7 +211,7 @@ class FeatureAlphaDropout(_AlphaDropout):
     becomes a finite number, with a zero gradient. {no_draw}
 
     Args:
-        {p} {assigned} {inplace}
+        {p} {assigned} {inplace} Torch's module has the argument, and does not do it.
 
     Shape:
         Input of shape ``(N, C, ...)``; the output has the same one. {given}

@@ -111,7 +111,11 @@ def _law(sizes: Sequence[int] | None, weights: Sequence[float] | None
         raise ValueError(f"weights has to hold {len(ends)} positive numbers, one for each of sizes, "
                          f"but got {weights!r}")
     total = sum(shares)
-    return ends, tuple(share / total for share in shares)
+    law = tuple(share / total for share in shares)
+    if not all(law):
+        raise ValueError("weights has to hold numbers of a finite sum, beside which none of them is zero, but got "
+                         f"{weights!r}")
+    return ends, law
 
 
 def _draw_lengths(input: Tensor, p: float, sizes: Sequence[int] | None, weights: Sequence[float] | None, dim: int, *,

@@ -104,6 +104,16 @@ def test_the_weights_of_a_plain_layer_load_and_mean_the_same() -> None:
         layer.load_state_dict({**before, "lora_B": layer.lora_B})
 
 
+def test_weights_of_a_plain_layer_begin_anew_in_memory_that_nobody_has_written() -> None:
+    plain, layer = nn.Linear(5, 4), LoRALinear(5, 4, rank=2, device="meta").to_empty(device="cpu")
+    for part in layer.parameters():
+        part.data.fill_(torch.nan)
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(layer.train()(x), plain(x), rtol=0, atol=0)
+    assert layer.lora_A.std() > 0.1
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_weights_of_a_plain_layer_can_be_assigned(device: str, dtype: torch.dtype) -> None:

@@ -184,6 +184,7 @@ X = torch.ones(2, 4)
     (ValueError, "weights.*together with sizes", lambda: NestedDropout(weights=[1.0])),
     (ValueError, "weights.*2 positive numbers", lambda: NestedDropout(sizes=[1, 2], weights=[1.0])),
     (ValueError, "weights.*positive", lambda: NestedDropout(sizes=[1, 2], weights=[1.0, 0.0])),
+    (ValueError, "weights.*finite sum.*1e\\+308", lambda: NestedDropout(sizes=[1, 2], weights=[1e308, 1e308])),
     (ValueError, "weights.*nan", lambda: NestedDropout(sizes=[1], weights=[math.nan])),
     (TypeError, "a number in weights.*'a'", lambda: NestedDropout(sizes=[1], weights=["a"])),
     (TypeError, "weights.*1.0", lambda: NestedDropout(sizes=[1], weights=1.0)),
