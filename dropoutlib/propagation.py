@@ -7,6 +7,7 @@ moments that reach them, but for ReLU, which takes its input for Gaussian, and b
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
@@ -56,7 +57,7 @@ _CONVOLUTIONS: dict[type[nn.Module], tuple[int, Callable[..., Tensor]]] = {
     nn.Conv1d: (1, F.conv1d), nn.Conv2d: (2, F.conv2d), nn.Conv3d: (3, F.conv3d)}
 _MAPS: dict[type[nn.Module], int] = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3, SpatialDropout1d: 1,
                                      SpatialDropout2d: 2, SpatialDropout3d: 3}
-_KNOWN = ("torch.nn.modules.", "torch.nn.utils.", "dropoutlib.")    # whose layers without noise do not draw
+_KNOWN = ("torch.nn.modules.", "torch.nn.utils.parametrizations", "dropoutlib.")    # of modules without dropout
 _RELU = (torch.relu, F.relu, nn.ReLU)
 
 
@@ -132,9 +133,9 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
     Raises:
         NotImplementedError: if a module cannot be followed, with its name in the model; also if one from the first
             noise on, or a sequence, has hooks, of its own or such as torch calls for all modules.
-        ValueError: if the model has no noise at all, if ``x`` has no axis of examples, or a layer gets another number
-            of axes than those of a batch; if the model has lazy layers that have no weights yet, or weights without
-            values, on the device meta.
+        ValueError: if what was followed has no noise at all, if ``x`` has no axis of examples, or a layer gets another
+            number of axes than those of a batch; if the model has lazy layers that have no weights yet, or weights
+            without values, on the device meta.
         TypeError: if the model is no module, or is scripted or exported, ``x`` is no tensor, or ``covariance`` no truth
             value.
         RuntimeError: if shapes do not fit, or ``x`` holds no real floating point numbers, or those of float16, in
@@ -188,7 +189,8 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
 
 def _through(module: nn.Module, value: Any, place: str, joint: bool) -> Any:
     """What a module makes of a value; what is no moments is a value without noise, in most models a tensor."""
-    module = module._modules.get("_orig_mod") or module     # of what was compiled
+    compiled = module._modules.get("_orig_mod")
+    module = module if compiled is None else compiled
     kind = next((base for base in type(module).__mro__ if base in _RULES or base is nn.Sequential), None)
     replaced = method_of_its_own(module, type(module))
     if kind is None or method_of_its_own(module, kind):
@@ -204,7 +206,7 @@ def _through(module: nn.Module, value: Any, place: str, joint: bool) -> Any:
     try:
         if is_certain:
             if not _has_noise(module):
-                return _certain(module, value)
+                return _certain(module, value, place)
             if kind is None and not _is_noisy(module):
                 raise _Refused("it has dropout inside, and only sequences are followed")
         if kind is None:
@@ -226,19 +228,34 @@ def _has_noise(module: nn.Module) -> bool:
                for part in module.modules())
 
 
-def _certain(module: nn.Module, value: Any) -> Any:
+def _certain(module: nn.Module, value: Any, place: str) -> Any:
     """What torch's layers without noise make of a value without noise."""
-    for part in module.modules():
-        kind = next((base for base in type(part).__mro__ if base.__module__.startswith(_KNOWN)), nn.Module)
-        hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
-        method = method_of_its_own(part, kind)
-        unknown = (f"the {method} of {type(part).__name__}" if kind is nn.Module or method else
-                   f"hooks of {type(part).__name__}" if not all(map(_is_of_torch, hooks)) else
-                   kind.__name__ if kind in DRAWING_LAYERS else "")
-        if unknown:
-            raise _Refused(f"{unknown} may draw in training; what stands in front of the noise can be computed before: "
-                           "propagate_moments(model[1:], model[0].eval()(x)), say")
+    unknown = next(filter(None, map(_what_may_draw, module.modules())), None)
+    if unknown and not place:
+        raise _Refused(f"{unknown} may draw, and only sequences of layers are followed")
+    if unknown:
+        cut = int(place) + 1 if place.isdecimal() else "k"
+        raise _Refused(f"{unknown} may draw in training; what stands in front of the noise can be computed before: "
+                       f"propagate_moments(model[{cut}:], model[:{cut}].eval()(x))")
     return module(value)
+
+
+def _what_may_draw(layer: nn.Module) -> str:
+    """What of a layer is not known not to draw in training, if it has no dropout; empty where all is known."""
+    kind = type(layer).__mro__[1] if parametrize.is_parametrized(layer) else type(layer)
+    if isinstance(layer, parametrize.ParametrizationList) or "_orig_mod" in layer._modules:
+        return ""   # no layers: their parts are asked
+    if not kind.__module__.startswith(_KNOWN):
+        return f"the forward of {kind.__name__}"
+    if kind in DRAWING_LAYERS:
+        return kind.__name__
+    if method := method_of_its_own(layer, kind):
+        return f"the {method} of {kind.__name__}"
+    functions = [value for value in vars(layer).values() if isinstance(value, FunctionType)]
+    if not all(function.__module__.startswith("torch.") for function in functions):
+        return f"a function that {kind.__name__} was given"
+    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
+    return "" if all(map(_is_of_torch, hooks)) else f"hooks of {kind.__name__}"
 
 
 def _refuse_parametrizations(module: nn.Module) -> None:
@@ -248,7 +265,7 @@ def _refuse_parametrizations(module: nn.Module) -> None:
         if _has_noise(parametrizations):
             raise _Refused("its parameters are dropped by a parametrization")
         for part in parametrizations.modules():
-            if not _is_of_torch(part):
+            if not _is_of_torch(part) or type(part) in DRAWING_LAYERS:
                 raise _Refused(f"its parametrization {type(part).__name__} may draw in training; "
                                "torch.nn.utils.parametrize.remove_parametrizations makes plain weights of it")
 

@@ -885,16 +885,16 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def set_modes(modes: Mapping[nn.Module, bool]) -> None:
-    """Puts modules back into modes, parents first, as ``train()`` and ``eval()`` of classes that do more there.
+    """Puts modules back into modes, parents first; by ``train()`` of classes that do more there.
 
     Some merge weights, clear a cache or exchange a graph.
     """
-    special = [module for module in modes if {"train", "eval"} & vars(module).keys()
-               or (type(module).train, type(module).eval) != (nn.Module.train, nn.Module.eval)]
+    special = [module for module in modes if "train" in vars(module) or type(module).train is not nn.Module.train]
     exact = {part: part.training for module in special for part in module.modules()} | dict(modes)
     try:
         for module in special:
-            module.train() if modes[module] else module.eval()
+            if module.training is not modes[module]:    # else a parent has done it
+                module.train(modes[module])
     finally:
         for module, mode in exact.items():
             module.training = mode

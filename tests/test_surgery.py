@@ -434,13 +434,60 @@ def in_a_context(model: nn.Module, x: Tensor) -> None:
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("part", [True, False])
 def test_a_class_that_does_more_in_train_is_put_back_by_it(call: Callable[..., Any], whole: bool, part: bool) -> None:
-    model = Whole(nn.Linear(6, 6), Merges(6, 6), nn.Sequential(nn.Dropout(0.1), Merges(6, 2)))
+    model = Whole(nn.Dropout(0.1), Merges(6, 6), nn.Sequential(nn.Dropout(0.1), Merges(6, 2)))
     model.train(whole)
     model[1].train(part)
     modes = [module.training for module in model.modules()]
     call(model, VECTORS)
     assert [module.training for module in model.modules()] == modes
     assert [model.merged, model[1].merged, model[2][1].merged] == [not whole, not part, not whole]
+
+
+class Attends(nn.Module):
+    """Merges its weights where its mode changes, and drops in attention by its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.merged = 0.5, 0
+
+    def train(self, mode: bool = True) -> Attends:
+        if mode != self.training:
+            self.merged += -1 if mode else 1
+        return super().train(mode)
+
+    def eval(self, data: object = None) -> Attends:     # type: ignore[override]
+        raise AssertionError("model.eval() does not call it")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=self.dropout if self.training else 0.0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_context_wakes_is_put_back_by_train(training: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), Attends()).train(training)
+    merged = model[1].merged
+    with dropoutlib.monte_carlo(model):
+        model(SEQUENCES)
+        with dropoutlib.monte_carlo(model, masks="example") as places:
+            model(SEQUENCES)
+        assert places == ["1"] and model[1].training and model[1].merged == 1
+    dropoutlib.predict(model, SEQUENCES, 2)
+    audit(model, SEQUENCES)
+    assert model[1].training is training and model[1].merged == merged
+
+
+def test_train_is_called_once_for_classes_in_each_other() -> None:
+    class Counts(nn.Sequential):
+        calls = 0
+
+        def train(self, mode: bool = True) -> Counts:
+            self.calls += 1
+            return super().train(mode)
+
+    model = Counts(Counts(Counts(nn.Linear(6, 6)), nn.Dropout()))
+    before = [part.calls for part in model.modules() if isinstance(part, Counts)]
+    dropoutlib.predict(model, VECTORS, 2)
+    assert [part.calls for part in model.modules() if isinstance(part, Counts)] == [calls + 2 for calls in before]
 
 
 def test_audit_knows_noise_from_another_kernel_for_the_same_numbers() -> None:

@@ -247,6 +247,8 @@ class _Noise(TorchFunctionMode):
                     vars(module)["__reduce_ex__"] = partial(_reduced, module)   # which copy and pickle ask for
                     if hasattr(type(module), "__deepcopy__"):   # as parametrised modules have it
                         vars(module)["__deepcopy__"] = partial(_deepcopied, module)
+            for module in self._awake_in_others():
+                module.training = False     # which train() did not set: it is to know what it did
             self.model.eval()
             for module in self.awake:
                 module.training = True
@@ -277,7 +279,16 @@ class _Noise(TorchFunctionMode):
                 last[module] = mode
             else:
                 contexts[place].modes[module] = mode
-        set_modes(last)
+        awake = self._awake_in_others()
+        for module in self.awake & last.keys():
+            module.training = False
+        set_modes({module: mode and module not in awake for module, mode in last.items()})
+        for module in awake & last.keys():
+            module.training = last[module]
+
+    def _awake_in_others(self) -> set[nn.Module]:
+        return {module for module in self.names for other in _CONTEXTS.get(module, ())
+                if other is not self and module in other.awake}
 
     @property
     def stack(self) -> list[nn.Module]:

@@ -105,8 +105,9 @@ class LoRALinear(FromLinear, NoisyLayer, nn.Linear):
     {four_answers}
 
     ``weight`` and ``bias`` do not ask for gradients, ``lora_A`` and ``lora_B`` do. B begins at 0, so that the layer
-    begins as the frozen one, without any noise. {loads} The adapter begins anew then. :meth:`from_linear` takes and
-    freezes those of a layer. What takes the weights of a layer instead of calling it, as
+    begins as the frozen one, without any noise. {loads} The adapter then keeps A, which has to have values
+    (``reset_parameters()`` behind ``to_empty()``), and B begins anew at 0. :meth:`from_linear` takes and freezes those
+    of a layer. What takes the weights of a layer instead of calling it, as
     :class:`torch.nn.TransformerEncoderLayer` does in evaluation, leaves the adapter out: merge it first.
 
     Args:
@@ -167,11 +168,14 @@ class LoRALinear(FromLinear, NoisyLayer, nn.Linear):
         keys = [f"{prefix}lora_A", f"{prefix}lora_B"]
         of_torch = f"{prefix}weight" in state_dict and not any(key in state_dict for key in keys)
         if of_torch:    # a plain layer has no adapter: one that adds nothing
-            weight, is_assigned = state_dict[f"{prefix}weight"], local_metadata.get("assign_to_params_buffers", False)
-            lora_A = _drawn(torch.empty_like(    # anew: this one may have no values, or not be the one of a fresh layer
-                self.lora_A, device=weight.device if self.lora_A.is_meta else None,
-                dtype=weight.dtype if is_assigned else None, requires_grad=False))
-            state_dict.update(zip(keys, (lora_A, lora_A.new_zeros(self.lora_B.shape)), strict=True))
+            weight = state_dict[f"{prefix}weight"]
+            with torch.inference_mode(False):   # to be trained later
+                lora_A = self.lora_A.detach().clone()
+                if lora_A.is_meta and not weight.is_meta:
+                    lora_A = _drawn(torch.empty_like(lora_A, device=weight.device))
+                if local_metadata.get("assign_to_params_buffers", False):   # the weight's type is that of the layer
+                    lora_A = lora_A.to(weight.dtype)
+                state_dict.update(zip(keys, (lora_A, lora_A.new_zeros(self.lora_B.shape)), strict=True))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
         if of_torch:
             for key in keys:
