@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from dropoutlib.from_torch import _METHODS, method_of_its_own
-from dropoutlib.surgery import _has_hooks_for_all_modules
+from dropoutlib.surgery import _has_hooks_for_all_modules, _version
 
 __all__ = ["DRAWING_LAYERS", "Front"]
 
@@ -105,16 +105,13 @@ class Front:
                 state += [dict(sequence._modules), vars(sequence).get("forward")]
                 state += [tuple(getattr(sequence, hooks)) for hooks in _HOOKS]
             for layer in self._layers:
-                state += [(name, id(tensor), _version(tensor)) for name, tensor in _tensors_of(layer)]
+                state += [(name, id(tensor), _version(tensor), tensor.data_ptr())
+                          for name, tensor in _tensors_of(layer)]
                 state += [type(layer), *((name, value) for name, value in vars(layer).items() if name in _METHODS
                                          or isinstance(value, (Real, str, tuple)))]
                 # hooks that monte_carlo itself has, and the forward that is set here, are there from the beginning
                 state += [tuple(getattr(layer, hooks)) for hooks in _HOOKS]
         return state
-
-
-def _version(tensor: Tensor) -> tuple[int, int]:
-    return (-1, -1) if tensor.is_inference() else (tensor._version, tensor.data_ptr())
 
 
 def _is_watched() -> bool:

@@ -189,8 +189,7 @@ def propagate_moments(model: nn.Module, x: Tensor, *, covariance: bool = False) 
 
 def _through(module: nn.Module, value: Any, place: str, joint: bool) -> Any:
     """What a module makes of a value; what is no moments is a value without noise, in most models a tensor."""
-    compiled = module._modules.get("_orig_mod")
-    module = module if compiled is None else compiled
+    module = module.get_submodule("_orig_mod") if _is_compiled(module) else module
     kind = next((base for base in type(module).__mro__ if base in _RULES or base is nn.Sequential), None)
     replaced = method_of_its_own(module, type(module))
     if kind is None or method_of_its_own(module, kind):
@@ -243,7 +242,7 @@ def _certain(module: nn.Module, value: Any, place: str) -> Any:
 def _what_may_draw(layer: nn.Module) -> str:
     """What of a layer is not known not to draw in training, if it has no dropout; empty where all is known."""
     kind = type(layer).__mro__[1] if parametrize.is_parametrized(layer) else type(layer)
-    if isinstance(layer, parametrize.ParametrizationList) or "_orig_mod" in layer._modules:
+    if isinstance(layer, parametrize.ParametrizationList) or _is_compiled(layer):
         return ""   # no layers: their parts are asked
     if not kind.__module__.startswith(_KNOWN):
         return f"the forward of {kind.__name__}"
@@ -268,6 +267,10 @@ def _refuse_parametrizations(module: nn.Module) -> None:
             if not _is_of_torch(part) or type(part) in DRAWING_LAYERS:
                 raise _Refused(f"its parametrization {type(part).__name__} may draw in training; "
                                "torch.nn.utils.parametrize.remove_parametrizations makes plain weights of it")
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch._dynamo.")
 
 
 def _is_of_torch(part: Any) -> bool:

@@ -209,9 +209,10 @@ def audit(model: nn.Module, x: Any) -> Report:
     if not any(one.kind == "noise in evaluation" for one in findings):
         with _left_as_it_was(model):
             seed_global_generators(torch.initial_seed() + 1)  # other random numbers than in the first run
-            before = _versions(model)
+            buffers = list(model.buffers())     # alive, so that no other tensor has the id of one of them
+            before = [(id(buffer), _version(buffer)) for buffer in buffers]
             again = _call(model, _copied(x))
-        is_same = _versions(model) == before    # a state that changes is no noise
+        is_same = [(id(buffer), _version(buffer)) for buffer in model.buffers()] == before  # else it is no noise
         if is_same and any(_differ(one, other) for one, other in zip(_tensors(output), _tensors(again), strict=True)):
             findings.append(_finding("noise in evaluation", "", "Two runs in evaluation differ: a function that is not "
                                      "told of eval(), a layer that is meant to sample (inference='sampled'), or a "
@@ -799,9 +800,9 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return readable and not torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _versions(model: nn.Module) -> list[tuple[int, int]]:
-    """Which buffers a model has, and how often they were written."""
-    return [(id(buffer), 0 if buffer.is_inference() else buffer._version) for buffer in model.buffers()]
+def _version(tensor: Tensor) -> int:
+    """How often it was written, as far as torch counts it."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _is_exported(module: nn.Module) -> bool:

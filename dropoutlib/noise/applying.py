@@ -308,8 +308,8 @@ def noise_variance(input: Tensor, variance: Tensor | float) -> Tensor:
     require_jagged(input)
     not_negative("variance", variance)
     size = input.abs()
+    if not isinstance(variance, Tensor) and variance == 0:
+        return nothing(size)
     deviation = variance.sqrt().to(size) if isinstance(variance, Tensor) else math.sqrt(variance)
     spread = torch.where(size.isinf(), size, (deviation * size).square())   # a root may be 0 in the type of the value
-    if isinstance(variance, Tensor):
-        return torch.where(variance > 0, spread, nothing(size))
-    return spread if variance > 0 else nothing(size)
+    return torch.where(variance > 0, spread, nothing(size)) if isinstance(variance, Tensor) else spread

@@ -61,7 +61,7 @@ class _Truncation:
             ends = torch.tensor(sizes, device=like.device, dtype=dtype)
             up_to = torch.tensor([0.0, *itertools.accumulate(weights)], device=like.device, dtype=dtype)
             shorter = up_to[torch.searchsorted(ends, before, right=True)]
-            shorter = torch.where(before < max(self.sizes), shorter, 1)  # weights sum to one up to rounding
+            shorter = torch.where(before < sizes[-1], shorter, 1)  # weights sum to one up to rounding
         return (1 - self.p * shorter).view(self.shape)
 
     def draw(self, input: Tensor, generator: torch.Generator | None) -> Tensor:

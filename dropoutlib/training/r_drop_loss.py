@@ -108,9 +108,10 @@ class RDropLoss(nn.Module):
                              f"{tuple(first.shape)} and {tuple(second.shape)}")
         if not isinstance(target, Tensor):
             raise TypeError(f"target has to be a tensor, but got {type(target).__name__}")
-        of_labels, is_probable = (*first.shape[:1], *first.shape[2:])[:first.dim() - 1], target.is_floating_point()
-        kind, shape, other = (("probabilities", first.shape, of_labels) if is_probable
-                              else ("labels", of_labels, first.shape))
+        of_labels, of_probabilities = (*first.shape[:1], *first.shape[2:])[:first.dim() - 1], first.shape
+        holds_probabilities = target.is_floating_point()
+        kind, shape, other = (("probabilities", of_probabilities, of_labels) if holds_probabilities
+                              else ("labels", of_labels, of_probabilities))
         if target.shape != shape:
             cure = ""
             if target.shape == other:
@@ -121,7 +122,7 @@ class RDropLoss(nn.Module):
                              f"logits of the shape {tuple(first.shape)}, but got the shape {tuple(target.shape)}{cure}")
         loss = self._cross_entropy(first, target) + self._cross_entropy(second, target)
         # a target of probabilities has no position that is ignored
-        counts = (torch.ones_like(loss, dtype=torch.bool) if target.is_floating_point()
+        counts = (torch.ones_like(loss, dtype=torch.bool) if holds_probabilities
                   else target.long() != self.ignore_index)  # -100 would be 156 among bytes
         loss = loss + at_least_zero("alpha", self.alpha) * torch.where(counts, _mean_divergence(first, second), 0)
         if self.reduction == "none":
